@@ -1,0 +1,55 @@
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+WORKDIR ?= runs/tiny
+# uv installs the same lock several times faster than pip, which is used where uv cannot be had.
+UV := uv==0.13.9
+BIN := .venv/bin
+
+.PHONY: help install demo test lint format lock clean
+
+help: ## List these targets.
+	@awk -F ': .*## ' '/^[a-z]+: .*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+install: .venv/.installed ## Install the locked dependencies and sedd_jax itself into .venv (PYTHON=python3).
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.version_info >= (3, 11) or sys.exit( \
+	  "sedd_jax needs Python 3.11 or newer and $(PYTHON) is %s: name another one, as in make PYTHON=python3.12" % v)'
+	@$(PYTHON) -m venv .venv
+
+.venv/.installed: requirements.lock setup.py | $(BIN)/pip
+	@echo "Installing requirements.lock into .venv" >&2
+	@{ $(BIN)/pip install -q $(UV) \
+	    && $(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock \
+	    && $(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .; } >&2 \
+	  || { $(BIN)/pip install -q -r requirements.lock && $(BIN)/pip install -q --no-deps -e .; } >&2
+	@touch $@
+
+demo: install ## Train a tiny model, evaluate it, sample and infill (WORKDIR=runs/tiny); the last line is JSON.
+	@set -ex; \
+	$(BIN)/python -m sedd_jax.train --config=configs/tiny.py --workdir=$(WORKDIR) >&2; \
+	$(BIN)/python -m sedd_jax.evaluate --workdir=$(WORKDIR) >&2; \
+	$(BIN)/python -m sedd_jax.sample --workdir=$(WORKDIR) --num=2 >&2; \
+	$(BIN)/python -m sedd_jax.sample --workdir=$(WORKDIR) --template='It was the [[24]] of the whole day.'
+
+test: install ## Run the tests.
+	@$(BIN)/python -m pytest
+
+lint: install ## Check style, format and the direction of imports.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+format: install ## Sort imports, fix what can be fixed, and format.
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: $(BIN)/pip ## Write requirements.lock anew from setup.py (LOCKFLAGS=--upgrade for newer versions).
+	@$(BIN)/pip install -q $(UV)
+	@$(BIN)/uv pip compile -q setup.py --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(LOCKFLAGS) -o requirements.lock
+
+clean: ## Remove .venv and all caches; runs/ stays.
+	@rm -rf .venv .cache .pytest_cache .ruff_cache .import_linter_cache build *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

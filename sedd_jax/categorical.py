@@ -1,0 +1,51 @@
+"""Exact draws from categorical distributions with many outcomes."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+def fine_uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+    """Uniform draws in [0, 1) whose resolution is relative: 64 random bits, rounded to float32 where they start.
+
+    `jax.random.uniform` is a multiple of 2^-23, so an event of probability 1e-9 happens never or 100 times too often.
+    """
+    high, low = jax.random.bits(key, (2, *shape), jnp.uint32).astype(jnp.float32)
+    return jnp.minimum(high * 2.0**-32 + low * 2.0**-64, 1 - 2.0**-24)
+
+
+def _inverse_cdf(u: Float[Array, "*batch"], weights: Float[Array, "*batch n"]) -> Int[Array, "*batch"]:
+    """The outcome at quantile u, with the outcomes in ascending order of weight.
+
+    In that order a cumulative sum is at most n times the weight that it ends with, so float32 resolves every outcome
+    to a relative n * 2^-24, however much of the mass sits on one of them; in any other order the rare outcomes behind
+    a common one are resolved to 2^-24 of the whole, or lost.
+    """
+    order = jnp.argsort(weights, axis=-1)
+    cdf = jnp.cumsum(jnp.take_along_axis(weights, order, axis=-1), axis=-1)
+    rank = jnp.sum(cdf <= (u * cdf[..., -1])[..., None], axis=-1)
+    rank = jnp.minimum(rank, weights.shape[-1] - 1)
+    return jnp.take_along_axis(order, rank[..., None], axis=-1)[..., 0]
+
+
+def categorical(key: Key[Array, ""], weights: Float[Array, "*batch n"]) -> Int[Array, "*batch"]:
+    """One draw per row with probability weights / sum(weights).
+
+    weights: float32, non-negative, not necessarily normalised; a row needs one positive weight.
+
+    Two uniforms per row (a group of about sqrt(n) outcomes, then an outcome of that group) instead of n Gumbels: the
+    cost is one pass over the weights, and each probability p is met to about 1e-5 p (see `_inverse_cdf`). Gumbel or
+    exponential noise in float32 cuts off the tail: at n = 50257 the reference implementation of SEDD leaves MASK at
+    0.146 of the right rate over 1024 steps.
+    """
+    n = weights.shape[-1]
+    size = math.isqrt(n - 1) + 1
+    num_groups = -(-n // size)
+    padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, num_groups * size - n)])
+    u = fine_uniform(key, (2, *weights.shape[:-1]))
+    group = _inverse_cdf(u[0], padded.reshape(*weights.shape[:-1], num_groups, size).sum(-1))
+    members = group[..., None] * size + jnp.arange(size)
+    inside = jnp.take_along_axis(weights, jnp.minimum(members, n - 1), axis=-1)
+    return group * size + _inverse_cdf(u[1], jnp.where(members < n, inside, 0))

@@ -1,0 +1,90 @@
+"""What the commands have in common: flags, one final JSON line on stdout, errors in one line, exit codes.
+
+Exit code 0: done. 1: the run cannot go on. 2: bad input, nothing was done. 128 + n: stopped by signal n, work saved.
+"""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import flags, logging
+from etils import epath
+from ml_collections import config_flags
+
+from sedd_jax.errors import InputError, TrainingError
+
+
+def define_workdir(text: str) -> None:
+    flags.DEFINE_string("workdir", None, text)
+
+
+def define_config() -> None:
+    # A config may import its neighbours (`from configs import small`) wherever the command is started.
+    for argument in sys.argv[1:]:
+        if argument.startswith("--config="):
+            sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(argument.removeprefix("--config=")))))
+    config_flags.DEFINE_config_file("config", None, "Experiment, a file such as configs/tiny.py.", lock_config=True)
+
+
+def required(name: str) -> Any:
+    """The value of a flag that has to be given."""
+    value = flags.FLAGS[name].value
+    if value is None:
+        raise InputError(f"--{name} is missing; see --help")
+    return value
+
+
+def workdir() -> epath.Path:
+    return epath.Path(required("workdir"))
+
+
+def _parse(argv: list[str]) -> None:
+    try:
+        rest = flags.FLAGS(argv)
+    # ml_collections raises whatever its override meets: an unknown field, a wrong type, a file that is not there.
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+        raise InputError(_one_line(error)) from error
+    if rest[1:]:
+        raise InputError(f"unexpected argument {rest[1]!r}; options start with --, see --help")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN; a figure that could not be computed is null."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def run(main: Callable[[], dict[str, Any]]) -> None:
+    """Parses the flags, calls main, prints its result as the last line of stdout, and exits."""
+    if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
+        print(sys.modules["__main__"].__doc__, flags.FLAGS.module_help(sys.argv[0]) or flags.FLAGS.main_module_help())
+        sys.exit(0)
+    logging.set_verbosity(logging.ERROR)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/sedd_jax/xla"))
+    try:
+        _parse(sys.argv)
+        result = main()
+    except InputError as error:
+        sys.exit(_fail(error, 2))
+    except TrainingError as error:
+        sys.exit(_fail(error, getattr(error, "exit_code", 1)))
+    print(json.dumps(_plain(result)), flush=True)
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
+    return code

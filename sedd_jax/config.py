@@ -1,0 +1,88 @@
+"""From a config to objects: sections unpack into the constructors they configure, and a run keeps its config."""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from sedd_jax.errors import InputError
+
+T = TypeVar("T")
+
+# What may differ when a run is resumed: where and how long it runs and what it reports, not what it computes.
+MAY_CHANGE = (
+    "mesh",
+    "eval",
+    "sampling",
+    "model.remat",
+    "train.steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.sample_every",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.keep_period",
+)
+
+
+def build(constructor: Callable[..., T], section: str, config: Mapping[str, Any], **given: Any) -> T:
+    """`constructor(**config[section], **given)`, with an InputError for a section or field that does not exist."""
+    if section not in config:
+        raise InputError(f"config.{section} is missing")
+    known = inspect.signature(constructor).parameters
+    settable = [name for name in known if name not in given]
+    for field in config[section]:
+        if field not in settable:
+            raise InputError(f"config.{section}.{field} is unknown; config.{section} has {', '.join(settable)}")
+    missing = [name for name in settable if known[name].default is inspect.Parameter.empty]
+    missing = [name for name in missing if name not in config[section]]
+    if missing:
+        raise InputError(f"config.{section}.{missing[0]} is missing")
+    return constructor(**config[section], **given)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """('section.field', value) of every field."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+
+
+def write_atomically(path: epath.Path, text: str) -> None:
+    """Replaces the file in one move, so that a reader or a killed run never sees half of it."""
+    temporary = path.parent / f".{path.name}.new"
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def save(config: ConfigDict, workdir: epath.Path) -> None:
+    write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def load(workdir: epath.Path) -> ConfigDict:
+    """The config that a run was started with. Raises InputError where workdir does not hold a run."""
+    path = workdir / "config.json"
+    if not path.exists():
+        raise InputError(f"--workdir={workdir} holds no run (no config.json); give the directory of a trained model")
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); restore it from a checkpoint's record or a backup") from error
+
+
+def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
+    """Raises InputError if workdir holds a run whose config differs in more than MAY_CHANGE."""
+    if not (workdir / "config.json").exists():
+        return
+    saved, asked = dict(flatten(load(workdir))), dict(flatten(config))
+    for field in sorted(saved.keys() | asked.keys()):
+        if saved.get(field) != asked.get(field) and not field.startswith(MAY_CHANGE):
+            raise InputError(
+                f"--workdir={workdir} holds another experiment: config.{field} is {saved.get(field)!r} there and "
+                f"{asked.get(field)!r} here; choose another --workdir or the same config"
+            )

@@ -1,0 +1,9 @@
+"""The two ways a run ends early by itself: the input is wrong, or the training is."""
+
+
+class InputError(ValueError):
+    """Bad input: one line that names the offending value and the remedy. Exit code 2 on the command line."""
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on (a non-finite loss, say): one line that says why and what is kept. Exit code 1."""

@@ -1,0 +1,134 @@
+"""A complete upper bound on -log p(x0): prior + diffusion + reconstruction, nothing left out (docs/mathematics.md).
+
+-log p(x0) <= KL( p_{1|0}(.|x0) || p_base )                                    prior
+            + integral over t of sigma'(t) E_{x_t} score_entropy(x_t, x0)      diffusion (theorem 3.6)
+            + E_{x_d} [ -log p(x0 | x_d) ], d where t = 0                      reconstruction
+
+With the true scores the bound is an equality.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from sedd_jax.noise import Noise
+from sedd_jax.rates import Graph
+from sedd_jax.score_entropy import Noised, ScoreFn, denoising_loss, stratified_times
+
+
+class Bound(NamedTuple):
+    """One entry per sequence, in nats per sequence (summed over L)."""
+
+    prior: Float[Array, " b"]
+    diffusion: Float[Array, " b"]
+    reconstruction: Float[Array, " b"]
+    # Standard error of diffusion + reconstruction as estimates, from the spread over the times of this sequence. The
+    # times are stratified, so it errs on the large side.
+    stderr: Float[Array, " b"]
+
+    @property
+    def total(self) -> Float[Array, " b"]:
+        return self.prior + self.diffusion + self.reconstruction
+
+
+def bound(
+    key: Key[Array, ""],
+    score_fn: ScoreFn,
+    graph: Graph,
+    noise: Noise,
+    tokens: Int[Array, "b l"],
+    *,
+    num_times: int,
+    first_index: Int[Array, ""] | int = 0,
+) -> Bound:
+    """Estimates the bound of each sequence from num_times stratified times, one network call of the batch per time.
+
+    first_index: number of the first sequence in its data set. The noise of a sequence depends on the key and on its
+        number alone, so that batches of any size on any mesh give the same estimates up to rounding.
+    """
+    batch, length = tokens.shape
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(batch))
+    times = jax.vmap(lambda k: stratified_times(jax.random.fold_in(k, 0), num_times))(keys)
+
+    def corrupt(draw, sigma):
+        transition = lambda k, x0, s: graph.sample_transition(jax.random.fold_in(k, draw), x0, s)  # noqa: E731
+        return jax.vmap(transition)(keys, tokens, sigma)
+
+    def diffusion_at(index):
+        sigma = noise.total(times[:, index])
+        noised = Noised(corrupt(1 + index, sigma), sigma, noise.rate(times[:, index]))
+        return denoising_loss(score_fn, graph, noised, tokens)
+
+    def reconstruction_at(index):
+        sigma = jnp.full(batch, sigma_0)
+        x = corrupt(1 + num_times + index, sigma)
+        probs = graph.denoise_probs(x, score_fn(x, sigma), sigma[:, None])
+        # The sampler never draws what is clipped at zero. A finite price keeps one such token from hiding the rest.
+        probs = jnp.maximum(probs, jnp.finfo(jnp.float32).tiny)
+        right = jnp.take_along_axis(probs, tokens[..., None], axis=-1)[..., 0]
+        return (jnp.log(probs.sum(-1)) - jnp.log(right)).sum(-1)
+
+    parts = [_mean_and_variance(diffusion_at, num_times)]
+    with jax.ensure_compile_time_eval():
+        sigma_0 = float(noise.total(jnp.zeros(())))
+    if sigma_0 > 0:
+        # Few tokens are noised at sigma(0), so this part needs far fewer draws than the integral.
+        parts.append(_mean_and_variance(reconstruction_at, -(-num_times // 8)))
+    else:
+        parts.append((jnp.zeros(batch), jnp.zeros(batch)))
+    (diffusion, diffusion_variance), (reconstruction, reconstruction_variance) = parts
+    return Bound(
+        prior=jnp.full(batch, length * graph.prior_kl(noise.total(jnp.ones(())))),
+        diffusion=diffusion,
+        reconstruction=reconstruction,
+        stderr=jnp.sqrt(diffusion_variance + reconstruction_variance),
+    )
+
+
+def _mean_and_variance(draw: Callable, num: int) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """The mean of draws 0..num-1 and the variance of that mean; NaN for a single draw."""
+    draws = jax.lax.map(draw, jnp.arange(num))
+    return draws.mean(0), jnp.var(draws, 0, ddof=1) / num
+
+
+def over_chunks(
+    bound_fn: Callable[[Int[np.ndarray, "b l"], int], Bound],
+    chunks: Int[np.ndarray, "n l"],
+    *,
+    batch_size: int,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Bound:
+    """`bound_fn(rows, number of the first)` over a data set in batches; the last one is filled up with repeats.
+
+    progress: wraps the iterable of batches, `tqdm` for one.
+    """
+    parts = []
+    for first in progress(range(0, len(chunks), batch_size)):
+        rows = chunks[first : first + batch_size]
+        filled = np.concatenate([rows, np.repeat(rows[-1:], batch_size - len(rows), axis=0)])
+        parts.append(bound_fn(filled, first))
+    return jax.tree.map(lambda *values: np.concatenate(values)[: len(chunks)], *parts)
+
+
+def summarise(bounds: Bound, length: int, tokens_per_byte: float | None) -> dict[str, float]:
+    """The figures that papers quote, each with its standard error over sequences (NaN for a single one).
+
+    tokens_per_byte: of the text that the sequences were cut from; None where the raw length is not known.
+    """
+    nats = np.asarray(bounds.total, np.float64) / length
+    mean, stderr = nats.mean(), nats.std(ddof=1) / len(nats) ** 0.5 if len(nats) > 1 else np.nan
+    perplexity = np.exp(mean)
+    figures = {"nats_per_token": (mean, stderr), "bits_per_token": (mean / np.log(2), stderr / np.log(2))}
+    if tokens_per_byte is not None:
+        figures["bits_per_byte"] = tuple(value / np.log(2) * tokens_per_byte for value in (mean, stderr))
+    figures["perplexity"] = (perplexity, perplexity * stderr)
+    summary = {}
+    for name, (value, error) in figures.items():
+        summary |= {name: float(value), f"{name}_stderr": float(error)}
+    for part in ("prior", "diffusion", "reconstruction"):
+        summary[f"{part}_nats_per_token"] = float(np.mean(getattr(bounds, part), dtype=np.float64) / length)
+    return summary

@@ -1,0 +1,81 @@
+"""Noise schedules: the total noise sigma(t) of the forward process at time t in [0, 1], and its rate sigma'(t).
+
+The forward process is dp/dt = sigma'(t) Q p, so p_t depends on t through sigma(t) alone (Lou et al. 2023, section 3).
+Schedules are frozen dataclasses of Python floats: static under `jax.jit`, pure functions of t.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sedd_jax.errors import InputError
+
+
+class Noise(Protocol):
+    def total(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """sigma(t), dimensionless: e^-sigma is the probability that a token has not been hit by the noise."""
+
+    def rate(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """sigma'(t), per unit of t."""
+
+
+@dataclass(frozen=True)
+class LogLinear:
+    """1 - e^-sigma(t) = (1 - eps) t: the number of noised tokens grows linearly, and eps of them stay to the end.
+
+    The paper's choice for the absorbing graph (section 5.1, eps = 1e-3). sigma(0) = 0.
+    """
+
+    eps: float = 1e-3
+
+    def __post_init__(self):
+        if not 0 < self.eps < 1:
+            raise InputError(f"noise.eps={self.eps} must lie between 0 and 1")
+
+    def _stay(self, t):
+        # 1 - (1 - eps) t, arranged so that nothing cancels as t -> 1.
+        return (1 - t) + self.eps * t
+
+    def total(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        # log1p keeps the relative accuracy of a small sigma, the plain logarithm that of a small e^-sigma.
+        return -jnp.where(t < 0.5, jnp.log1p(-(1 - self.eps) * t), jnp.log(self._stay(t)))
+
+    def rate(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return (1 - self.eps) / self._stay(t)
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """sigma(t) = sigma_min^(1-t) sigma_max^t. The paper's choice for the uniform graph. sigma(0) = sigma_min."""
+
+    sigma_min: float = 1e-4
+    sigma_max: float = 20.0
+
+    def __post_init__(self):
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise InputError(
+                f"noise.sigma_min={self.sigma_min} and noise.sigma_max={self.sigma_max} must satisfy "
+                "0 < sigma_min < sigma_max"
+            )
+
+    @property
+    def _log_ratio(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def total(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return self.sigma_min * jnp.exp(self._log_ratio * t)
+
+    def rate(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return self._log_ratio * self.total(t)
+
+
+def make(kind: str, *, eps: float = 1e-3, sigma_min: float = 1e-4, sigma_max: float = 20.0) -> Noise:
+    """The schedule that a config names: `loglinear` reads eps, `geometric` reads sigma_min and sigma_max."""
+    if kind == "loglinear":
+        return LogLinear(eps)
+    if kind == "geometric":
+        return Geometric(sigma_min, sigma_max)
+    raise InputError(f"noise.kind={kind!r} is unknown; choose 'loglinear' or 'geometric'")

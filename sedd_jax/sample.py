@@ -1,0 +1,109 @@
+"""Text from a trained model: python -m sedd_jax.sample --workdir=DIR [--prefix=.. --suffix=..] [--template=..]
+
+Any positions can be given: text at the start (--prefix), at the end (--suffix), or anywhere (--template, where [[12]]
+stands for 12 tokens to fill). The model always fills a window of the length it was trained with, so that what it sees
+is what it knows; of a template's window, the part behind the template is drawn too, and cut off.
+Texts go to stdout, then one JSON line.
+"""
+
+import re
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from sedd_jax import cli, sampling
+from sedd_jax.data.tokenizers import Tokenizer
+from sedd_jax.errors import InputError
+from sedd_jax.training.experiment import Trained, load_trained
+
+cli.define_workdir("Directory of a trained model.")
+flags.DEFINE_integer("num", None, "How many texts; by default sampling.num of the run's config.")
+flags.DEFINE_integer("steps", None, "Reverse steps; by default sampling.steps of the config.")
+flags.DEFINE_string("method", None, f"One of {', '.join(sampling.METHODS)}; by default sampling.method of the config.")
+flags.DEFINE_string("prefix", None, "Text that the window starts with.")
+flags.DEFINE_string("suffix", None, "Text that the window ends with.")
+flags.DEFINE_string("template", None, "Text with holes: [[12]] is 12 tokens to fill.")
+flags.DEFINE_integer("seed", 0, "Seed of the draws.")
+
+FREE = -1
+
+
+def parse_template(template: str, tokenizer: Tokenizer) -> np.ndarray:
+    """Token ids [n] of a template, FREE where a token is to be filled in. Raises InputError for a malformed hole."""
+    parts = re.split(r"\[\[(\d+)\]\]", template)
+    pieces = []
+    for i, part in enumerate(parts):
+        if i % 2:
+            pieces.append(np.full(int(part), FREE))
+        elif "[[" in part or "]]" in part:
+            hole = part[max(part.find("[["), 0) :] if "[[" in part else part[: part.find("]]") + 2]
+            raise InputError(f"--template has a malformed hole at {hole[:40]!r}; a hole is [[12]], for 12 tokens")
+        else:
+            pieces.append(tokenizer.encode(part))
+    return np.concatenate(pieces).astype(np.int32)
+
+
+def parse_window(
+    length: int, tokenizer: Tokenizer, *, prefix: str | None, suffix: str | None, template: str | None
+) -> tuple[np.ndarray, int]:
+    """Token ids [length] of the window, FREE where to fill, and how many of them are shown."""
+    if template is not None and (prefix is not None or suffix is not None):
+        raise InputError("--template already says what is given; leave --prefix and --suffix out")
+    start = parse_template(template, tokenizer) if template is not None else tokenizer.encode(prefix or "")
+    end = tokenizer.encode(suffix or "")
+    if len(start) + len(end) > length:
+        flag = "--template" if template is not None else "--prefix and --suffix"
+        raise InputError(f"{flag} of {len(start) + len(end)} tokens exceeds the model's length of {length}; shorten it")
+    window = np.full(length, FREE, np.int32)
+    window[: len(start)] = start
+    window[length - len(end) :] = end
+    return window, length if template is None else len(start)
+
+
+def draw(trained: Trained, window: np.ndarray, num: int, steps: int, method: str, seed: int) -> sampling.Sample:
+    rows = np.broadcast_to(window, (num, len(window)))
+    clamp = tuple(map(trained.experiment.place, (rows != FREE, np.maximum(rows, 0))))
+    sample_fn = trained.experiment.sample_fn(steps, method)
+    return jax.block_until_ready(sample_fn(trained.params, jax.random.key(seed), clamp))
+
+
+def main() -> dict[str, Any]:
+    values = flags.FLAGS
+    trained = load_trained(cli.workdir(), log=lambda text: print(text, file=sys.stderr, flush=True))
+    defaults = trained.experiment.sampling
+    num = defaults.num if values.num is None else values.num
+    steps = defaults.steps if values.steps is None else values.steps
+    method = values.method or defaults.method
+    sampling.check_options(method, steps)
+    if num < 1:
+        raise InputError(f"--num={num} must be at least 1")
+    window, shown = parse_window(
+        trained.config.data.length,
+        trained.tokenizer,
+        prefix=values.prefix,
+        suffix=values.suffix,
+        template=values.template,
+    )
+    print(f"drawing {num} x {len(window)} tokens in {steps + 1} network calls", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    drawn = draw(trained, window, num, steps, method, values.seed)
+    seconds = time.perf_counter() - start
+    texts = [trained.tokenizer.decode(tokens[:shown]) for tokens in np.asarray(drawn.tokens)]
+    for i, text in enumerate(texts):
+        print(f"=== sample {i} ===\n{text}")
+    return {
+        "samples": texts,
+        "tokens_per_second": num * len(window) / seconds,
+        "seconds_with_compilation": seconds,
+        "network_evaluations": steps + 1,
+        "clipped_fraction": float(drawn.clipped),
+        "step": trained.step,
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,23 @@
+"""Trains a model: python -m sedd_jax.train --config=configs/tiny.py --workdir=DIR [--config.a.b=value ...]
+
+Goes on by itself where DIR holds the same run. Progress goes to stderr, one JSON line with the result to stdout.
+"""
+
+from typing import Any
+
+from absl import flags
+
+from sedd_jax import cli
+from sedd_jax.training.loop import train
+
+cli.define_config()
+cli.define_workdir("Directory of the run: config, checkpoints, metrics, samples.")
+
+
+def main() -> dict[str, Any]:
+    cli.required("config")
+    return train(flags.FLAGS.config, cli.workdir())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,155 @@
+"""A config as objects: what training, evaluation and sampling of one run have in common."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sedd_jax import config as configuration
+from sedd_jax import likelihood, noise, rates, sampling, sharding
+from sedd_jax.config import build
+from sedd_jax.data import tokenizers
+from sedd_jax.data.tokenizers import Tokenizer
+from sedd_jax.errors import InputError
+from sedd_jax.noise import Noise
+from sedd_jax.rates import Graph
+from sedd_jax.score_entropy import ScoreFn
+from sedd_jax.training.checkpoint import Checkpoints
+from sedd_jax.training.state import TrainState, abstract_state, make_optimizer
+from sedd_jax.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """num_times: noise levels per sequence. num_sequences: of the validation part during training, 0 for all.
+    batch_size: sequences per network call."""
+
+    num_times: int = 1000
+    num_sequences: int = 0
+    batch_size: int = 32
+
+    def __post_init__(self):
+        for name in ("num_times", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"eval.{name}={getattr(self, name)} must be at least 1")
+        if self.num_sequences < 0:
+            raise InputError(f"eval.num_sequences={self.num_sequences} must be at least 1, or 0 for all")
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """num: samples drawn during training, and by default. steps, method: see `sampling.simulate`."""
+
+    num: int = 4
+    steps: int = 128
+    method: str = "analytic"
+
+    def __post_init__(self):
+        sampling.check_options(self.method, self.steps)
+        if self.num < 1:
+            raise InputError(f"sampling.num={self.num} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a config says but for the data, and jitted functions of the parameters on the mesh."""
+
+    graph: Graph
+    noise: Noise
+    model: Transformer
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    eval: EvalOptions
+    sampling: SamplingOptions
+
+    def score_fn(self, params: Any) -> ScoreFn:
+        return lambda tokens, sigma: self.model.apply({"params": params}, tokens, sigma)
+
+    def abstract_state(self) -> TrainState:
+        return abstract_state(self.model, self.optimizer, self.mesh)
+
+    def bound_fn(self, num_times: int) -> Callable[..., likelihood.Bound]:
+        """(params, key, tokens [B, L], number of the first sequence) -> `likelihood.Bound`."""
+
+        def bound(params, key, tokens, first_index):
+            return likelihood.bound(
+                key,
+                self.score_fn(params),
+                self.graph,
+                self.noise,
+                tokens,
+                num_times=num_times,
+                first_index=first_index,
+            )
+
+        return jax.jit(bound, out_shardings=sharding.replicated(self.mesh))
+
+    def sample_fn(self, steps: int, method: str) -> Callable[..., sampling.Sample]:
+        """(params, key, (given [B, L], values [B, L])) -> `sampling.Sample`."""
+
+        def draw(params, key, clamp):
+            score_fn = self.score_fn(params)
+            return sampling.simulate(
+                key, score_fn, self.graph, self.noise, clamp[1].shape, steps=steps, method=method, clamp=clamp
+            )
+
+        return jax.jit(draw, out_shardings=sharding.replicated(self.mesh))
+
+    def place(self, rows: np.ndarray) -> jax.Array:
+        """Rows [B, ...], the same on every process, split over the mesh as far as B goes."""
+        split = len(rows) % sharding.batch_shards(self.mesh) == 0
+        return sharding.place(rows, sharding.of_batch(self.mesh) if split else sharding.replicated(self.mesh))
+
+
+def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
+    """Raises InputError for anything in the config that is unknown, missing or does not fit."""
+    graph = build(rates.make, "graph", config, vocab_size=vocab_size)
+    mesh = build(sharding.make_mesh, "mesh", config)
+    model = build(Transformer, "model", config, num_states=graph.num_states)
+    if model.scale_by_sigma is None:
+        model = model.clone(scale_by_sigma=isinstance(graph, rates.Absorbing))
+    if model.num_heads % mesh.shape["tensor"]:
+        raise InputError(f"mesh.tensor={mesh.shape['tensor']} must divide model.num_heads={model.num_heads}")
+    return Experiment(
+        graph=graph,
+        noise=build(noise.make, "noise", config),
+        model=model,
+        optimizer=build(make_optimizer, "optim", config),
+        mesh=mesh,
+        eval=build(EvalOptions, "eval", config),
+        sampling=build(SamplingOptions, "sampling", config),
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run as evaluation and sampling need it. params: the averaged weights (EMA). step: updates behind them."""
+
+    config: ConfigDict
+    experiment: Experiment
+    tokenizer: Tokenizer
+    params: Any
+    step: int
+
+
+def load_trained(workdir: epath.Path, *, log: Callable[[str], None]) -> Trained:
+    """The newest sound checkpoint of a workdir, on all devices here, whatever mesh it was trained on.
+
+    Raises InputError where workdir holds no run or no checkpoint.
+    """
+    config = configuration.load(workdir)
+    tokenizer = tokenizers.load(workdir)
+    # The mesh of the training run may not fit this machine; a forward pass only wants its batch split.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    experiment = make_experiment(config, tokenizer.vocab_size)
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        restored = checkpoints.restore(experiment.abstract_state(), log=log)
+    if restored is None:
+        raise InputError(f"--workdir={workdir} has no checkpoint yet; let the training get to its first one")
+    return Trained(config, experiment, tokenizer, restored.state.ema, restored.step)

@@ -1,0 +1,287 @@
+"""A training run from its config to its last checkpoint, which can be stopped and taken up again at any moment."""
+
+import contextlib
+import math
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from sedd_jax import config as configuration
+from sedd_jax import likelihood, sharding
+from sedd_jax.config import build
+from sedd_jax.data import dataset
+from sedd_jax.data.dataset import Dataset
+from sedd_jax.data.loader import Loader
+from sedd_jax.data.packing import chunks
+from sedd_jax.errors import InputError, TrainingError
+from sedd_jax.training import metrics
+from sedd_jax.training.checkpoint import Checkpoints
+from sedd_jax.training.experiment import Experiment, make_experiment
+from sedd_jax.training.state import TrainState, init_state
+from sedd_jax.training.step import make_train_step
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """steps: updates in all. batch_size: sequences per update, over all devices; microbatches: in so many parts.
+    ..._every: in steps; 0 for never. keep_last, keep_period: see `Checkpoints`; 0 for no period."""
+
+    steps: int
+    batch_size: int = 512
+    microbatches: int = 1
+    seed: int = 0
+    ema_decay: float = 0.9999
+    log_every: int = 50
+    eval_every: int = 5000
+    sample_every: int = 5000
+    checkpoint_every: int = 1000
+    keep_last: int = 3
+    keep_period: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"train.ema_decay={self.ema_decay} must lie in [0, 1)")
+
+    def check_batch(self, shards: int) -> None:
+        if self.batch_size % (shards * self.microbatches):
+            raise InputError(
+                f"train.batch_size={self.batch_size} must be a multiple of {shards} batch shards (mesh.data x "
+                f"mesh.fsdp) times train.microbatches={self.microbatches}"
+            )
+
+
+class Stopped(TrainingError):
+    """A signal ended the run after its state was saved."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; the same command goes on there")
+        self.exit_code = 128 + number
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT in the list that it gives; a second one acts as it would without us."""
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in numbers}
+
+    def receive(number, _):
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    for number in numbers:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number in numbers:
+            signal.signal(number, previous[number])
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
+
+
+def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
+    """Trains, or goes on training, in workdir. Returns the figures of the final line.
+
+    Raises InputError before anything is written, TrainingError for a loss that is not finite or a stop signal.
+    """
+    options = build(TrainOptions, "train", config)
+    configuration.check_same_experiment(config, workdir)
+    data = build(dataset.load, "data", config, directory=workdir)
+    experiment = make_experiment(config, data.tokenizer.vocab_size)
+    options.check_batch(sharding.batch_shards(experiment.mesh))
+    workdir.mkdir(parents=True, exist_ok=True)
+    data.tokenizer.save(workdir)
+    configuration.save(config, workdir)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", keep_last=options.keep_last, keep_period=options.keep_period or None
+    )
+    with jax.set_mesh(experiment.mesh), checkpoints, _stop_signals() as signals:
+        return Run(config, workdir, options, data, experiment, checkpoints).run(signals)
+
+
+class Run:
+    """The state of the loop, and what it does every so many steps."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: epath.Path,
+        options: TrainOptions,
+        data: Dataset,
+        experiment: Experiment,
+        checkpoints: Checkpoints,
+    ):
+        self.config, self.workdir, self.options = config, workdir, options
+        self.data, self.experiment, self.checkpoints = data, experiment, checkpoints
+        keys = jax.random.split(jax.random.key(options.seed), 4)
+        self.init_key, self.train_key, self.eval_key, self.sample_key = keys
+        self.state, position = self._restore_or_init()
+        self.loader = Loader(
+            data.train,
+            length=data.length,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            position=position,
+            shift=data.shift,
+        )
+        self.step = int(self.state.step)
+        self.log = metrics.Log(workdir, step=self.step)
+        self.train_step = make_train_step(
+            experiment.model,
+            experiment.graph,
+            experiment.noise,
+            experiment.optimizer,
+            experiment.mesh,
+            decay=options.ema_decay,
+            microbatches=options.microbatches,
+        )
+        self.bound = experiment.bound_fn(experiment.eval.num_times)
+        self.draw = experiment.sample_fn(experiment.sampling.steps, experiment.sampling.method)
+        self.valid, _ = chunks(data.valid, data.length)
+        self.valid = self.valid[: experiment.eval.num_sequences or None]
+        self.watch = metrics.Stopwatch()
+        self.flops_per_token = metrics.train_flops_per_token(experiment.model, data.length)
+        self.peak = metrics.peak_flops()
+        self.losses: list[float] = []
+        self.results: dict[str, float] = {}
+
+    def _restore_or_init(self) -> tuple[TrainState, int]:
+        restored = self.checkpoints.restore(self.experiment.abstract_state(), log=_say)
+        if restored is not None:
+            _say(f"resuming after step {restored.step} in {self.workdir}")
+            return restored.state, restored.position
+        return init_state(self.init_key, self.experiment.model, self.experiment.optimizer, self.experiment.mesh), 0
+
+    def run(self, signals: list[int]) -> dict[str, Any]:
+        _say(self._summary())
+        steps = self.options.steps
+        quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
+        with tqdm(total=steps, initial=self.step, unit="step", file=sys.stderr, dynamic_ncols=True, **quiet) as bar:
+            in_flight: tuple[int, dict] | None = None
+            while self.step < steps:
+                tokens = sharding.place_batch(next(self.loader), self.experiment.mesh)
+                self.state, values = self.train_step(self.state, self.train_key, tokens)
+                self.step += 1
+                # One step stays in flight while the one before is looked at, so that the device never waits for us.
+                self._finish(in_flight, bar)
+                in_flight = self.step, values
+                if self._is_due(signals):
+                    self._finish(in_flight, bar)
+                    in_flight = None
+                    self._pause(bool(signals))
+                    if signals:
+                        raise Stopped(signals[0], self.step)
+        self.checkpoints.wait()
+        self.log.close()
+        metrics.plot(self.workdir)
+        return self._final()
+
+    def _is_due(self, signals: list[int]) -> bool:
+        every = [getattr(self.options, f"{name}_every") for name in ("log", "eval", "sample", "checkpoint")]
+        return bool(signals) or self.step == self.options.steps or any(n and self.step % n == 0 for n in every)
+
+    def _finish(self, in_flight: tuple[int, dict] | None, bar: tqdm) -> None:
+        """Waits for a step and takes in its metrics. The first one of a process is compilation: its time is left out.
+
+        Raises TrainingError if they are not finite.
+        """
+        if in_flight is None:
+            return
+        step, values = in_flight
+        loss, norm = (float(values[name]) for name in ("loss", "grad_norm"))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            saved = self.checkpoints.steps()
+            raise TrainingError(
+                f"at step {step} the loss is {loss} and the gradient norm {norm}; the last good checkpoint in "
+                f"{self.workdir} is {f'of step {saved[-1]}' if saved else 'none'}; "
+                "try a lower optim.lr in a new workdir"
+            )
+        self.losses.append(loss)
+        self.grad_norm = norm
+        self.watch.tick()
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False, **self.results)
+
+    def _pause(self, stopping: bool) -> None:
+        """What is due between two steps, with no step in flight."""
+        options, step = self.options, self.step
+        last = step == options.steps
+
+        def due(every: int) -> bool:
+            return bool(every) and (last or step % every == 0)
+
+        if due(options.log_every):
+            self._write_log()
+        self.watch.pause()
+        if due(options.checkpoint_every) or stopping:
+            self.checkpoints.save(step, self.state, position=self.loader.position, config=self.config.to_dict())
+        if due(options.eval_every) and not stopping:
+            self._evaluate()
+        if due(options.sample_every) and not stopping:
+            self._sample()
+
+    def _write_log(self) -> None:
+        rate = self.watch.steps_per_second() * self.options.batch_size * self.data.length
+        self.speed = {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / self.peak}
+        self.train_loss = float(np.mean(self.losses))
+        self.losses.clear()
+        self.log.write(self.step, train_loss=self.train_loss, grad_norm=self.grad_norm, **self.speed)
+
+    def _evaluate(self) -> None:
+        place = self.experiment.place
+        bounds = likelihood.over_chunks(
+            lambda rows, first: self.bound(self.state.ema, self.eval_key, place(rows), first),
+            self.valid,
+            batch_size=min(self.experiment.eval.batch_size, len(self.valid)),
+            progress=lambda batches: tqdm(batches, desc="evaluating", leave=False, delay=1, file=sys.stderr),
+        )
+        summary = likelihood.summarise(bounds, self.data.length, self.data.valid.tokens_per_byte)
+        self.log.write(self.step, **{f"eval_{name}": value for name, value in summary.items()})
+        self.results["bits_per_byte"] = round(summary["bits_per_byte"], 3)
+
+    def _sample(self) -> None:
+        shape = (self.experiment.sampling.num, self.data.length)
+        free = tuple(map(self.experiment.place, (np.zeros(shape, bool), np.zeros(shape, np.int32))))
+        key = jax.random.fold_in(self.sample_key, self.step)
+        drawn = np.asarray(self.draw(self.state.ema, key, free).tokens)
+        texts = [self.data.tokenizer.decode(tokens) for tokens in drawn]
+        folder = self.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        text = "".join(f"=== sample {i} at step {self.step} ===\n{text}\n" for i, text in enumerate(texts))
+        configuration.write_atomically(folder / f"{self.step}.txt", text)
+        self.log.text(self.step, "samples", text)
+
+    def _summary(self) -> str:
+        data, mesh = self.data, self.experiment.mesh
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+        dropped = len(data.valid.tokens) % data.length
+        return (
+            f"{parameters:,} parameters on {mesh.size} x {mesh.devices.flat[0].device_kind} "
+            f"({', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}); "
+            f"{len(data.train.tokens):,} training tokens, {self.loader.batches_per_epoch:.1f} batches per epoch "
+            f"({len(data.train.tokens) % data.length} tokens are left over in each); "
+            f"{len(data.valid.tokens):,} validation tokens ({dropped} at the end do not fill a sequence: dropped)"
+        )
+
+    def _final(self) -> dict[str, Any]:
+        """The last values that the log has, so that a run that is already done answers the same."""
+        final: dict[str, Any] = {"step": self.step, "train_loss": None, "eval_bits_per_byte": None}
+        for line in metrics.Log.lines(self.workdir / "metrics.jsonl"):
+            final |= {name: value for name, value in line.items() if name != "step"}
+        return final | {"workdir": str(self.workdir)}

@@ -1,0 +1,76 @@
+"""What a training run carries from step to step, and how it is born on its devices."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
+
+from sedd_jax import sharding
+from sedd_jax.errors import InputError
+
+
+class TrainState(NamedTuple):
+    """step: updates done. ema: running average of the parameters, which evaluation and sampling use."""
+
+    step: Int[Array, ""]
+    params: Any
+    ema: Any
+    opt_state: optax.OptState
+
+
+def learning_rate(lr: float, warmup_steps: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+    """Linear warm-up to lr, then constant: update n (from 0) has (n + 1) / warmup_steps of it, as in the reference."""
+    return lambda count: lr * jnp.minimum((count + 1) / max(warmup_steps, 1), 1.0)
+
+
+def make_optimizer(
+    *,
+    lr: float = 3e-4,
+    warmup_steps: int = 2500,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW behind a clip of the global gradient norm. The defaults are the paper's (appendix C.2).
+
+    The gradient is that of nats per sequence, so a clip of 1 is at work in almost every step.
+    """
+    for name, value in {"lr": lr, "clip": clip, "eps": eps}.items():
+        if not value > 0:
+            raise InputError(f"optim.{name}={value} must be positive")
+    if warmup_steps < 0:
+        raise InputError(f"optim.warmup_steps={warmup_steps} must not be negative")
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.adamw(learning_rate(lr, warmup_steps), b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
+    )
+
+
+def _init(key: Key[Array, ""], model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    params = model.init(key, jnp.zeros((1, 2), jnp.int32), jnp.ones(1))["params"]
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+
+def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without computing anything."""
+    boxed = jax.eval_shape(lambda: _init(jax.random.key(0), model, optimizer))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        nn.unbox(boxed),
+        sharding.of_tree(boxed, mesh),
+    )
+
+
+def init_state(
+    key: Key[Array, ""], model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """A fresh state whose arrays are computed where they will live."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
+    return jax.jit(lambda key: nn.unbox(_init(key, model, optimizer)), out_shardings=places)(key)

@@ -1,0 +1,51 @@
+"""Packaging of sedd_jax. Tool configuration is in pyproject.toml, exact versions are in requirements.lock."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Read rather than imported: importing the package would need its dependencies.
+INIT = Path(__file__).parent / "sedd_jax" / "__init__.py"
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(), re.MULTILINE)[1]
+
+# Lower bounds are what was tried, upper bounds the next release that may break.
+JAX = ">=0.10,<0.13"
+
+TEST = ["beartype>=0.23,<0.24", "pytest>=9,<10", "scipy>=1.15,<2"]
+DEV = [*TEST, "import-linter>=2.16,<3", "ruff>=0.17.6,<0.18"]
+
+setup(
+    name="sedd_jax",
+    version=VERSION,
+    description="Score entropy discrete diffusion language models in JAX",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["sedd_jax", "sedd_jax.*"]),
+    install_requires=[
+        "absl-py>=2.5,<3",
+        "chex>=0.1.92,<0.2",
+        "etils[epath]>=1.14,<2",
+        "flax>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        f"jax{JAX}",
+        "jaxtyping>=0.3.11,<0.4",
+        "matplotlib>=3.11,<4",
+        "ml-collections>=1.1,<2",
+        "numpy>=2.2,<3",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12,<0.13",
+        "sentencepiece>=0.2.2,<0.3",  # 0.2.1 crashes on loading a model in the same process as the rest.
+        "tensorboardX>=2.6.5,<3",
+        "tensorflow-datasets>=4.9.10,<5",
+        "tqdm>=4.67,<5",
+    ],
+    extras_require={
+        "tpu": [f"jax[tpu]{JAX}"],
+        "cuda12": [f"jax[cuda12]{JAX}"],
+        "cuda13": [f"jax[cuda13]{JAX}"],
+        "test": TEST,
+        "dev": DEV,
+    },
+)
