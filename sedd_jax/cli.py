@@ -6,6 +6,7 @@ Exit code 0: done. 1: the run cannot go on. 2: bad input, nothing was done. 128 
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 from absl import flags, logging
 from etils import epath
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from sedd_jax.errors import InputError, TrainingError
 
@@ -38,6 +39,17 @@ def required(name: str) -> Any:
     return value
 
 
+def config() -> ConfigDict:
+    """The config of --config, with its overrides."""
+    value = required("config")
+    try:
+        # Of a file that it could not load, ml_collections tells at the first look into the config.
+        value.is_locked  # noqa: B018
+    except OSError as error:
+        raise InputError(_explain(error, sys.argv)) from error
+    return value
+
+
 def workdir() -> epath.Path:
     return epath.Path(required("workdir"))
 
@@ -47,9 +59,22 @@ def _parse(argv: list[str]) -> None:
         rest = flags.FLAGS(argv)
     # ml_collections raises whatever its override meets: an unknown field, a wrong type, a file that is not there.
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-        raise InputError(_one_line(error)) from error
+        raise InputError(_explain(error, argv)) from error
     if rest[1:]:
         raise InputError(f"unexpected argument {rest[1]!r}; options start with --, see --help")
+
+
+def _explain(error: BaseException, argv: list[str]) -> str:
+    # Of an override of a field that is not there, ml_collections says no more than a part of the name.
+    cause = error.args[0] if isinstance(error, AttributeError) and error.args else error
+    if isinstance(cause, KeyError):
+        part = re.findall(r"\w+", str(cause.args[0]))[0]
+        for argument in argv:
+            if argument.startswith("--config.") and part in argument.split("=")[0].split("."):
+                return f"{argument}: the config has no field {part!r} there"
+    if isinstance(error, OSError):
+        return f"--config cannot be read: {_one_line(error).rpartition('Failed loading config file config_config ')[2]}"
+    return _one_line(error)
 
 
 def _one_line(error: BaseException) -> str:
@@ -70,7 +95,7 @@ def _plain(value: Any) -> Any:
 def run(main: Callable[[], dict[str, Any]]) -> None:
     """Parses the flags, calls main, prints its result as the last line of stdout, and exits."""
     if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
-        print(sys.modules["__main__"].__doc__, flags.FLAGS.module_help(sys.argv[0]) or flags.FLAGS.main_module_help())
+        print(sys.modules["__main__"].__doc__, *map(flags.FLAGS.module_help, (__name__, sys.argv[0])))
         sys.exit(0)
     logging.set_verbosity(logging.ERROR)
     if not jax.config.jax_compilation_cache_dir:

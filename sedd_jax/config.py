@@ -28,7 +28,7 @@ MAY_CHANGE = (
 )
 
 
-def build(constructor: Callable[..., T], section: str, config: Mapping[str, Any], **given: Any) -> T:
+def build(constructor: Callable[..., T], section: str, config: ConfigDict, **given: Any) -> T:
     """`constructor(**config[section], **given)`, with an InputError for a section or field that does not exist."""
     if section not in config:
         raise InputError(f"config.{section} is missing")
@@ -44,7 +44,7 @@ def build(constructor: Callable[..., T], section: str, config: Mapping[str, Any]
     return constructor(**config[section], **given)
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """('section.field', value) of every field."""
     for name, value in config.items():
         if isinstance(value, Mapping | ConfigDict):
@@ -60,7 +60,8 @@ def write_atomically(path: epath.Path, text: str) -> None:
     temporary.replace(path)
 
 
-def save(config: ConfigDict, workdir: epath.Path) -> None:
+def save(config: ConfigDict, workdir: epath.Path, data_fingerprint: str) -> None:
+    write_atomically(workdir / "data.json", json.dumps({"fingerprint": data_fingerprint}) + "\n")
     write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
 
@@ -70,8 +71,8 @@ def load(workdir: epath.Path) -> ConfigDict:
     if not path.exists():
         raise InputError(f"--workdir={workdir} holds no run (no config.json); give the directory of a trained model")
     try:
-        return ConfigDict(json.loads(path.read_text()))
-    except ValueError as error:
+        return ConfigDict(dict(json.loads(path.read_text())))
+    except (TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); restore it from a checkpoint's record or a backup") from error
 
 
@@ -86,3 +87,13 @@ def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
                 f"--workdir={workdir} holds another experiment: config.{field} is {saved.get(field)!r} there and "
                 f"{asked.get(field)!r} here; choose another --workdir or the same config"
             )
+
+
+def check_same_data(fingerprint: str, workdir: epath.Path) -> None:
+    """Raises InputError if the run in workdir was started on other tokens, which the same path may hold by now."""
+    path = workdir / "data.json"
+    if path.exists() and json.loads(path.read_text()).get("fingerprint") != fingerprint:
+        raise InputError(
+            f"--workdir={workdir} was trained on other data: the corpus or its tokenizer has changed since (the "
+            "embedded corpus does with the version of Python); put the old data back or choose another --workdir"
+        )

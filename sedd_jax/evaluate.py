@@ -23,7 +23,7 @@ flags.DEFINE_string("data", None, "Text file, JSONL file or glob; by default the
 flags.DEFINE_integer("num_times", None, "Noise levels per sequence; by default eval.num_times of the run's config.")
 flags.DEFINE_integer("num_sequences", None, "Only the first so many sequences; by default all.")
 flags.DEFINE_integer("batch_size", None, "Sequences per network call; by default eval.batch_size of the config.")
-flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
 
 
 def say(text: str) -> None:
@@ -47,12 +47,13 @@ def main() -> dict[str, Any]:
     say(f"{len(rows)} sequences of {config.data.length} tokens; {dropped} tokens at the end do not fill another")
     num_times = values.num_times or experiment.eval.num_times
     bound, key = experiment.bound_fn(num_times), jax.random.key(values.seed)
-    bounds = likelihood.over_chunks(
-        lambda batch, first: bound(trained.params, key, experiment.place(batch), first),
-        rows,
-        batch_size=min(values.batch_size or experiment.eval.batch_size, len(rows)),
-        progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", file=sys.stderr),
-    )
+    with jax.set_mesh(experiment.mesh):
+        bounds = likelihood.over_chunks(
+            lambda batch, first: bound(trained.params, key, experiment.place(batch), first),
+            rows,
+            batch_size=min(values.batch_size or experiment.eval.batch_size, len(rows)),
+            progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", file=sys.stderr),
+        )
     summary = likelihood.summarise(bounds, config.data.length, stream.tokens_per_byte)
     return summary | {"num_sequences": len(rows), "num_times": num_times, "step": trained.step}
 

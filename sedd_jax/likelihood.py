@@ -4,7 +4,7 @@
             + integral over t of sigma'(t) E_{x_t} score_entropy(x_t, x0)      diffusion (theorem 3.6)
             + E_{x_d} [ -log p(x0 | x_d) ], d where t = 0                      reconstruction
 
-With the true scores the bound is an equality.
+With the true scores the last two add up to -log p(x0), as far as nothing of the data is left at t = 1.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ class Bound(NamedTuple):
     stderr: Float[Array, " b"]
 
     @property
-    def total(self) -> Float[Array, " b"]:
+    def total(self) -> Float[Array | np.ndarray, " b"]:
         return self.prior + self.diffusion + self.reconstruction
 
 
@@ -77,7 +77,7 @@ def bound(
         sigma_0 = float(noise.total(jnp.zeros(())))
     if sigma_0 > 0:
         # Few tokens are noised at sigma(0), so this part needs far fewer draws than the integral.
-        parts.append(_mean_and_variance(reconstruction_at, -(-num_times // 8)))
+        parts.append(_mean_and_variance(reconstruction_at, max(2, num_times // 8)))
     else:
         parts.append((jnp.zeros(batch), jnp.zeros(batch)))
     (diffusion, diffusion_variance), (reconstruction, reconstruction_variance) = parts

@@ -6,7 +6,7 @@ Schedules are frozen dataclasses of Python floats: static under `jax.jit`, pure 
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from sedd_jax.errors import InputError
 
 
+@runtime_checkable
 class Noise(Protocol):
     def total(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """sigma(t), dimensionless: e^-sigma is the probability that a token has not been hit by the noise."""
@@ -26,7 +27,7 @@ class Noise(Protocol):
 class LogLinear:
     """1 - e^-sigma(t) = (1 - eps) t: the number of noised tokens grows linearly, and eps of them stay to the end.
 
-    The paper's choice for the absorbing graph (section 5.1, eps = 1e-3). sigma(0) = 0.
+    The paper's choice with eps = 1e-3 (appendix C.1), for the absorbing graph above all. sigma(0) = 0.
     """
 
     eps: float = 1e-3
@@ -49,7 +50,7 @@ class LogLinear:
 
 @dataclass(frozen=True)
 class Geometric:
-    """sigma(t) = sigma_min^(1-t) sigma_max^t. The paper's choice for the uniform graph. sigma(0) = sigma_min."""
+    """sigma(t) = sigma_min^(1-t) sigma_max^t, commonly with the uniform graph. sigma(0) = sigma_min."""
 
     sigma_min: float = 1e-4
     sigma_max: float = 20.0

@@ -9,7 +9,7 @@ Equations: Lou, Meng, Ermon, arXiv 2310.16834; derivations in docs/mathematics.m
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ def _one_hot(x: Int[Array, "*shape"], num_classes: int) -> Float[Array, "*shape 
     return jax.nn.one_hot(x, num_classes, dtype=jnp.float32)
 
 
+@runtime_checkable
 class Graph(Protocol):
     """What the loss, the likelihood and the samplers need of a transition rate matrix."""
 
@@ -51,7 +52,7 @@ class Graph(Protocol):
         """Column Q[:, x]."""
 
     def reverse_rate(self, x: Int[Array, "*shape"], log_score: Float[Array, "*shape n"]) -> Float[Array, "*shape n"]:
-        """Column x of the reverse rate: s_y Q[x, y] at y != x, minus their sum at x (equation 7; unit: per sigma)."""
+        """Column x of the reverse rate: s_y Q[x, y] at y != x, minus their sum at x (equation 3; unit: per sigma)."""
 
     def sample_transition(self, key: Key[Array, ""], x0: Int[Array, "*shape"], sigma: Sigma) -> Int[Array, "*shape"]:
         """A draw of x_t from p_{t|0}(.|x0), each position by itself."""
@@ -83,13 +84,13 @@ class Graph(Protocol):
     ) -> Float[Array, "*shape n"]:
         """[exp(-dsigma Q) s]_y exp(dsigma Q)[x, y], the Tweedie tau-leap back by dsigma (theorem 4.2).
 
-        Not normalised, and possibly negative when s is not a true score: see sampling.
+        Rows sum to 1, but entries can be negative when s is not a true score: see sampling.
         """
 
     def denoise_probs(
         self, x: Int[Array, "*shape"], log_score: Float[Array, "*shape n"], sigma: Sigma
     ) -> Float[Array, "*shape v"]:
-        """The analytic step from sigma all the way to 0, over the vocabulary (no MASK). Not normalised."""
+        """The analytic step from sigma all the way to 0, over the vocabulary. Without MASK, rows need not sum to 1."""
         return self.analytic_probs(x, log_score, sigma)[..., : self.vocab_size]
 
 

@@ -27,14 +27,15 @@ flags.DEFINE_string("method", None, f"One of {', '.join(sampling.METHODS)}; by d
 flags.DEFINE_string("prefix", None, "Text that the window starts with.")
 flags.DEFINE_string("suffix", None, "Text that the window ends with.")
 flags.DEFINE_string("template", None, "Text with holes: [[12]] is 12 tokens to fill.")
-flags.DEFINE_integer("seed", 0, "Seed of the draws.")
+flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0, upper_bound=2**32 - 1)
 
 FREE = -1
+HOLE = r"\[\[(\d+)\]\]"
 
 
 def parse_template(template: str, tokenizer: Tokenizer) -> np.ndarray:
     """Token ids [n] of a template, FREE where a token is to be filled in. Raises InputError for a malformed hole."""
-    parts = re.split(r"\[\[(\d+)\]\]", template)
+    parts = re.split(HOLE, template)
     pieces = []
     for i, part in enumerate(parts):
         if i % 2:
@@ -53,6 +54,11 @@ def parse_window(
     """Token ids [length] of the window, FREE where to fill, and how many of them are shown."""
     if template is not None and (prefix is not None or suffix is not None):
         raise InputError("--template already says what is given; leave --prefix and --suffix out")
+    holes = sum(map(int, re.findall(HOLE, template or "")))
+    if holes > length:
+        raise InputError(
+            f"--template has holes for {holes} tokens, more than the model's length of {length}; shorten it"
+        )
     start = parse_template(template, tokenizer) if template is not None else tokenizer.encode(prefix or "")
     end = tokenizer.encode(suffix or "")
     if len(start) + len(end) > length:
@@ -68,7 +74,8 @@ def draw(trained: Trained, window: np.ndarray, num: int, steps: int, method: str
     rows = np.broadcast_to(window, (num, len(window)))
     clamp = tuple(map(trained.experiment.place, (rows != FREE, np.maximum(rows, 0))))
     sample_fn = trained.experiment.sample_fn(steps, method)
-    return jax.block_until_ready(sample_fn(trained.params, jax.random.key(seed), clamp))
+    with jax.set_mesh(trained.experiment.mesh):
+        return jax.block_until_ready(sample_fn(trained.params, jax.random.key(seed), clamp))
 
 
 def main() -> dict[str, Any]:
@@ -92,7 +99,7 @@ def main() -> dict[str, Any]:
     start = time.perf_counter()
     drawn = draw(trained, window, num, steps, method, values.seed)
     seconds = time.perf_counter() - start
-    texts = [trained.tokenizer.decode(tokens[:shown]) for tokens in np.asarray(drawn.tokens)]
+    texts = [trained.tokenizer.decode(tokens[:shown]) for tokens in np.asarray(drawn.tokens).tolist()]
     for i, text in enumerate(texts):
         print(f"=== sample {i} ===\n{text}")
     return {

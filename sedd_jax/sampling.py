@@ -57,7 +57,8 @@ def simulate(
 ) -> Sample:
     """Samples `shape` = (B, L) tokens in steps + 1 network calls: steps from t = 1 to END_TIME, then the denoising.
 
-    method: 'analytic' (Tweedie tau-leaping, theorem 4.2) or 'euler' (equation 13); docs/mathematics.md has both.
+    method: 'analytic' (Tweedie tau-leaping, theorem 4.2) or 'euler' (equation 17); docs/mathematics.md has both. With
+        the absorbing graph and the log-linear schedule the two are the same step.
     clamp: the given positions are set before every network call and at the end.
     Raises InputError for an unknown method or steps < 1.
     """

@@ -23,7 +23,7 @@ class Noised(NamedTuple):
 
 
 def stratified_times(key: Key[Array, ""], num: int) -> Float[Array, " num"]:
-    """Low-discrepancy times in (0, 1]: one uniform offset, then steps of 1/num, in ascending order up to rotation.
+    """Low-discrepancy times in (0, 1]: one uniform offset, then steps of 1/num, descending up to a rotation.
 
     Each time is uniform by itself and every interval of length 1/num holds one of them, which removes most of the
     variance that the loss has in t (Kingma et al. 2021, appendix I.1).

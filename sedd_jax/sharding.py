@@ -1,6 +1,7 @@
 """Mesh, the one table from logical axes to mesh axes, and placing arrays. One device is a 1 x 1 x 1 mesh.
 
-data: replicas that split the batch. fsdp: splits the batch and every parameter. tensor: splits heads, MLP, vocabulary.
+data: replicas that split the batch. fsdp: splits the batch and every weight along its model width. tensor: splits
+heads, MLP and vocabulary.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sedd_jax.errors import InputError
 
@@ -39,7 +40,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def spec(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh) -> PartitionSpec:
+def spec(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """How an array with these logical axes is split. An axis whose length the mesh does not divide stays whole."""
 
     def split(size: int, name: str | None) -> tuple[str, ...] | None:

@@ -5,8 +5,6 @@ Goes on by itself where DIR holds the same run. Progress goes to stderr, one JSO
 
 from typing import Any
 
-from absl import flags
-
 from sedd_jax import cli
 from sedd_jax.training.loop import train
 
@@ -15,8 +13,7 @@ cli.define_workdir("Directory of the run: config, checkpoints, metrics, samples.
 
 
 def main() -> dict[str, Any]:
-    cli.required("config")
-    return train(flags.FLAGS.config, cli.workdir())
+    return train(cli.config(), cli.workdir())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The network: (tokens, sigma) -> log-score. A bidirectional transformer conditioned on the noise level (DiT style).
 
 It knows nothing of rates, noise or loss. Weights carry logical axis names, which `sharding.py` maps to a mesh.
-Architecture: Lou et al. 2023, appendix C.1; Peebles & Xie 2022 for adaLN-zero; Su et al. 2021 for the rotary embedding.
+Architecture: Lou et al. 2023, appendix C.2; Peebles & Xie 2022 for adaLN-zero; Su et al. 2021 for the rotary embedding.
 """
 
 from collections.abc import Callable
@@ -88,6 +88,18 @@ def rotary(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
 
 
+def attention(q: Float[Array, "b l h d"], k: Float[Array, "b l h d"], v: Float[Array, "b l h d"]) -> Array:
+    """softmax(q k^T / sqrt d) v, every position attending to every other; the softmax in float32.
+
+    Heads move in front of positions first: on a CPU the batched products are then twice as fast as those of
+    `jax.nn.dot_product_attention`, elsewhere the compiler chooses the layout anyway.
+    """
+    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v))
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores).astype(v.dtype)
+    return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2)
+
+
 class Block(nn.Module):
     """Attention and MLP, each as x + gate * f(modulate(norm(x))), with shift, scale and gate from the condition."""
 
@@ -107,7 +119,7 @@ class Block(nn.Module):
         h = modulate(LayerNorm(name="norm1")(x), shift1, scale1)
         qkv = Linear((3, dim), ("embed", None, "heads"), use_bias=False, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, self.num_heads, -1), 2, 0)
-        h = jax.nn.dot_product_attention(rotary(q), rotary(k), v).reshape(batch, length, dim)
+        h = attention(rotary(q), rotary(k), v).reshape(batch, length, dim)
         h = Linear((dim,), ("heads", "embed"), use_bias=False, dtype=self.dtype, name="attention_out")(h)
         x = x + gate1[:, None] * drop(h)
 

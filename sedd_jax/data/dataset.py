@@ -1,6 +1,8 @@
 """A corpus as a config names it: read, tokenised, and ready to be cut into batches."""
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Sequence
 
 from etils import epath
@@ -19,6 +21,14 @@ class Dataset:
     valid: Stream
     length: int
     shift: bool
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of the tokenizer and of all tokens: what a resumed run must find again."""
+        digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
+        for stream in (self.train, self.valid):
+            digest.update(stream.tokens.tobytes())
+        return digest.hexdigest()
 
 
 def load(

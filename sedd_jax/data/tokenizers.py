@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -21,6 +21,7 @@ _DESCRIPTION_FILE = "tokenizer.json"
 _MODEL_FILE = "tokenizer.model"
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the package asks of a tokenizer. Ids run from 0 to `vocab_size` - 1, `eot` among them."""
 

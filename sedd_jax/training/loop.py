@@ -47,9 +47,14 @@ class TrainOptions:
     keep_period: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name}={getattr(self, name)} must be at least 1")
+        for name in ("eval_every", "sample_every", "keep_period"):
+            if getattr(self, name) < 0:
+                raise InputError(f"train.{name}={getattr(self, name)} must be at least 1, or 0 for never")
+        if not 0 <= self.seed < 1 << 32:
+            raise InputError(f"train.seed={self.seed} must lie in [0, 2^32)")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"train.ema_decay={self.ema_decay} must lie in [0, 1)")
 
@@ -103,14 +108,21 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     data = build(dataset.load, "data", config, directory=workdir)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
     options.check_batch(sharding.batch_shards(experiment.mesh))
-    workdir.mkdir(parents=True, exist_ok=True)
+    configuration.check_same_data(data.fingerprint, workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} cannot be made a directory: {error.strerror}") from error
     data.tokenizer.save(workdir)
-    configuration.save(config, workdir)
+    configuration.save(config, workdir, data.fingerprint)
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep_last=options.keep_last, keep_period=options.keep_period or None
     )
+    peak = metrics.peak_flops()
     with jax.set_mesh(experiment.mesh), checkpoints, _stop_signals() as signals:
-        return Run(config, workdir, options, data, experiment, checkpoints).run(signals)
+        run = Run(config, workdir, options, data, experiment, checkpoints, peak)
+        with contextlib.closing(run.log):
+            return run.run(signals)
 
 
 class Run:
@@ -124,6 +136,7 @@ class Run:
         data: Dataset,
         experiment: Experiment,
         checkpoints: Checkpoints,
+        peak: float,
     ):
         self.config, self.workdir, self.options = config, workdir, options
         self.data, self.experiment, self.checkpoints = data, experiment, checkpoints
@@ -157,7 +170,7 @@ class Run:
         self.valid = self.valid[: experiment.eval.num_sequences or None]
         self.watch = metrics.Stopwatch()
         self.flops_per_token = metrics.train_flops_per_token(experiment.model, data.length)
-        self.peak = metrics.peak_flops()
+        self.peak = peak
         self.losses: list[float] = []
         self.results: dict[str, float] = {}
 
@@ -170,6 +183,7 @@ class Run:
 
     def run(self, signals: list[int]) -> dict[str, Any]:
         _say(self._summary())
+        self._make_up()
         steps = self.options.steps
         quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
         with tqdm(total=steps, initial=self.step, unit="step", file=sys.stderr, dynamic_ncols=True, **quiet) as bar:
@@ -184,11 +198,12 @@ class Run:
                 if self._is_due(signals):
                     self._finish(in_flight, bar)
                     in_flight = None
-                    self._pause(bool(signals))
-                    if signals:
+                    # A signal that comes during the pause waits for the next step, which then is saved.
+                    stopping = bool(signals)
+                    self._pause(stopping)
+                    if stopping:
                         raise Stopped(signals[0], self.step)
         self.checkpoints.wait()
-        self.log.close()
         metrics.plot(self.workdir)
         return self._final()
 
@@ -221,19 +236,30 @@ class Run:
     def _pause(self, stopping: bool) -> None:
         """What is due between two steps, with no step in flight."""
         options, step = self.options, self.step
-        last = step == options.steps
-
-        def due(every: int) -> bool:
-            return bool(every) and (last or step % every == 0)
-
+        due = self._is_time
         if due(options.log_every):
             self._write_log()
-        self.watch.pause()
         if due(options.checkpoint_every) or stopping:
             self.checkpoints.save(step, self.state, position=self.loader.position, config=self.config.to_dict())
         if due(options.eval_every) and not stopping:
             self._evaluate()
         if due(options.sample_every) and not stopping:
+            self._sample()
+        self.watch.skip()
+
+    def _is_time(self, every: int) -> bool:
+        return bool(every) and (self.step == self.options.steps or self.step % every == 0)
+
+    def _make_up(self) -> None:
+        """What was due at the step that we resume after, if the run was stopped before it was done."""
+        if self.step == 0:
+            return
+        lines = metrics.Log.lines(self.workdir / "metrics.jsonl")
+        evaluated = any(line["step"] == self.step and "eval_nats_per_token" in line for line in lines)
+        sampled = (self.workdir / "samples" / f"{self.step}.txt").exists()
+        if self._is_time(self.options.eval_every) and not evaluated:
+            self._evaluate()
+        if self._is_time(self.options.sample_every) and not sampled:
             self._sample()
 
     def _write_log(self) -> None:
@@ -260,7 +286,7 @@ class Run:
         free = tuple(map(self.experiment.place, (np.zeros(shape, bool), np.zeros(shape, np.int32))))
         key = jax.random.fold_in(self.sample_key, self.step)
         drawn = np.asarray(self.draw(self.state.ema, key, free).tokens)
-        texts = [self.data.tokenizer.decode(tokens) for tokens in drawn]
+        texts = [self.data.tokenizer.decode(tokens) for tokens in drawn.tolist()]
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
         text = "".join(f"=== sample {i} at step {self.step} ===\n{text}\n" for i, text in enumerate(texts))
@@ -280,8 +306,9 @@ class Run:
         )
 
     def _final(self) -> dict[str, Any]:
-        """The last values that the log has, so that a run that is already done answers the same."""
+        """The log's values for the last step, so that a run that is already done answers the same."""
         final: dict[str, Any] = {"step": self.step, "train_loss": None, "eval_bits_per_byte": None}
         for line in metrics.Log.lines(self.workdir / "metrics.jsonl"):
-            final |= {name: value for name, value in line.items() if name != "step"}
+            if line["step"] == self.step:
+                final |= line
         return final | {"workdir": str(self.workdir)}

@@ -1,6 +1,7 @@
 """What a run reports: metrics.jsonl, TensorBoard events, a plot, and how fast it was against what the chip can do."""
 
 import json
+import math
 import time
 
 import jax
@@ -24,7 +25,7 @@ PEAK_FLOPS = {
 }
 
 
-def train_flops_per_token(model: Transformer, length: int) -> float:
+def train_flops_per_token(model: Transformer, length: int) -> int:
     """FLOPs of the matrix products of a training step, per token: 6 per weight, and attention's 12 L dim per layer.
 
     Three times the forward pass (2 per weight, 4 L dim per layer). The embedding is a look-up and the conditioning is
@@ -52,8 +53,8 @@ def peak_flops() -> float:
     for name in sorted(PEAK_FLOPS, key=len, reverse=True):
         if kind.startswith(name):
             return PEAK_FLOPS[name] * jax.device_count()
-    # Virtual CPU devices share the same cores, so one product of the whole host is the peak of all of them.
-    return matmul_rate() * jax.process_count()
+    # Virtual CPU devices share the cores of their host.
+    return matmul_rate() * (jax.process_count() if kind == "cpu" else jax.device_count())
 
 
 class Stopwatch:
@@ -63,15 +64,16 @@ class Stopwatch:
         self._seconds, self._steps, self._last = 0.0, 0, None
 
     def tick(self) -> None:
-        """A step is done. The first after the start or a pause only starts the clock."""
+        """A step is done. The first one of all, with its compilation, only starts the clock."""
         now = time.perf_counter()
         if self._last is not None:
             self._seconds += now - self._last
             self._steps += 1
         self._last = now
 
-    def pause(self) -> None:
-        self._last = None
+    def skip(self) -> None:
+        """Leaves out the time since the last tick."""
+        self._last = time.perf_counter()
 
     def steps_per_second(self) -> float:
         """Since the last call; NaN if no step was timed."""
@@ -90,7 +92,7 @@ class Log:
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     @staticmethod
-    def lines(path: epath.Path) -> list[dict[str, float]]:
+    def lines(path: epath.Path) -> list[dict[str, int | float | None]]:
         """The entries of a metrics file; a last line that a killed run left unfinished is dropped."""
         entries = []
         for line in path.read_text().splitlines() if path.exists() else []:
@@ -101,8 +103,10 @@ class Log:
         return entries
 
     def write(self, step: int, **values: float) -> None:
+        """A figure that could not be computed is null in the file, since JSON has no NaN."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
+            file.write(json.dumps({"step": step} | finite) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
@@ -121,8 +125,8 @@ def plot(workdir: epath.Path) -> None:
     from matplotlib import pyplot
 
     lines = Log.lines(workdir / "metrics.jsonl")
-    train = [(line["step"], line["train_loss"]) for line in lines if "train_loss" in line]
-    valid = [(line["step"], line["eval_nats_per_token"]) for line in lines if "eval_nats_per_token" in line]
+    train = [(line["step"], line["train_loss"]) for line in lines if line.get("train_loss")]
+    valid = [(line["step"], line["eval_nats_per_token"]) for line in lines if line.get("eval_nats_per_token")]
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     if train:
         axes.plot(*zip(*train, strict=True), color="C0", alpha=0.6, linewidth=1, label="training loss")

@@ -38,7 +38,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     clip: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global gradient norm. The defaults are the paper's (appendix C.2).
+    """AdamW behind a clip of the global gradient norm. The defaults are those of the reference implementation.
 
     The gradient is that of nats per sequence, so a clip of 1 is at work in almost every step.
     """

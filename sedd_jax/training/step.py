@@ -74,7 +74,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         keep = ema_decay(decay, state.step + 1)
         ema = jax.tree.map(lambda average, new: new + keep * (average - new), state.ema, params)
-        metrics = {"loss": loss / tokens.shape[1], "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss / tokens.shape[1], "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))

@@ -1,0 +1,16 @@
+"""Eight virtual CPU devices, compiled programs kept between runs, and shapes checked wherever the package is called."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# XLA has one thread per core, and devices that wait for one another in a collective would occupy all of a small machine.
+os.environ["NPROC"] = str(max(16, os.cpu_count() or 1))
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+import jaxtyping  # noqa: E402
+
+jaxtyping.install_import_hook("sedd_jax", "beartype.beartype")

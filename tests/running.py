@@ -1,0 +1,105 @@
+"""A very small experiment for the tests that run the commands, in this process or as a user would."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from configs import tiny
+from sedd_jax.training.loop import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = {
+    "model.num_layers": 1,
+    "model.dim": 32,
+    "model.num_heads": 2,
+    "model.cond_dim": 16,
+    "data.length": 32,
+    "data.source": "text.txt",
+    "optim.warmup_steps": 2,
+    "train.steps": 6,
+    "train.batch_size": 8,
+    "train.log_every": 1,
+    "train.keep_last": 100,
+    "eval.num_times": 2,
+    "eval.num_sequences": 4,
+    "sampling.steps": 4,
+    "sampling.num": 2,
+}
+# One device, as on a laptop. And modules are compiled once even where that is turned off: it is most of a start.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")} | {
+    "PYTHONDONTWRITEBYTECODE": "",
+    "PYTHONPYCACHEPREFIX": str(ROOT / ".cache" / "python"),
+}
+
+
+def write_text(path: pathlib.Path, characters: int = 20_000) -> pathlib.Path:
+    """About so many characters, not all of them ASCII; the same ones every time."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdlué", k=draw.randint(1, 9))) for _ in range(300)]
+    lines = [" ".join(draw.choices(words, k=8)).capitalize() + ".\n" for _ in range(characters // 45)]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def make_config(**fields: object) -> ConfigDict:
+    """SMALL, and then `fields`, over configs/tiny.py; "__" stands for the dot."""
+    config = tiny.get_config()
+    config.update_from_flattened_dict(SMALL | _dotted(fields))
+    return config
+
+
+def train_here(workdir: pathlib.Path, **fields: object) -> dict:
+    return train(make_config(**fields), epath.Path(workdir))
+
+
+def arguments(workdir: pathlib.Path, **fields: object) -> list[str]:
+    """The command line of `train_here`."""
+    overrides = [f"--config.{name}={value}" for name, value in (SMALL | _dotted(fields)).items()]
+    return ["--config=configs/tiny.py", f"--workdir={workdir}", *overrides]
+
+
+def start(name: str, *argv: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", f"sedd_jax.{name}", *argv]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(name: str, *argv: str, expect: int = 0) -> tuple[str, str]:
+    """(stdout, stderr) of a command that has to end with the exit code `expect`."""
+    process = start(name, *argv)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == expect, err
+    assert "Traceback" not in err
+    return out, err
+
+
+def metrics(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["train_loss"]) for line in metrics(workdir) if "train_loss" in line]
+
+
+def saved_states(workdir: pathlib.Path) -> dict[int, dict]:
+    """Of every checkpoint the data position, and the dtype, shape and hash of every array of the state."""
+    states = {}
+    for folder in (workdir / "checkpoints").iterdir():
+        record = json.loads((folder / "record" / "metadata").read_text())
+        states[int(folder.name)] = {"position": record["position"], **record["manifest"]}
+    return states
+
+
+def files(folder: pathlib.Path) -> dict[str, bytes | None]:
+    """Everything under a folder; None for a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def _dotted(fields: dict[str, object]) -> dict[str, object]:
+    return {name.replace("__", "."): value for name, value in fields.items()}

@@ -1,0 +1,140 @@
+"""Eight devices in any arrangement compute what one does, and hold only their share of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from sedd_jax import likelihood, sampling, sharding
+from sedd_jax.errors import InputError
+from sedd_jax.noise import Geometric, LogLinear
+from sedd_jax.rates import Absorbing, Uniform
+from sedd_jax.training.state import init_state, make_optimizer
+from sedd_jax.training.step import make_train_step
+from sedd_jax.transformer import Transformer
+
+MESHES = [(8, 1, 1), (2, 2, 2), (1, 8, 1)]
+CASES = {"absorbing": (Absorbing(31), LogLinear()), "uniform": (Uniform(32), Geometric())}
+TOKENS = np.random.default_rng(0).integers(0, 31, (8, 16)).astype(np.int32)
+
+
+def mesh_of(shape):
+    devices = jax.devices()[: int(np.prod(shape))]
+    return jax.make_mesh(shape, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def model_of(graph, **options):
+    return Transformer(num_states=graph.num_states, num_layers=2, dim=32, num_heads=4, cond_dim=16, **options)
+
+
+def three_steps(case, shape, *, microbatches=1, dropout=0.1):
+    """The state after three steps on a mesh, and their metrics, on the host."""
+    graph, noise = CASES[case]
+    mesh, optimizer = mesh_of(shape), make_optimizer(warmup_steps=2)
+    model = model_of(graph, dropout=dropout, scale_by_sigma=case == "absorbing")
+    with jax.set_mesh(mesh):
+        state = init_state(jax.random.key(0), model, optimizer, mesh)
+        step = make_train_step(model, graph, noise, optimizer, mesh, decay=0.99, microbatches=microbatches)
+        metrics = []
+        for _ in range(3):
+            state, values = step(state, jax.random.key(1), sharding.place_batch(TOKENS, mesh))
+            metrics.append(jax.device_get(values))
+    assert step._cache_size() == 1
+    return jax.device_get(state), metrics
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return {case: three_steps(case, (1, 1, 1)) for case in CASES}
+
+
+def assert_same_training(found, expected):
+    for values, reference in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(values["loss"], reference["loss"], rtol=1e-5)
+        np.testing.assert_allclose(values["grad_norm"], reference["grad_norm"], rtol=1e-4)
+    # Adam's first steps are of size lr whatever the gradient's, so where a gradient is mere rounding its sign may
+    # differ: three steps of at most 3e-4 each way. All but those few entries agree to rounding.
+    for name in ("params", "ema"):
+        pairs = zip(jax.tree.leaves(getattr(found[0], name)), jax.tree.leaves(getattr(expected[0], name)), strict=True)
+        difference = np.concatenate([np.abs(a - b).ravel() for a, b in pairs])
+        assert difference.max() <= 6 * 3e-4
+        assert np.mean(difference > 1e-5) < 1e-3
+
+
+@pytest.mark.parametrize(("case", "shape"), [("uniform", (2, 2, 2)), *(("absorbing", shape) for shape in MESHES)])
+def test_any_mesh_trains_as_one_device(one_device, case, shape):
+    assert_same_training(three_steps(case, shape), one_device[case])
+
+
+def test_microbatches_train_as_the_whole_batch():
+    whole = three_steps("absorbing", (1, 1, 1), dropout=0.0)
+    for microbatches, shape in ((8, (1, 1, 1)), (2, (2, 2, 1))):
+        assert_same_training(three_steps("absorbing", shape, microbatches=microbatches, dropout=0.0), whole)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bound_and_samples_are_those_of_one_device(case):
+    graph, noise = CASES[case]
+    model = model_of(graph, scale_by_sigma=case == "absorbing")
+
+    def figures(shape):
+        mesh = mesh_of(shape)
+        with jax.set_mesh(mesh):
+            params = init_state(jax.random.key(0), model, make_optimizer(), mesh).params
+            # Random everywhere: the zero-initialised head would hide the network.
+            params = jax.tree.map(
+                lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape), params
+            )
+            score_fn = lambda x, sigma: model.apply({"params": params}, x, sigma)  # noqa: E731
+            bound = jax.jit(lambda x: likelihood.bound(jax.random.key(2), score_fn, graph, noise, x, num_times=4))(
+                sharding.place_batch(TOKENS, mesh)
+            )
+            tokens = jax.jit(
+                lambda: sampling.sample(jax.random.key(3), score_fn, graph, noise, (8, 16), steps=4),
+                out_shardings=sharding.of_batch(mesh),
+            )()
+        return jax.device_get(bound), np.asarray(tokens)
+
+    expected = figures((1, 1, 1))
+    for shape in MESHES:
+        bound, tokens = figures(shape)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4), bound, expected[0])
+        # A draw at the very edge of an interval may fall on the other side after reassociation.
+        assert np.mean(tokens != expected[1]) < 0.02
+
+
+def test_every_weight_and_moment_is_split():
+    mesh = mesh_of((1, 4, 2))
+    graph = Uniform(32)
+    state = init_state(jax.random.key(0), model_of(graph), make_optimizer(), mesh)
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert held < whole / 4
+    split = {leaf.shape: leaf.sharding.spec for leaf in jax.tree.leaves(state.params)}
+    for moments in (state.ema, state.opt_state[1][0].mu, state.opt_state[1][0].nu):
+        assert {leaf.shape: leaf.sharding.spec for leaf in jax.tree.leaves(moments)} == split
+
+
+def test_an_axis_that_the_mesh_does_not_divide_stays_whole():
+    mesh = mesh_of((1, 4, 2))
+    assert sharding.spec((32, 33), ("embed", "vocab"), mesh) == PartitionSpec(("fsdp",), None)
+    assert sharding.spec((7, 34), (None, "vocab"), mesh) == PartitionSpec(None, ("tensor",))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 3}, "mesh.data=3, .* does not fit 8 devices"),
+        ({"data": 2, "fsdp": 2}, "4 does not fit 8"),
+        ({"data": -1, "fsdp": -1}, "at most one may be -1"),
+        ({"tensor": 0}, "mesh.tensor=0: sizes must be positive"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes, message):
+    with pytest.raises(InputError, match=message):
+        sharding.make_mesh(**sizes)
+
+
+def test_one_size_may_be_what_the_others_leave():
+    assert dict(sharding.make_mesh(fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
