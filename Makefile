@@ -31,7 +31,7 @@ demo: install ## Train a tiny model, evaluate it, sample and infill (WORKDIR=run
 	$(BIN)/python -m sedd_jax.train --config=configs/tiny.py --workdir=$(WORKDIR) >&2; \
 	$(BIN)/python -m sedd_jax.evaluate --workdir=$(WORKDIR) >&2; \
 	$(BIN)/python -m sedd_jax.sample --workdir=$(WORKDIR) --num=2 >&2; \
-	$(BIN)/python -m sedd_jax.sample --workdir=$(WORKDIR) --template='It was the [[24]] of the whole day.'
+	$(BIN)/python -m sedd_jax.sample --workdir=$(WORKDIR) --template='The [[4]] statement is used to [[24]].'
 
 test: install ## Run the tests.
 	@$(BIN)/python -m pytest

@@ -41,7 +41,10 @@ def build(constructor: Callable[..., T], section: str, config: ConfigDict, **giv
     missing = [name for name in missing if name not in config[section]]
     if missing:
         raise InputError(f"config.{section}.{missing[0]} is missing")
-    return constructor(**config[section], **given)
+    try:
+        return constructor(**config[section], **given)
+    except TypeError as error:
+        raise InputError(f"config.{section} has a value of the wrong type: {error}") from error
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

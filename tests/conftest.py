@@ -4,7 +4,7 @@ import os
 import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# XLA has one thread per core, and devices that wait for one another in a collective would occupy all of a small machine.
+# XLA has one thread per core, and on a small machine devices that wait for one another in a collective take them all.
 os.environ["NPROC"] = str(max(16, os.cpu_count() or 1))
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"

@@ -10,7 +10,7 @@ import sys
 from etils import epath
 from ml_collections import ConfigDict
 
-from configs import tiny
+from configs import baseline
 from sedd_jax.training.loop import train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -48,8 +48,8 @@ def write_text(path: pathlib.Path, characters: int = 20_000) -> pathlib.Path:
 
 
 def make_config(**fields: object) -> ConfigDict:
-    """SMALL, and then `fields`, over configs/tiny.py; "__" stands for the dot."""
-    config = tiny.get_config()
+    """SMALL, and then `fields`, over configs/baseline.py; "__" stands for the dot."""
+    config = baseline.get_config()
     config.update_from_flattened_dict(SMALL | _dotted(fields))
     return config
 
@@ -61,7 +61,7 @@ def train_here(workdir: pathlib.Path, **fields: object) -> dict:
 def arguments(workdir: pathlib.Path, **fields: object) -> list[str]:
     """The command line of `train_here`."""
     overrides = [f"--config.{name}={value}" for name, value in (SMALL | _dotted(fields)).items()]
-    return ["--config=configs/tiny.py", f"--workdir={workdir}", *overrides]
+    return ["--config=configs/baseline.py", f"--workdir={workdir}", *overrides]
 
 
 def start(name: str, *argv: str) -> subprocess.Popen:

@@ -15,10 +15,10 @@ from sedd_jax.training.experiment import load_trained
 from sedd_jax.training.loop import train
 
 CONFIG_WITH_UNKNOWN_FIELD = """
-from configs import tiny
+from configs import baseline
 
 def get_config():
-    config = tiny.get_config()
+    config = baseline.get_config()
     config.optim.momentum = 0.9
     return config
 """
@@ -132,15 +132,15 @@ def test_sections_and_fields_have_to_be_known_and_there(inputs, section):
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        (["--config=configs/tiny.py", "--workdir=NEW", "--config.model.widht=3"], "--config.model.widht=3"),
-        (["--config=configs/tiny.py", "--workdir=NEW", "--config.optim.lr=fast"], "--config.optim.lr=fast"),
-        (["--config=configs/tiny.py", "--workdir=NEW", "--stpes=3"], "stpes"),
-        (["--config=configs/tiny.py"], "--workdir"),
+        (["--config=configs/baseline.py", "--workdir=NEW", "--config.model.widht=3"], "--config.model.widht=3"),
+        (["--config=configs/baseline.py", "--workdir=NEW", "--config.optim.lr=fast"], "--config.optim.lr=fast"),
+        (["--config=configs/baseline.py", "--workdir=NEW", "--stpes=3"], "stpes"),
+        (["--config=configs/baseline.py"], "--workdir"),
         (["--workdir=NEW"], "--config"),
         (["--config=absent.py", "--workdir=NEW"], "absent.py"),
         (["--config=INPUTS/broken.py", "--workdir=NEW"], "broken.py, line 1"),
         (["--config=INPUTS/unknown.py", "--workdir=NEW"], "config.optim.momentum"),
-        (["--config=configs/tiny.py", "--workdir=INPUTS/text.txt"], "text.txt"),
+        (["--config=configs/baseline.py", "--workdir=INPUTS/text.txt"], "text.txt"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

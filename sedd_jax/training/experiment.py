@@ -111,7 +111,8 @@ def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
     """Raises InputError for anything in the config that is unknown, missing or does not fit."""
     graph = build(rates.make, "graph", config, vocab_size=vocab_size)
     mesh = build(sharding.make_mesh, "mesh", config)
-    model = build(Transformer, "model", config, num_states=graph.num_states)
+    # parent and name are fields of every Flax module, and not for a config to set.
+    model = build(Transformer, "model", config, num_states=graph.num_states, parent=None, name=None)
     if model.scale_by_sigma is None:
         model = model.clone(scale_by_sigma=isinstance(graph, rates.Absorbing))
     if model.num_heads % mesh.shape["tensor"]:
