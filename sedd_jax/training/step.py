@@ -19,7 +19,7 @@ from sedd_jax.training.state import TrainState, abstract_state
 Metrics = dict[str, Float[Array, ""]]
 
 
-def ema_decay(decay: float, step: Int[Array, ""]) -> Float[Array, ""]:
+def ema_decay(decay: float, step: Int[Array, ""] | int) -> Float[Array, ""]:
     """The paper's ramp: an average over the whole short past first, then over about 1 / (1 - decay) steps."""
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
