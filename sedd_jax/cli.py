@@ -51,7 +51,12 @@ def config() -> ConfigDict:
 
 
 def workdir() -> epath.Path:
-    return epath.Path(required("workdir"))
+    path = epath.Path(required("workdir"))
+    try:
+        path.exists()
+    except ImportError as error:  # a bucket URL without the package that reads it
+        raise InputError(f"--workdir={path}: {_one_line(error)}") from error
+    return path
 
 
 def _parse(argv: list[str]) -> None:

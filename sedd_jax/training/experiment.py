@@ -90,7 +90,7 @@ class Experiment:
 
         return jax.jit(bound, out_shardings=sharding.replicated(self.mesh))
 
-    def sample_fn(self, steps: int, method: str) -> Callable[..., sampling.Sample]:
+    def sample_fn(self, steps: int, method: str) -> jax.stages.Wrapped:
         """(params, key, (given [B, L], values [B, L])) -> `sampling.Sample`."""
 
         def draw(params, key, clamp):
