@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -30,20 +28,16 @@ def test_tokens_per_byte_counts_the_ends_of_text_among_the_tokens_only():
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
 def test_the_stream_is_stored_in_the_smallest_type_that_fits(vocab_size, dtype):
-    @dataclasses.dataclass
-    class Last:
+    class Last(tokenizers.Bytes):
         """Encodes every text as its last id but one, and ends it with the last."""
 
-        vocab_size: int
-
-        @property
-        def eot(self):
-            return self.vocab_size - 1
+        eot = vocab_size - 1
 
         def encode(self, text):
             return np.array([self.vocab_size - 2], np.int32)
 
-    tokens = packing.tokenize(["text"], Last(vocab_size)).tokens
+    Last.vocab_size = vocab_size
+    tokens = packing.tokenize(["text"], Last()).tokens
     assert tokens.dtype == dtype
     assert tokens.tolist() == [vocab_size - 2, vocab_size - 1]
 

@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
         """Ids, int32 [n], with no end of text. Raises InputError if `text` is not valid Unicode."""
         ...
 
-    def decode(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
         """Text of ids [n]: `eot` as <|endoftext|>, bytes that are not UTF-8 as U+FFFD. InputError for other ids."""
         ...
 
@@ -64,7 +64,7 @@ class Bytes:
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
 
-    def decode(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
         return _decode(self, tokens, lambda ids: ids.astype(np.uint8).tobytes().decode("utf-8", errors="replace"))
 
     def save(self, directory: epath.PathLike) -> None:
@@ -111,7 +111,7 @@ class SentencePiece:
         blocks = _blocks(text) if self._restarts_at_newline else [text]
         return np.concatenate([np.empty(0, np.int32), *(np.array(self._encode(block), np.int32) for block in blocks)])
 
-    def decode(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
         return _decode(self, tokens, lambda ids: self._processor.decode(ids.tolist()))
 
     def save(self, directory: epath.PathLike) -> None:
@@ -231,7 +231,9 @@ def _utf8(text: str) -> bytes:
         raise InputError(f"text with half a surrogate pair at character {error.start}: give valid UTF-8") from error
 
 
-def _decode(tokenizer: Tokenizer, tokens: Iterable[int], decode_document: Callable[[np.ndarray], str]) -> str:
+def _decode(
+    tokenizer: Tokenizer, tokens: Iterable[SupportsIndex] | np.ndarray, decode_document: Callable[[np.ndarray], str]
+) -> str:
     ids = np.asarray(tokens, dtype=np.int64)
     unknown = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
     if unknown.size:
