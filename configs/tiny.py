@@ -2,7 +2,7 @@
 
     python -m sedd_jax.train --config=configs/tiny.py --workdir=runs/tiny        (or: make demo)
 
-Hardware: 2 CPU cores. @TINY@
+Hardware: 2 CPU cores. Result: 2.67 bits per byte in 5.5 minutes (docs/benchmarks.md).
 """
 
 from ml_collections import ConfigDict
