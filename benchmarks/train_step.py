@@ -1,6 +1,6 @@
 """How fast a training step is beside a bare forward pass and beside the floor that a matrix product sets.
 
-    python benchmarks/train_step.py [--config=configs/baseline.py] [--repeats=5]
+    python -m benchmarks.train_step [--config=configs/baseline.py] [--repeats=5]
 
 The floor is the FLOPs of `metrics.train_flops_per_token` at the rate of a large float32 (or bfloat16) matrix product of
 the same process. Rounds alternate between the three, and medians are reported, because a shared machine drifts.
