@@ -110,7 +110,7 @@ def over_chunks(
     for first in progress(range(0, len(chunks), batch_size)):
         rows = chunks[first : first + batch_size]
         filled = np.concatenate([rows, np.repeat(rows[-1:], batch_size - len(rows), axis=0)])
-        parts.append(bound_fn(filled, first))
+        parts.append(jax.device_get(bound_fn(filled, first)))
     return jax.tree.map(lambda *values: np.concatenate(values)[: len(chunks)], *parts)
 
 
