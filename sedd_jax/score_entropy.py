@@ -19,7 +19,7 @@ class Noised(NamedTuple):
 
     x: Int[Array, "b l"]
     sigma: Float[Array, " b"]
-    rate: Float[Array, " b"]
+    weight: Float[Array, " b"]  # sigma'(t) / density of t
 
 
 def stratified_times(key: Key[Array, ""], num: int) -> Float[Array, " num"]:
@@ -31,19 +31,43 @@ def stratified_times(key: Key[Array, ""], num: int) -> Float[Array, " num"]:
     return 1 - (jax.random.uniform(key) + jnp.arange(num) / num) % 1
 
 
+def importance_times(
+    key: Key[Array, ""], noise: Noise, num: int
+) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
+    """Stratified times whose density is half uniform in t, half uniform in the noised part 1 - e^-sigma of the tokens.
+
+    Returns the times and their density q; dividing by q keeps every mean over t as it is. With the log-linear schedule
+    q is 1 everywhere. With the geometric one, half of all uniform times have less than 5 % of their tokens noised and
+    a loss near zero; this density spends them where the loss is, and never exceeds a weight 1 / q of 2.
+    """
+    noised = lambda t: -jnp.expm1(-noise.total(t))  # noqa: E731
+    start, stop = noised(jnp.zeros(())), noised(jnp.ones(()))
+    u = stratified_times(key, num)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        below = (middle + (noised(middle) - start) / (stop - start)) / 2 < u
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    _, t = jax.lax.fori_loop(0, 24, halve, (jnp.zeros(num), jnp.ones(num)))
+    return t, (1 + jnp.exp(-noise.total(t)) * noise.rate(t) / (stop - start)) / 2
+
+
 def diffuse(key: Key[Array, ""], graph: Graph, noise: Noise, tokens: Int[Array, "b l"]) -> Noised:
-    """Draws a time for each sequence (stratified over the batch) and the sequence at that time."""
+    """Draws a time for each sequence (`importance_times` over the batch) and the sequence at that time."""
     time_key, noise_key = jax.random.split(key)
-    t = stratified_times(time_key, tokens.shape[0])
+    t, density = importance_times(time_key, noise, tokens.shape[0])
     sigma = noise.total(t)
-    return Noised(graph.sample_transition(noise_key, tokens, sigma[:, None]), sigma, noise.rate(t))
+    x = graph.sample_transition(noise_key, tokens, sigma[:, None])
+    return Noised(x, sigma, noise.rate(t) / density)
 
 
 def denoising_loss(score_fn: ScoreFn, graph: Graph, noised: Noised, tokens: Int[Array, "b l"]) -> Float[Array, " b"]:
-    """sigma'(t) sum over positions of the score entropy: an unbiased draw of the diffusion part of the likelihood
+    """The weight times the sum over positions of the score entropy: an unbiased draw of the diffusion part of the likelihood
     bound, in nats per sequence (summed over L)."""
     log_score = score_fn(noised.x, noised.sigma)
-    return noised.rate * graph.score_entropy(log_score, noised.sigma[:, None], noised.x, tokens).sum(-1)
+    return noised.weight * graph.score_entropy(log_score, noised.sigma[:, None], noised.x, tokens).sum(-1)
 
 
 def dwdse(
