@@ -4,6 +4,7 @@ data: replicas that split the batch. fsdp: splits the batch and every weight alo
 heads, MLP and vocabulary.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,20 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Asks the compiler to split an activation by its logical axes; does nothing where no mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec(x.shape, names, mesh))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+    """A weight made whole along its model width where it is used, and its gradient split again as the weight is.
+
+    Said twice because the compiler does neither by itself: it would pass the parts of the weight round in a ring, once
+    more than needed under rematerialisation; and for the gradient it would all-reduce, at twice the bytes of a
+    reduce-scatter, since the transpose of a constraint asks the gradient to be whole as well.
+    """
+    return constrain(weight, *(None if name == "embed" else name for name in names))
+
+
+gather.defvjp(lambda weight, names: (gather(weight, names), None), lambda names, _, grad: (constrain(grad, *names),))
 
 
 def of_tree(abstract: Any, mesh: Mesh) -> Any:

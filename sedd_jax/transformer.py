@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.errors import InputError
-from sedd_jax.sharding import constrain
+from sedd_jax.sharding import constrain, gather
 
 # Uniform on +-1/sqrt(fan_in), for weights [fan_in, ...]: what torch gives a Linear layer, and the reference has.
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=-1)
@@ -41,10 +41,11 @@ class Linear(nn.Module):
         zeros = nn.initializers.zeros_init()
         kernel_init = nn.with_logical_partitioning(zeros if self.zero_init else _kernel_init, self.axes)
         kernel = self.param("kernel", kernel_init, (fan_in, *self.features), jnp.float32)
+        kernel = gather(kernel.astype(self.dtype), self.axes)
         out_dtype = self.out_dtype or self.dtype
         y = jax.lax.dot_general(
             x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            kernel,
             (((x.ndim - 1,), (0,)), ((), ())),
             preferred_element_type=out_dtype,
         )
