@@ -5,7 +5,7 @@ heads, MLP and vocabulary.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,10 +27,12 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices. One size may be -1: what the others leave. Raises InputError where they do not fit."""
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices, or over those given. One size may be -1: what the others leave. Raises InputError where
+    they do not fit."""
+    devices = jax.devices() if devices is None else devices
     sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
-    num_devices = jax.device_count()
+    num_devices = len(devices)
     asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
     if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
         raise InputError(f"{asked}: sizes must be positive, and at most one may be -1 (what the others leave)")
@@ -38,7 +40,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if num_devices % known or (-1 not in sizes.values() and known != num_devices):
         raise InputError(f"{asked}: {known} does not fit {num_devices} devices; their product must be {num_devices}")
     shape = tuple(num_devices // known if size == -1 else size for size in sizes.values())
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
 def spec(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:

@@ -1,6 +1,6 @@
 """A config as objects: what training, evaluation and sampling of one run have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,10 +107,11 @@ class Experiment:
         return sharding.place(rows, sharding.of_batch(self.mesh) if split else sharding.replicated(self.mesh))
 
 
-def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
-    """Raises InputError for anything in the config that is unknown, missing or does not fit."""
+def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Experiment:
+    """On all devices, or on those given. Raises InputError for anything in the config that is unknown, missing or does
+    not fit."""
     graph = build(rates.make, "graph", config, vocab_size=vocab_size)
-    mesh = build(sharding.make_mesh, "mesh", config)
+    mesh = build(sharding.make_mesh, "mesh", config, devices=devices)
     # parent and name are fields of every Flax module, and not for a config to set.
     model = build(Transformer, "model", config, num_states=graph.num_states, parent=None, name=None)
     if model.scale_by_sigma is None:
