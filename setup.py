@@ -12,7 +12,10 @@ VERSION = re.search(r'^__version__ = "(.+)"$', INIT.read_text(), re.MULTILINE)[1
 # Lower bounds are what was tried, upper bounds the next release that may break.
 JAX = ">=0.10,<0.13"
 
-TEST = ["beartype>=0.23,<0.24", "pytest>=9,<10", "scipy>=1.15,<2"]
+# Compiles for TPUs that are not there: jax[tpu] names the libtpu that fits, which exists for Linux on x86-64 alone.
+AOT = f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'"
+
+TEST = [AOT, "beartype>=0.23,<0.24", "pytest>=9,<10", "scipy>=1.15,<2"]
 DEV = [*TEST, "import-linter>=2.16,<3", "ruff>=0.17.6,<0.18"]
 
 setup(
@@ -43,6 +46,7 @@ setup(
     ],
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
+        "aot": [AOT],
         "cuda12": [f"jax[cuda12]{JAX}"],
         "cuda13": [f"jax[cuda13]{JAX}"],
         "test": TEST,

@@ -10,19 +10,8 @@ from etils import epath
 from tensorboardX import SummaryWriter
 
 from sedd_jax.config import write_atomically
+from sedd_jax.training import chips
 from sedd_jax.transformer import Transformer
-
-# Dense bfloat16 peak of one device, FLOP/s. cloud.google.com/tpu/docs (system architecture pages) for TPUs,
-# NVIDIA's data sheets (without sparsity) for GPUs.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 def train_flops_per_token(model: Transformer, length: int) -> int:
@@ -50,9 +39,8 @@ def matmul_rate(size: int = 1536, dtype: str = "float32", seconds: float = 0.3) 
 def peak_flops() -> float:
     """FLOP/s of all devices together: published, or for a device that is not in the table (a CPU) measured."""
     kind = jax.devices()[0].device_kind
-    for name in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if kind.startswith(name):
-            return PEAK_FLOPS[name] * jax.device_count()
+    if chip := chips.of_kind(kind):
+        return chip.flops * jax.device_count()
     # Virtual CPU devices share the cores of their host.
     return matmul_rate() * (jax.process_count() if kind == "cpu" else jax.device_count())
 

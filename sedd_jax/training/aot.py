@@ -1,0 +1,337 @@
+"""Compiles a training step and the sampler for TPUs that are not there, and reads off what they need.
+
+The functions are those that training and sampling run; only their arguments are abstract. Three figures of a program
+come from XLA (bytes per chip), three from its text (`hlo`: FLOPs, bytes to and from HBM, bytes between chips), and the
+theoretical minimum of the last from the shardings:
+
+    fsdp (n)    every weight that it splits is gathered in the forward pass and again in the backward pass, and its
+                gradient is scattered: 3 (n - 1)/n bytes(weight) per microbatch, since neither whole weights nor whole
+                gradients are kept. Of the embedding, its table or the rows looked up move, whichever is smaller, and
+                their gradient goes back.
+    data (d)    the gradient is all-reduced once per step: 2 (d - 1)/d bytes(its part on a chip); over n d chips for
+                what fsdp leaves whole.
+    tensor (t)  activations [B / (n d), L, dim] are all-reduced twice per block in the forward pass and twice in the
+                backward pass, and once before a head that is split: 2 (t - 1)/t bytes each.
+
+Bytes are what one chip sends, everything in the compute dtype. Sources: Rajbhandari et al. 2020 (ZeRO), section 7;
+Shoeybi et al. 2019 (Megatron-LM), section 3; Patarasuk and Yuan 2009 for the rings.
+"""
+
+import importlib.util
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sedd_jax import sharding
+from sedd_jax.config import build
+from sedd_jax.errors import InputError, TrainingError
+from sedd_jax.training import chips, metrics
+from sedd_jax.training.chips import Chip
+from sedd_jax.training.experiment import Experiment, make_experiment
+from sedd_jax.training.hlo import Program
+from sedd_jax.training.loop import TrainOptions
+from sedd_jax.training.step import make_train_step
+
+TARGETS = ("train", "sample", "both")
+
+
+def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
+    """The devices of `num_slices` TPU slices such as 'v5e:4x4', to compile for and not to run on.
+
+    Raises InputError without libtpu, or for a name that it does not know.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("--topology needs libtpu, which is not installed: pip install 'sedd_jax[aot]' (Linux, x86-64)")
+    if num_slices < 1:
+        raise InputError(f"--num_slices={num_slices} must be at least 1")
+    # What libtpu would otherwise ask a metadata server for, and complain about at length; no value of these matters.
+    for variable, value in {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }.items():
+        os.environ.setdefault(variable, value)
+    jax.config.update("jax_platforms", "cpu")
+    # Both cores of a v4 chip are one device, as on the machines themselves; of the later versions that is the default.
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    if num_slices > 1:
+        options["num_slices"] = num_slices
+    try:
+        return topologies.get_topology_desc(name, "tpu", **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition(": ")[2].split("\n")[0]
+        raise InputError(f"--topology={name} is not known to libtpu, unlike v5e:4x4 ({reason})") from error
+
+
+def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: int, what: str) -> dict[str, Any]:
+    """Compiles `what` ('train', 'sample' or 'both') and returns the figures of the final line.
+
+    Raises InputError for what does not fit the topology, TrainingError where the program needs more memory than the
+    chip has.
+    """
+    if what not in TARGETS:
+        raise InputError(f"--what={what} is unknown; choose one of {', '.join(TARGETS)}")
+    devices = topology_devices(topology, num_slices)
+    if "slices" in config.mesh:
+        config.mesh.slices = num_slices
+    experiment = make_experiment(config, vocab_size, devices)
+    options = build(TrainOptions, "train", config)
+    mesh, length = experiment.mesh, config.data.length
+    kind = devices[0].device_kind
+    chip = chips.of_kind(kind)
+    if chip is None:
+        raise InputError(f"--topology={topology}: sedd_jax/training/chips.py has no figures of {kind!r} yet; add them")
+    result: dict[str, Any] = {
+        "topology": topology,
+        "num_slices": num_slices,
+        "chips": mesh.size,
+        "device_kind": kind,
+        "mesh": dict(mesh.shape),
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract_state().params)),
+        "length": length,
+    }
+    with jax.set_mesh(mesh):
+        if what != "sample":
+            options.check_batch(sharding.batch_shards(mesh))
+            result["train"] = _train(experiment, options, length, chip)
+        if what != "train":
+            result["sample"] = _sample(experiment, length, chip)
+    return result
+
+
+def _train(experiment: Experiment, options: TrainOptions, length: int, chip: Chip) -> dict[str, Any]:
+    mesh, state, batch_size = experiment.mesh, experiment.abstract_state(), options.batch_size
+    step = make_train_step(
+        experiment.model,
+        experiment.graph,
+        experiment.noise,
+        experiment.optimizer,
+        mesh,
+        decay=options.ema_decay,
+        microbatches=options.microbatches,
+    )
+    tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32, sharding=sharding.of_batch(mesh))
+    flops_per_token = metrics.train_flops_per_token(experiment.model, length)
+    figures = _figures(step, (state, _key(), tokens), "the training step", mesh, chip, flops_per_token * tokens.size)
+    by_kind = {"params": state.params, "ema": state.ema, "moments": state.opt_state, "batch": tokens}
+    figures["bytes_per_chip"] = {k: _bytes_per_chip(v) for k, v in by_kind.items()} | figures["bytes_per_chip"]
+    figures |= {
+        "batch_size": batch_size,
+        "microbatches": options.microbatches,
+        "flops_per_step": flops_per_token * tokens.size,
+        "flops_per_token": flops_per_token,
+        "tokens_per_second": tokens.size / figures["roofline"]["step_seconds"],
+    }
+    minimum = least_traffic(state.params, experiment, tokens=tokens.size, microbatches=options.microbatches)
+    return _against(figures, minimum)
+
+
+def _sample(experiment: Experiment, length: int, chip: Chip) -> dict[str, Any]:
+    mesh, options = experiment.mesh, experiment.sampling
+    split = options.num % sharding.batch_shards(mesh) == 0
+    place = sharding.of_batch(mesh) if split else sharding.replicated(mesh)
+    shape = (options.num, length)
+    clamp = tuple(jax.ShapeDtypeStruct(shape, dtype, sharding=place) for dtype in (jnp.bool_, jnp.int32))
+    params, calls = experiment.abstract_state().params, options.steps + 1
+    # A forward pass is a third of a step. Samples that the mesh does not divide are drawn by every chip.
+    flops_per_call = metrics.train_flops_per_token(experiment.model, length) // 3 * options.num * length
+    copies = 1 if split else sharding.batch_shards(mesh)
+    figures = _figures(
+        experiment.sample_fn(options.steps, options.method),
+        (params, _key(), clamp),
+        "the sampler",
+        mesh,
+        chip,
+        flops_per_call * calls * copies,
+    )
+    figures["bytes_per_chip"] = {"params": _bytes_per_chip(params)} | figures["bytes_per_chip"]
+    figures |= {
+        "num": options.num,
+        "split": split,
+        "network_calls": calls,
+        "flops_per_call": flops_per_call,
+        "program_flops_per_chip_per_call": figures["program_flops_per_chip"] / calls,
+        "memory_traffic_per_call": figures["memory_traffic"] / calls,
+        "seconds_per_call": figures["roofline"]["step_seconds"] / calls,
+    }
+    tokens = options.num * length * copies
+    minimum = least_traffic(params, experiment, tokens=tokens, microbatches=calls, training=False)
+    return _against(figures, minimum)
+
+
+def _key() -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _figures(
+    function: jax.stages.Wrapped, arguments: tuple, name: str, mesh: Mesh, chip: Chip, useful_flops: float
+) -> dict[str, Any]:
+    """What the compiled function needs of one chip."""
+    lowered, start = function.lower(*arguments), time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise _out_of_memory(name, error) from error
+    seconds = time.perf_counter() - start
+    memory, program = compiled.memory_analysis(), Program(compiled.as_text(), mesh.size)
+    total = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    collectives: dict[str, dict[str, float]] = {}
+    for entry in program.collectives():
+        figures = collectives.setdefault(entry.kind, {"count": 0, "bytes": 0.0})
+        figures["count"] += entry.executions
+        figures["bytes"] += entry.executions * entry.bytes
+    flops, sent = program.flops(), sum(figures["bytes"] for figures in collectives.values())
+    traffic = program.memory_traffic()
+    return {
+        "bytes_per_chip": {
+            "arguments": memory.argument_size_in_bytes,
+            "outputs": memory.output_size_in_bytes,
+            "aliased": memory.alias_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+            "code": memory.generated_code_size_in_bytes,
+            "total": total,
+        },
+        "memory": chip.memory,
+        "fits": total <= chip.memory,
+        "headroom": chip.memory - total,
+        "program_flops_per_chip": flops,
+        "xla_flops_per_chip": compiled.cost_analysis()["flops"],
+        "program_flops_per_chip_loops_once": program.flops(loops_once=True),
+        "unknown_trip_counts": program.unknown_trip_counts,
+        "memory_traffic": traffic,
+        "collectives": collectives,
+        "collective_bytes": sent,
+        "roofline": roofline(chip, flops=flops, traffic=traffic, sent=sent, useful_flops=useful_flops / mesh.size),
+        "compile_seconds": round(seconds, 1),
+    }
+
+
+def roofline(chip: Chip, *, flops: float, traffic: float, sent: float, useful_flops: float) -> dict[str, float]:
+    """Seconds of one run on one chip: `step_seconds` if computing, HBM and links work at once and at their peaks (the
+    least that is possible), `step_seconds_serial` if they take turns. mfu: the share of the peak for useful FLOPs."""
+    parts = {
+        "compute_seconds": flops / chip.flops,
+        "memory_seconds": traffic / chip.memory_bandwidth,
+        "link_seconds": sent / chip.link_bandwidth,
+    }
+    longest, together = max(parts.values()), sum(parts.values())
+    return parts | {
+        "step_seconds": longest,
+        "step_seconds_serial": together,
+        "mfu": useful_flops / chip.flops / longest,
+        "mfu_serial": useful_flops / chip.flops / together,
+    }
+
+
+def _against(figures: dict[str, Any], minimum: dict[str, float]) -> dict[str, Any]:
+    least = sum(minimum.values())
+    return figures | {
+        "collective_bytes_minimum": least,
+        "collective_bytes_minimum_by_axis": minimum,
+        "collective_bytes_ratio": figures["collective_bytes"] / least if least else None,
+    }
+
+
+def least_traffic(
+    params: Any, experiment: Experiment, *, tokens: int, microbatches: int, training: bool = True
+) -> dict[str, float]:
+    """Bytes that a chip has to send per run, by mesh axis: the formulas above. tokens: of the global batch.
+
+    For the sampler (training=False) a microbatch is a network call: weights are gathered once in each, there are no
+    gradients, and activations are all-reduced in the forward pass only.
+    """
+    mesh, model = experiment.mesh, experiment.model
+    data, fsdp, tensor = (mesh.shape[axis] for axis in sharding.MESH_AXES)
+    width = jnp.dtype(model.dtype).itemsize
+    rows = tokens // (data * fsdp) // (microbatches if training else 1)  # of one chip, at a time
+    least = {"data": 0.0, "fsdp": 0.0, "tensor": 0.0}
+    ring = lambda group: (group - 1) / group  # noqa: E731
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        axes = [axis for axes in leaf.sharding.spec if axes for axis in ((axes,) if isinstance(axes, str) else axes)]
+        size = math.prod(leaf.shape) * width / (tensor if "tensor" in axes else 1)
+        split = "fsdp" in axes
+        if path[0].key == "embedding":
+            moved = min(size, rows * model.dim * width) * (2 if training else 1)
+        else:
+            moved = size * (3 if training else 1)
+        least["fsdp"] += microbatches * moved * ring(fsdp) if split else 0
+        if training:
+            group = data if split else data * fsdp
+            least["data"] += 2 * ring(group) * size / (fsdp if split else 1)
+    head_is_split = "tensor" in str(params["head"]["kernel"].sharding.spec)
+    reductions = 4 * model.num_layers + head_is_split if training else 2 * model.num_layers
+    runs = microbatches
+    least["tensor"] = runs * reductions * 2 * ring(tensor) * rows * model.dim * width
+    return least
+
+
+def _bytes_per_chip(tree: Any) -> int:
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _out_of_memory(name: str, error: jax.errors.JaxRuntimeError) -> Exception:
+    """A TrainingError where the compiler found that the program does not fit; anything else as it is."""
+    used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return error
+    needs = f"needs {used[1]} of {used[2]} HBM per chip" if used else str(error).split("\n")[0]
+    return TrainingError(
+        f"{name} does not fit: it {needs}; split more (mesh.fsdp), recompute (model.remat), or take "
+        "train.microbatches or a smaller batch"
+    )
+
+
+def describe(result: dict[str, Any], say: Callable[[str], None]) -> None:
+    """The figures for a person."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
+    say(f"{result['parameters']:,} parameters on {result['chips']} x {result['device_kind']} ({mesh})")
+    for name, figures in ((name, result[name]) for name in ("train", "sample") if name in result):
+        held, roof = figures["bytes_per_chip"], figures["roofline"]
+        say(f"{name}: compiled in {figures['compile_seconds']} s")
+        say("  memory per chip, GB: " + ", ".join(f"{kind} {size / 1e9:.3f}" for kind, size in held.items()))
+        say(
+            f"  {'fits' if figures['fits'] else 'DOES NOT FIT'}: {held['total'] / 1e9:.2f} of "
+            f"{figures['memory'] / 1e9:.0f} GB, {figures['headroom'] / 1e9:.2f} GB left"
+        )
+        once, xla = figures["program_flops_per_chip_loops_once"], figures["xla_flops_per_chip"]
+        say(
+            f"  TFLOPs per chip: {figures['program_flops_per_chip'] / 1e12:.3f} in matrix products, loops multiplied "
+            f"out ({once / 1e12:.3f} with each loop body once; XLA's cost analysis, which counts them once and other "
+            f"operations too, says {xla / 1e12:.3f})"
+        )
+        if name == "train":
+            share = figures["flops_per_step"] / result["chips"]
+            say(
+                f"  of these useful: {share / 1e12:.3f} ({figures['flops_per_token'] / 1e9:.3f} GFLOPs per token); the "
+                "rest is recomputation, conditioning and embedding"
+            )
+        for kind, entry in figures["collectives"].items():
+            say(f"  {kind}: {entry['count']:,} per run, {entry['bytes'] / 1e9:.4f} GB sent per chip")
+        least, ratio = figures["collective_bytes_minimum"], figures["collective_bytes_ratio"]
+        times = f"{ratio:.2f} times the least" if ratio else "more than the least"
+        say(f"  collectives in all: {figures['collective_bytes'] / 1e9:.4f} GB, {times}, {least / 1e9:.4f} GB")
+        say(
+            f"  at published peaks: compute {roof['compute_seconds'] * 1e3:.1f} ms, HBM "
+            f"{roof['memory_seconds'] * 1e3:.1f} ms, links {roof['link_seconds'] * 1e3:.1f} ms; MFU "
+            f"{roof['mfu']:.0%} if all overlap, "
+            f"{roof['mfu_serial']:.0%} if nothing does"
+        )
+        if figures["unknown_trip_counts"]:
+            say(f"  {figures['unknown_trip_counts']} loops of unknown length were counted once")
