@@ -288,12 +288,13 @@ def _bytes_per_chip(tree: Any) -> int:
 
 def _out_of_memory(name: str, error: jax.errors.JaxRuntimeError) -> Exception:
     """A TrainingError where the compiler found that the program does not fit; anything else as it is."""
-    used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error):
         return error
-    needs = f"needs {used[1]} of {used[2]} HBM per chip" if used else str(error).split("\n")[0]
+    # "... required for HLO temporaries (37.25G) exceeds available HBM (15.75G)", or "Used 37.25G of 15.75G hbm".
+    sizes = re.findall(r"\b[\d.]+[KMGT]\b", str(error))
+    needs = f"needs {sizes[0]}iB of {sizes[1]}iB" if len(sizes) > 1 else str(error).split("\n")[0]
     return TrainingError(
-        f"{name} does not fit: it {needs}; split more (mesh.fsdp), recompute (model.remat), or take "
+        f"{name} does not fit a chip: it {needs}; split more (mesh.fsdp), recompute (model.remat), or take "
         "train.microbatches or a smaller batch"
     )
 

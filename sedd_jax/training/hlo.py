@@ -259,13 +259,14 @@ def _sent(kind: str, size: int, group: int) -> float:
     A ring reaches these: an all-gather passes on all parts but one, a reduce-scatter likewise, an all-reduce is both.
     """
     share = (group - 1) / group
-    return size * {
-        "all-gather": group - 1,
+    times = {
+        "all-gather": group - 1.0,
         "all-reduce": 2 * share,
         "reduce-scatter": share,
         "all-to-all": share,
         "ragged-all-to-all": share,
-    }.get(kind, 1)
+    }
+    return size * times.get(kind, 1.0)
 
 
 def _multiply_adds(instruction: Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> int:

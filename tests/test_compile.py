@@ -1,0 +1,199 @@
+"""What a program computes and moves is counted right, and a TPU that is not there can be compiled for."""
+
+import importlib.util
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+from running import make_config, run
+
+from sedd_jax import sharding
+from sedd_jax.errors import InputError
+from sedd_jax.training import aot, chips
+from sedd_jax.training.hlo import Program
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra aot; Linux on x86-64 only)"
+)
+
+
+def program(function, *arguments):
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return Program(compiled.as_text(), jax.device_count()), compiled
+
+
+def array(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    def products(x, weights):
+        def outer(x, weight):
+            return jax.lax.fori_loop(0, 3, lambda _, x: jnp.tanh(x @ weight), x), None
+
+        return jax.lax.scan(outer, x, weights)[0]
+
+    counted, compiled = program(products, array(16, 32), array(5, 32, 32))
+    assert counted.unknown_trip_counts == 0
+    assert counted.flops() == 5 * 3 * 2 * 16 * 32 * 32
+    assert counted.flops(loops_once=True) == 2 * 16 * 32 * 32
+    # The reason for counting ourselves; the rest of XLA's count is the tanh.
+    assert compiled.cost_analysis()["flops"] < 2 * counted.flops(loops_once=True)
+
+
+def test_a_batched_product_counts_each_batch_entry():
+    counted, _ = program(lambda a, b: jnp.einsum("bik,bkj->bij", a, b), array(4, 8, 16), array(4, 16, 32))
+    assert counted.flops() == 2 * 4 * 8 * 16 * 32
+
+
+# How a TPU program has a batched product [4, 12, 128, 64] x [4, 12, 256, 64]: of each window all but one position meets
+# a hole of the dilation.
+BATCHED = """HloModule batched, is_scheduled=true
+
+ENTRY %main (a: f32[4,12,128,64], b: f32[4,12,256,64]) -> f32[4,12,128,256] {
+  %a = f32[4,12,128,64]{3,2,1,0:T(8,128)} parameter(0)
+  %b = f32[4,12,256,64]{3,2,1,0:T(8,128)S(1)} parameter(1)
+  ROOT %c = f32[4,12,128,256]{2,3,1,0:T(8,128)} convolution(%a, %b), window={size=4x12 stride=3x11 lhs_dilate=4x12}, dim_labels=01bf_01oi->01bf
+}
+"""  # noqa: E501
+
+
+def test_a_product_that_became_a_convolution_counts_as_a_product():
+    assert Program(BATCHED, 1).flops() == 2 * 4 * 12 * 128 * 256 * 64
+    # The operand in on-chip memory, S(1), does not go to HBM.
+    assert Program(BATCHED, 1).memory_traffic() == 4 * 4 * 12 * (128 * 64 + 128 * 256)
+
+
+def test_collectives_and_what_they_send():
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+
+    def share(x):
+        def body(x, _):
+            gathered = jax.lax.all_gather(x, "fsdp")  # [4, 64]
+            scattered = jax.lax.psum_scatter(gathered, "fsdp")  # [64]
+            moved = jax.lax.ppermute(scattered, "data", [(0, 1), (1, 0)])
+            return jnp.sin(jax.lax.psum(moved, ("data", "fsdp"))), None
+
+        return jax.lax.scan(body, x, None, length=3)[0]
+
+    shared = jax.shard_map(share, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+    counted, _ = program(shared, array(64))
+    found = {entry.kind: (entry.executions, entry.bytes, entry.dtype) for entry in counted.collectives()}
+    assert found == {
+        "all-gather": (3, 3 * 256, "f32"),
+        "reduce-scatter": (3, 3 * 256, "f32"),
+        "collective-permute": (3, 256, "f32"),
+        "all-reduce": (3, 2 * 7 / 8 * 256, "f32"),
+    }
+
+
+def test_memory_traffic_is_what_is_read_and_written():
+    counted, _ = program(lambda a, b: jnp.sin(a) + b, array(1000), array(1000))
+    assert counted.memory_traffic() == 3 * 4000
+    # Of twelve stacked rows each turn of the loop reads one, not all; and the sum that it keeps goes both ways.
+    counted, _ = program(
+        lambda rows: jax.lax.scan(lambda s, r: (s + jnp.sin(r), None), rows[0], rows)[0], array(12, 1000)
+    )
+    assert 12 * 3 * 4000 <= counted.memory_traffic() < 12 * 12 * 4000
+
+
+def test_the_least_traffic_of_a_mesh():
+    experiment = aot.make_experiment(make_config(mesh__data=2, mesh__fsdp=4), 256)
+    params = experiment.abstract_state().params
+    least = aot.least_traffic(params, experiment, tokens=8 * 32, microbatches=1)
+    split = [leaf for leaf in jax.tree.leaves(params) if "fsdp" in str(leaf.sharding.spec)]
+    whole = [leaf for leaf in jax.tree.leaves(params) if "fsdp" not in str(leaf.sharding.spec)]
+    embedding, rows = 257 * 32 * 4, 32 * 32 * 4  # The rows that a chip looks up are fewer than the table's.
+    weights = sum(leaf.size for leaf in split) * 4
+    assert least["fsdp"] == pytest.approx(3 / 4 * (3 * (weights - embedding) + 2 * rows))
+    assert least["data"] == pytest.approx(2 * 1 / 2 * weights / 4 + 2 * 7 / 8 * sum(leaf.size for leaf in whole) * 4)
+    assert least["tensor"] == 0
+
+
+def test_the_roofline_is_bounded_by_its_parts():
+    chip = chips.of_kind("TPU v5 lite")
+    line = aot.roofline(chip, flops=2 * chip.flops, traffic=chip.memory_bandwidth, sent=0.0, useful_flops=chip.flops)
+    assert (line["step_seconds"], line["step_seconds_serial"]) == (2, 3)
+    assert (line["mfu"], line["mfu_serial"]) == (1 / 2, 1 / 3)
+
+
+def test_the_longest_name_that_fits_is_the_chip():
+    assert chips.of_kind("TPU v5 lite").flops == 197e12
+    assert chips.of_kind("TPU v5p").flops == 459e12
+    assert chips.of_kind("cpu") is None
+
+
+SMALL = [
+    "--config=configs/tiny.py",
+    "--config.model.num_layers=2",
+    "--config.model.dim=128",
+    "--config.model.num_heads=2",
+    "--config.data.length=64",
+    "--config.sampling.steps=3",
+]
+
+
+@needs_libtpu
+def test_a_step_and_the_sampler_compile_for_a_tpu_that_is_not_there():
+    out, err = run("compile", *SMALL, "--topology=v5e:2x2", "--what=both", "--config.mesh.fsdp=2", "--vocab_size=500")
+    figures = json.loads(out.splitlines()[-1])
+    assert (figures["chips"], figures["device_kind"]) == (4, "TPU v5 lite")
+    assert figures["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+    train, sample = figures["train"], figures["sample"]
+    # Half of the parameters on each chip, but for a few that stay whole; as much again for the averages and for each of
+    # the two moments.
+    held = train["bytes_per_chip"]
+    assert 4 * figures["parameters"] / 2 <= held["params"] < 1.05 * 4 * figures["parameters"] / 2
+    assert held["ema"] == held["params"]
+    assert held["moments"] == pytest.approx(2 * held["params"], rel=0.01)
+    assert held["total"] > held["arguments"] >= held["params"] + held["ema"] + held["moments"]
+    assert train["fits"]
+    assert train["headroom"] == 16e9 - held["total"]
+    # Without recomputation a program computes what the formula says, and conditioning.
+    useful = train["flops_per_step"] / 4
+    assert useful <= train["program_flops_per_chip"] < 1.15 * useful
+    assert train["unknown_trip_counts"] == sample["unknown_trip_counts"] == 0
+    assert train["program_flops_per_chip_loops_once"] < train["program_flops_per_chip"]
+    assert train["collective_bytes"] > 0
+    assert 0 < train["roofline"]["mfu_serial"] < train["roofline"]["mfu"] < 1
+    # Four network calls, of one sequence per chip.
+    assert sample["network_calls"] == 4
+    assert sample["program_flops_per_chip_per_call"] == pytest.approx(sample["flops_per_call"] / 4, rel=0.1)
+    assert "fits: " in err
+
+
+@needs_libtpu
+def test_a_step_that_does_not_fit_says_what_it_needs():
+    large = ["--config.model.dim=8192", "--config.model.num_layers=8"]
+    out, err = run("compile", *SMALL, *large, "--topology=v5e:2x2", "--vocab_size=500", expect=1)
+    assert out == ""
+    assert "the training step does not fit a chip: it needs " in err.splitlines()[-1]
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("fields", "options", "named"),
+    [
+        ({}, {"topology": "v5e:3x1"}, "--topology=v5e:3x1"),
+        ({}, {"topology": "nonsense"}, "--topology=nonsense"),
+        ({}, {"num_slices": 0}, "--num_slices=0"),
+        ({}, {"what": "evaluate"}, "--what=evaluate"),
+        ({}, {"vocab_size": 1}, "vocabulary of 1"),
+        ({"mesh__fsdp": 3}, {}, "mesh.fsdp=3"),
+        ({"train__batch_size": 6}, {}, "train.batch_size=6 must be a multiple of 4"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_named(fields, options, named):
+    options = {"topology": "v5e:2x2", "num_slices": 1, "vocab_size": 256, "what": "train"} | options
+    with pytest.raises(InputError, match=named):
+        aot.report(make_config(**fields), **options)
+
+
+def test_libtpu_has_to_be_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(InputError, match="needs libtpu"):
+        aot.topology_devices("v5e:2x2")
