@@ -13,6 +13,6 @@ from configs import small
 
 def get_config() -> ConfigDict:
     config = small.get_config()
-    config.model.update({"num_layers": 24, "dim": 1024, "num_heads": 16, "remat": True})
+    config.model.update({"num_layers": 24, "dim": 1024, "num_heads": 16, "remat": "blocks"})
     config.mesh.update({"data": 1, "fsdp": -1})
     return config

@@ -30,7 +30,8 @@ def get_config() -> ConfigDict:
                 # None: the absorbing graph's models divide out e^sigma - 1, the uniform graph's do not.
                 "scale_by_sigma": config_dict.placeholder(bool),
                 "dtype": "bfloat16",
-                "remat": False,
+                "attention": "auto",
+                "remat": "none",
             },
             "data": {
                 "source": "openwebtext/*.jsonl",
@@ -51,6 +52,7 @@ def get_config() -> ConfigDict:
                 "eps": 1e-8,
                 "weight_decay": 0.0,
                 "clip": 1.0,
+                "mu_dtype": "float32",
             },
             "train": {
                 "steps": 400_000,

@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "mesh",
     "eval",
     "sampling",
+    "model.attention",
     "model.remat",
     "train.steps",
     "train.log_every",

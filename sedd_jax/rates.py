@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.categorical import fine_uniform
 from sedd_jax.errors import InputError
@@ -62,6 +62,9 @@ class Graph(Protocol):
 
     def prior_kl(self, sigma: Sigma) -> Float[Array, "..."]:
         """KL( p_{1|0}(.|x0) || p_base ) in nats per token, where sigma = sigma(1); the same for every x0."""
+
+    def contributes(self, x: Int[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        """Where x_t = x has a score entropy at all; elsewhere it is 0 whatever the score."""
 
     def score_entropy(
         self,
@@ -128,6 +131,9 @@ class Absorbing(Graph):
         # The limit has no mass on tokens, so the base distribution keeps e = e^-sigma for them, spread evenly.
         return jnp.exp(-sigma) * jnp.log(float(self.vocab_size))
 
+    def contributes(self, x: Int[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        return x == self.mask
+
     def score_entropy(
         self,
         log_score: Float[Array, "*shape n"],
@@ -139,7 +145,7 @@ class Absorbing(Graph):
         log_ratio = -jnp.log(jnp.expm1(sigma))
         other = (jnp.arange(self.num_states) != x0[..., None]) & (jnp.arange(self.num_states) != self.mask)
         others = jnp.sum(jnp.exp(log_score), axis=-1, where=other)
-        return jnp.where(x == self.mask, others + bregman(_at(log_score, x0), log_ratio), 0)
+        return jnp.where(self.contributes(x), others + bregman(_at(log_score, x0), log_ratio), 0)
 
     def analytic_probs(
         self, x: Int[Array, "*shape"], log_score: Float[Array, "*shape n"], dsigma: Sigma
@@ -180,6 +186,9 @@ class Uniform(Graph):
         others = self.vocab_size - 1
         e = jnp.exp(-sigma)
         return ((1 + others * e) * jnp.log1p(others * e) + others * (1 - e) * jnp.log1p(-e)) / self.vocab_size
+
+    def contributes(self, x: Int[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        return jnp.ones_like(x, bool)
 
     def score_entropy(
         self,

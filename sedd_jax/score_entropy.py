@@ -1,10 +1,12 @@
 """The training loss: denoising score entropy integrated over the noise levels (DWDSE, equation 10)."""
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.noise import Noise
@@ -23,17 +25,17 @@ class Noised(NamedTuple):
 
 
 def stratified_times(key: Key[Array, ""], num: int) -> Float[Array, " num"]:
-    """Low-discrepancy times in (0, 1]: one uniform offset, then steps of 1/num, descending up to a rotation.
+    """Low-discrepancy times in (0, 1]: one uniform offset, then every multiple of 1/num.
 
     Each time is uniform by itself and every interval of length 1/num holds one of them, which removes most of the
-    variance that the loss has in t (Kingma et al. 2021, appendix I.1).
+    variance that the loss has in t (Kingma et al. 2021, appendix I.1). They come in strides of about the golden ratio,
+    so that any run of them (the share of one device) is spread evenly too.
     """
-    return 1 - (jax.random.uniform(key) + jnp.arange(num) / num) % 1
+    stride = next(s for s in range(round(0.618 * num), 2 * num + 2) if math.gcd(s, num) == 1)
+    return 1 - (jax.random.uniform(key) + np.arange(num) * stride % num / num) % 1
 
 
-def importance_times(
-    key: Key[Array, ""], noise: Noise, num: int
-) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
+def importance_times(key: Key[Array, ""], noise: Noise, num: int) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
     """Stratified times whose density is half uniform in t, half uniform in the noised part 1 - e^-sigma of the tokens.
 
     Returns the times and their density q; dividing by q keeps every mean over t as it is. With the log-linear schedule
@@ -64,10 +66,57 @@ def diffuse(key: Key[Array, ""], graph: Graph, noise: Noise, tokens: Int[Array, 
 
 
 def denoising_loss(score_fn: ScoreFn, graph: Graph, noised: Noised, tokens: Int[Array, "b l"]) -> Float[Array, " b"]:
-    """The weight times the sum over positions of the score entropy: an unbiased draw of the diffusion part of the likelihood
-    bound, in nats per sequence (summed over L)."""
+    """The weight times the sum over positions of the score entropy: an unbiased draw of the diffusion part of the
+    likelihood bound, in nats per sequence (summed over L)."""
     log_score = score_fn(noised.x, noised.sigma)
     return noised.weight * graph.score_entropy(log_score, noised.sigma[:, None], noised.x, tokens).sum(-1)
+
+
+def loss_and_grads(
+    log_score: Callable[..., Float[Array, "r 1 n"]],
+    graph: Graph,
+    params: Any,
+    features: Float[Array, "b l d"],
+    noised: Noised,
+    tokens: Int[Array, "b l"],
+    *,
+    rows: int,
+) -> tuple[Float[Array, ""], tuple[Any, Float[Array, "b l d"]]]:
+    """The sum over sequences of `denoising_loss` and its gradient by params and features, without [B, L, N].
+
+    log_score: (params, features [R, 1, D], tokens [R, 1], sigma [R]) -> [R, 1, N], the last part of the network.
+    rows: positions at a time, R. Only positions that `graph.contributes` are looked at, however many they are.
+
+    The loss is a sum over positions with weights that are known beforehand, so each chunk's gradient is taken at once,
+    in the same pass: nothing is stored and nothing is computed twice.
+    """
+    batch, length, dim = features.shape
+    flat = features.reshape(-1, dim)
+    active = graph.contributes(noised.x).ravel()
+    # The numbers of the active positions, then a number that is out of range.
+    order = jnp.nonzero(active, size=-(-active.size // rows) * rows, fill_value=active.size)[0]
+
+    def chunk_loss(params, rows_features, x, x0, sigma, weight):
+        entropy = graph.score_entropy(log_score(params, rows_features[:, None], x, sigma), sigma[:, None], x, x0)
+        return jnp.sum(weight * entropy[:, 0])
+
+    def add_chunk(i, carry):
+        loss, d_params, d_features = carry
+        at = jax.lax.dynamic_slice_in_dim(order, i * rows, rows)
+        sequence = at // length
+        value, (d_chunk, d_rows) = jax.value_and_grad(chunk_loss, argnums=(0, 1))(
+            params,
+            flat.at[at].get(mode="clip"),
+            noised.x.ravel().at[at].get(mode="clip")[:, None],
+            tokens.ravel().at[at].get(mode="clip")[:, None],
+            noised.sigma.at[sequence].get(mode="clip"),
+            noised.weight.at[sequence].get(mode="fill", fill_value=0),
+        )
+        return loss + value, jax.tree.map(jnp.add, d_params, d_chunk), d_features.at[at].set(d_rows, mode="drop")
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(flat))
+    loss, d_params, d_features = jax.lax.fori_loop(0, -(-active.sum() // rows), add_chunk, zero)
+    return loss, (d_params, d_features.reshape(features.shape))
 
 
 def dwdse(

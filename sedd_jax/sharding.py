@@ -44,10 +44,13 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequen
 
 
 def spec(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """How an array with these logical axes is split. An axis whose length the mesh does not divide stays whole."""
+    """How an array with these logical axes is split. An axis whose length the mesh does not divide stays whole.
+
+    Inside `jax.shard_map` the axes that it split already are left out.
+    """
 
     def split(size: int, name: str | None) -> tuple[str, ...] | None:
-        axes = RULES.get(name) if name else None
+        axes = tuple(axis for axis in RULES.get(name or "", ()) if axis not in mesh.manual_axes)
         return axes if axes and size % int(np.prod([mesh.shape[axis] for axis in axes])) == 0 else None
 
     return PartitionSpec(*(split(size, name) for size, name in zip(shape, names, strict=True)))

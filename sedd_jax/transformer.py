@@ -5,12 +5,14 @@ Architecture: Lou et al. 2023, appendix C.2; Peebles & Xie 2022 for adaLN-zero; 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from sedd_jax.attention import IMPLEMENTATIONS
 from sedd_jax.errors import InputError
 from sedd_jax.sharding import constrain, gather
 
@@ -20,6 +22,24 @@ _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_a
 
 def _bias_init(fan_in: int) -> Callable:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+
+def _product(x: Array, kernel: Array, out_dtype: str) -> Array:
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=out_dtype)
+
+
+@jax.custom_vjp
+def _widening_product(x: Array, kernel: Array) -> Array:
+    """bfloat16 operands, float32 result; and bfloat16 operands in the backward pass too, which would otherwise have
+    the float32 gradient of the result as one, at a fraction of the speed."""
+    return _product(x, kernel, "float32")
+
+
+def _widening_backward(operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    return jax.vjp(lambda x, kernel: _product(x, kernel, x.dtype), *operands)[1](gradient.astype(operands[0].dtype))
+
+
+_widening_product.defvjp(lambda x, kernel: (_widening_product(x, kernel), (x, kernel)), _widening_backward)
 
 
 class Linear(nn.Module):
@@ -43,12 +63,8 @@ class Linear(nn.Module):
         kernel = self.param("kernel", kernel_init, (fan_in, *self.features), jnp.float32)
         kernel = gather(kernel.astype(self.dtype), self.axes)
         out_dtype = self.out_dtype or self.dtype
-        y = jax.lax.dot_general(
-            x.astype(self.dtype),
-            kernel,
-            (((x.ndim - 1,), (0,)), ((), ())),
-            preferred_element_type=out_dtype,
-        )
+        x = x.astype(self.dtype)
+        y = _product(x, kernel, out_dtype) if out_dtype == self.dtype else _widening_product(x, kernel)
         if self.use_bias:
             bias_init = nn.with_logical_partitioning(zeros if self.zero_init else _bias_init(fan_in), self.axes[1:])
             y = y + self.param("bias", bias_init, self.features, jnp.float32).astype(out_dtype)
@@ -89,18 +105,6 @@ def rotary(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
 
 
-def attention(q: Float[Array, "b l h d"], k: Float[Array, "b l h d"], v: Float[Array, "b l h d"]) -> Array:
-    """softmax(q k^T / sqrt d) v, every position attending to every other; the softmax in float32.
-
-    Heads move in front of positions first: on a CPU the batched products are then twice as fast as those of
-    `jax.nn.dot_product_attention`, elsewhere the compiler chooses the layout anyway.
-    """
-    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v))
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores).astype(v.dtype)
-    return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2)
-
-
 class Block(nn.Module):
     """Attention and MLP, each as x + gate * f(modulate(norm(x))), with shift, scale and gate from the condition."""
 
@@ -108,6 +112,7 @@ class Block(nn.Module):
     mlp_ratio: int
     dropout: float
     dtype: str
+    attention: str
     train: bool
 
     @nn.compact
@@ -120,7 +125,7 @@ class Block(nn.Module):
         h = modulate(LayerNorm(name="norm1")(x), shift1, scale1)
         qkv = Linear((3, dim), ("embed", None, "heads"), use_bias=False, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, self.num_heads, -1), 2, 0)
-        h = attention(rotary(q), rotary(k), v).reshape(batch, length, dim)
+        h = IMPLEMENTATIONS[self.attention](rotary(q), rotary(k), v).reshape(batch, length, dim)
         h = Linear((dim,), ("heads", "embed"), use_bias=False, dtype=self.dtype, name="attention_out")(h)
         x = x + gate1[:, None] * drop(h)
 
@@ -131,6 +136,14 @@ class Block(nn.Module):
         return constrain(x, "batch", None, None), None
 
 
+# Inside a scan XLA cannot merge the recomputation with the first one, so nothing need keep it from that.
+REMAT = {
+    "none": lambda block: block,
+    "blocks": partial(nn.remat, prevent_cse=False),
+    "dots": partial(nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+}
+
+
 class Transformer(nn.Module):
     """`.apply({'params': p}, tokens, sigma)` -> log-score [B, L, N] float32, exactly 0 at the current token.
 
@@ -139,7 +152,9 @@ class Transformer(nn.Module):
         untrained network starts near it. True for absorbing, False for uniform.
     dtype: of the matrix products and activations ('float32' or 'bfloat16'); parameters, the residual stream, norms
         and the log-score are float32 always.
-    remat: recompute each block's activations in the backward pass instead of storing them.
+    attention: a name in `attention.IMPLEMENTATIONS`; a config may also say 'auto', see `attention.choose`.
+    remat: what the backward pass computes again instead of storing it: 'none', all but each block's input ('blocks'),
+        or all but the products with weights ('dots').
     Training applies dropout: pass train=True and rngs={'dropout': key}.
     """
 
@@ -152,7 +167,8 @@ class Transformer(nn.Module):
     dropout: float = 0.1
     scale_by_sigma: bool | None = True
     dtype: str = "float32"
-    remat: bool = False
+    attention: str = "plain"
+    remat: str = "none"
 
     def __post_init__(self):
         super().__post_init__()
@@ -162,13 +178,26 @@ class Transformer(nn.Module):
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"model.dtype={self.dtype!r} is unknown; choose 'float32' or 'bfloat16'")
+        if self.remat not in REMAT:
+            raise InputError(f"model.remat={self.remat!r} is unknown; choose one of {', '.join(map(repr, REMAT))}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout} must lie in [0, 1)")
 
-    @nn.compact
+    def setup(self):
+        self.head = Linear(
+            (self.num_states,), ("embed", "vocab"), zero_init=True, dtype=self.dtype, out_dtype="float32"
+        )
+
     def __call__(
         self, tokens: Int[Array, "b l"], sigma: Float[Array, " b"], train: bool = False
     ) -> Float[Array, "b l n"]:
+        return self.log_score(self.features(tokens, sigma, train), tokens, sigma)
+
+    @nn.compact
+    def features(
+        self, tokens: Int[Array, "b l"], sigma: Float[Array, " b"], train: bool = False
+    ) -> Float[Array, "b l d"]:
+        """Everything but the last matrix product. With `log_score`, for a loss that never has the whole [B, L, N]."""
         condition = Linear((self.cond_dim,), (None, "cond"), name="sigma_in")(sinusoidal(sigma))
         condition = Linear((self.cond_dim,), ("cond", None), name="sigma_out")(nn.silu(condition))
         condition = nn.silu(condition)
@@ -183,21 +212,24 @@ class Transformer(nn.Module):
         x = constrain(embedding[tokens], "batch", None, None)
 
         blocks = nn.scan(
-            nn.remat(Block, prevent_cse=False) if self.remat else Block,
+            REMAT[self.remat](Block),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(self.num_heads, self.mlp_ratio, self.dropout, self.dtype, train, name="blocks")
+        )(self.num_heads, self.mlp_ratio, self.dropout, self.dtype, self.attention, train, name="blocks")
         x, _ = blocks(x, condition)
 
         modulation = Linear((2, self.dim), ("cond", None, "embed"), zero_init=True, dtype=self.dtype, name="modulation")
         shift, scale = jnp.moveaxis(modulation(condition), 1, 0)
-        x = modulate(LayerNorm(name="norm")(x), shift, scale)
-        log_score = Linear(
-            (self.num_states,), ("embed", "vocab"), zero_init=True, dtype=self.dtype, out_dtype="float32", name="head"
-        )(x)
+        return modulate(LayerNorm(name="norm")(x), shift, scale).astype(self.dtype)
+
+    def log_score(
+        self, features: Float[Array, "b l d"], tokens: Int[Array, "b l"], sigma: Float[Array, " b"]
+    ) -> Float[Array, "b l n"]:
+        """The log-score from `features`; needs no parameters but `head`."""
+        log_score = self.head(features)
         if self.scale_by_sigma:
             log_score = log_score - (jnp.log(jnp.expm1(sigma)) + jnp.log(self.num_states - 1.0))[:, None, None]
         log_score = jnp.where(jnp.arange(self.num_states) == tokens[..., None], 0, log_score)

@@ -9,7 +9,7 @@ import toy
 from sedd_jax import likelihood
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
-from sedd_jax.score_entropy import dwdse, stratified_times
+from sedd_jax.score_entropy import dwdse
 
 GRAPHS = [Absorbing(toy.V), Uniform(toy.V)]
 P0 = toy.data_distribution()
@@ -50,12 +50,6 @@ def test_the_training_loss_is_the_diffusion_part(graph):
     exact = jax.jit(lambda: likelihood.bound(jax.random.key(0), score_fn, graph, noise, SEQUENCES, num_times=8192))()
     error = np.abs(losses.mean(0) - exact.diffusion)
     assert (error < 4 * (losses.std(0) / 2000**0.5 + exact.stderr)).all()
-
-
-def test_one_strata_each():
-    times = np.sort(stratified_times(jax.random.key(0), 100))
-    assert times[0] > 0 and times[-1] <= 1
-    np.testing.assert_allclose(np.diff(times), 0.01, atol=1e-6)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

@@ -34,12 +34,13 @@ from ml_collections import ConfigDict
 from sedd_jax import sharding
 from sedd_jax.config import build
 from sedd_jax.errors import InputError, TrainingError
+from sedd_jax.score_entropy import diffuse
 from sedd_jax.training import chips, metrics
 from sedd_jax.training.chips import Chip
 from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.hlo import Program
 from sedd_jax.training.loop import TrainOptions
-from sedd_jax.training.step import make_train_step
+from sedd_jax.training.step import chunk_rows, make_train_step
 
 TARGETS = ("train", "sample", "both")
 
@@ -82,8 +83,6 @@ def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: in
     if what not in TARGETS:
         raise InputError(f"--what={what} is unknown; choose one of {', '.join(TARGETS)}")
     devices = topology_devices(topology, num_slices)
-    if "slices" in config.mesh:
-        config.mesh.slices = num_slices
     experiment = make_experiment(config, vocab_size, devices)
     options = build(TrainOptions, "train", config)
     mesh, length = experiment.mesh, config.data.length
@@ -100,16 +99,27 @@ def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: in
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract_state().params)),
         "length": length,
     }
+    if what != "sample":
+        options.check_batch(sharding.batch_shards(mesh))
+        chunks = mean_chunks(experiment, options, length)
     with jax.set_mesh(mesh):
         if what != "sample":
-            options.check_batch(sharding.batch_shards(mesh))
-            result["train"] = _train(experiment, options, length, chip)
+            result["train"] = _train(experiment, options, length, chip, chunks)
         if what != "train":
             result["sample"] = _sample(experiment, length, chip)
     return result
 
 
-def _train(experiment: Experiment, options: TrainOptions, length: int, chip: Chip) -> dict[str, Any]:
+def mean_chunks(experiment: Experiment, options: TrainOptions, length: int) -> int:
+    """How many chunks the loss of one chip takes for a microbatch of average noise: its loop ends with the last
+    noised position (`score_entropy.loss_and_grads`)."""
+    noised = diffuse(jax.random.key(0), experiment.graph, experiment.noise, jnp.zeros((512, 128), jnp.int32))
+    share = float(experiment.graph.contributes(noised.x).mean())
+    positions = options.batch_size * length // sharding.batch_shards(experiment.mesh) // options.microbatches
+    return math.ceil(share * positions / chunk_rows(positions))
+
+
+def _train(experiment: Experiment, options: TrainOptions, length: int, chip: Chip, chunks: int) -> dict[str, Any]:
     mesh, state, batch_size = experiment.mesh, experiment.abstract_state(), options.batch_size
     step = make_train_step(
         experiment.model,
@@ -122,7 +132,8 @@ def _train(experiment: Experiment, options: TrainOptions, length: int, chip: Chi
     )
     tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32, sharding=sharding.of_batch(mesh))
     flops_per_token = metrics.train_flops_per_token(experiment.model, length)
-    figures = _figures(step, (state, _key(), tokens), "the training step", mesh, chip, flops_per_token * tokens.size)
+    useful = flops_per_token * tokens.size
+    figures = _figures(step, (state, _key(), tokens), "the training step", mesh, chip, useful, data_trips=chunks)
     by_kind = {"params": state.params, "ema": state.ema, "moments": state.opt_state, "batch": tokens}
     figures["bytes_per_chip"] = {k: _bytes_per_chip(v) for k, v in by_kind.items()} | figures["bytes_per_chip"]
     figures |= {
@@ -174,7 +185,13 @@ def _key() -> jax.ShapeDtypeStruct:
 
 
 def _figures(
-    function: jax.stages.Wrapped, arguments: tuple, name: str, mesh: Mesh, chip: Chip, useful_flops: float
+    function: jax.stages.Wrapped,
+    arguments: tuple,
+    name: str,
+    mesh: Mesh,
+    chip: Chip,
+    useful_flops: float,
+    data_trips: int = 1,
 ) -> dict[str, Any]:
     """What the compiled function needs of one chip."""
     lowered, start = function.lower(*arguments), time.perf_counter()
@@ -183,7 +200,7 @@ def _figures(
     except jax.errors.JaxRuntimeError as error:
         raise _out_of_memory(name, error) from error
     seconds = time.perf_counter() - start
-    memory, program = compiled.memory_analysis(), Program(compiled.as_text(), mesh.size)
+    memory, program = compiled.memory_analysis(), Program(compiled.as_text(), mesh.size, data_trips=data_trips)
     total = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -213,6 +230,8 @@ def _figures(
         "program_flops_per_chip": flops,
         "xla_flops_per_chip": compiled.cost_analysis()["flops"],
         "program_flops_per_chip_loops_once": program.flops(loops_once=True),
+        "data_dependent_loops": program.data_dependent_loops,
+        "data_dependent_trips": data_trips,
         "unknown_trip_counts": program.unknown_trip_counts,
         "memory_traffic": traffic,
         "collectives": collectives,
@@ -334,5 +353,7 @@ def describe(result: dict[str, Any], say: Callable[[str], None]) -> None:
             f"{roof['mfu']:.0%} if all overlap, "
             f"{roof['mfu_serial']:.0%} if nothing does"
         )
+        if figures["data_dependent_loops"]:
+            say(f"  loops over noised positions were counted {figures['data_dependent_trips']} times: average noise")
         if figures["unknown_trip_counts"]:
             say(f"  {figures['unknown_trip_counts']} loops of unknown length were counted once")

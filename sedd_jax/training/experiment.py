@@ -11,8 +11,8 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from sedd_jax import attention, likelihood, noise, rates, sampling, sharding
 from sedd_jax import config as configuration
-from sedd_jax import likelihood, noise, rates, sampling, sharding
 from sedd_jax.config import build
 from sedd_jax.data import tokenizers
 from sedd_jax.data.tokenizers import Tokenizer
@@ -116,6 +116,10 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     model = build(Transformer, "model", config, num_states=graph.num_states, parent=None, name=None)
     if model.scale_by_sigma is None:
         model = model.clone(scale_by_sigma=isinstance(graph, rates.Absorbing))
+    kind = attention.choose(
+        model.attention, platform=mesh.devices.flat[0].platform, dtype=model.dtype, length=config.data.length
+    )
+    model = model.clone(attention=kind)
     if model.num_heads % mesh.shape["tensor"]:
         raise InputError(f"mesh.tensor={mesh.shape['tensor']} must divide model.num_heads={model.num_heads}")
     return Experiment(
@@ -147,8 +151,9 @@ def load_trained(workdir: epath.Path, *, log: Callable[[str], None]) -> Trained:
     """
     config = configuration.load(workdir)
     tokenizer = tokenizers.load(workdir)
-    # The mesh of the training run may not fit this machine; a forward pass only wants its batch split.
+    # The mesh and the kernels of the training run may not fit this machine; a forward pass only wants its batch split.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.model.attention = "auto"
     experiment = make_experiment(config, tokenizer.vocab_size)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(experiment.abstract_state(), log=log)

@@ -99,12 +99,16 @@ def _arrays(shape: str) -> tuple[Array, ...]:
 
 
 class Program:
-    """The computations of one HLO module, and how often each is executed per run of the whole."""
+    """The computations of one HLO module, and how often each is executed per run of the whole.
 
-    def __init__(self, text: str, num_devices: int):
-        self._num_devices = num_devices
+    data_trips: how often a loop runs whose end depends on the data.
+    """
+
+    def __init__(self, text: str, num_devices: int, *, data_trips: int = 1):
+        self._num_devices, self._data_trips = num_devices, data_trips
         self._computations: dict[str, Computation] = {}
         self._executions: Counter[str] = Counter()
+        self.data_dependent_loops = 0
         self.unknown_trip_counts = 0
         entry, current = "", {}
         for line in text.splitlines():
@@ -133,6 +137,9 @@ class Program:
         try:
             compare = next(entry for entry in condition.values() if entry.opcode == "compare")
             counter, bound = (condition[name] for name in compare.operands)
+            if bound.opcode == "get-tuple-element":
+                self.data_dependent_loops += 1
+                return self._data_trips
             index = counter.numbers("index")[0]
             start = _behind_copies(computation, computation[loop.operands[0]].operands[index])
             after = _behind_copies(body, next(entry for entry in body.values() if entry.root).operands[index])

@@ -37,19 +37,26 @@ def make_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     clip: float = 1.0,
+    mu_dtype: str = "float32",
 ) -> optax.GradientTransformation:
     """AdamW behind a clip of the global gradient norm. The defaults are those of the reference implementation.
 
+    mu_dtype: of Adam's first moment, 'float32' or 'bfloat16'. The second stays float32: with b2 = 0.999 an update of it
+        is less than bfloat16 resolves.
     The gradient is that of nats per sequence, so a clip of 1 is at work in almost every step.
     """
     for name, value in {"lr": lr, "clip": clip, "eps": eps}.items():
         if not value > 0:
             raise InputError(f"optim.{name}={value} must be positive")
+    if mu_dtype not in ("float32", "bfloat16"):
+        raise InputError(f"optim.mu_dtype={mu_dtype!r} is unknown; choose 'float32' or 'bfloat16'")
     if warmup_steps < 0:
         raise InputError(f"optim.warmup_steps={warmup_steps} must not be negative")
     return optax.chain(
         optax.clip_by_global_norm(clip),
-        optax.adamw(learning_rate(lr, warmup_steps), b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
+        optax.adamw(
+            learning_rate(lr, warmup_steps), b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mu_dtype=mu_dtype
+        ),
     )
 
 

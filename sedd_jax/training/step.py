@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax import sharding
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
-from sedd_jax.score_entropy import Noised, denoising_loss, diffuse
+from sedd_jax.score_entropy import Noised, diffuse, loss_and_grads
 from sedd_jax.training.state import TrainState, abstract_state
+from sedd_jax.transformer import Transformer
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -30,8 +30,63 @@ def split_microbatches(tree: Any, num: int) -> Any:
     return jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, num, *a.shape[1:]), 1, 0), tree)
 
 
+def chunk_rows(positions: int) -> int:
+    """Positions per chunk of the loss: a sixteenth of a device's, which keeps its temporaries far below [B, L, N]. At
+    most 2048: then a chunk's matrix products take longer than adding its gradient to the sum."""
+    return min(max(positions // 16, 128), 2048, positions)
+
+
+def make_head_loss(model: Transformer, graph: Graph, mesh: Mesh, places: dict[str, NamedSharding]) -> Callable:
+    """(head's parameters, features [B, L, D], noised, tokens) -> (loss, gradients by the first two), the loss a mean
+    over the batch of nats per sequence. See `score_entropy.loss_and_grads`.
+
+    Every device takes its own sequences, as many chunks as it has noised positions: nothing is exchanged but the
+    head's parameters before, and their gradient after. places: shardings of the head's parameters.
+    """
+    batch_axes = sharding.RULES["batch"]
+    # The part of each weight's layout that this function undoes and restores by hand; the tensor axis is left alone.
+    split = {
+        name: [a if a and set(a) <= set(batch_axes) else None for a in place.spec] for name, place in places.items()
+    }
+    specs = {name: PartitionSpec(*axes) for name, axes in split.items()}
+
+    def whole(name, leaf):
+        for dim, axes in enumerate(split[name]):
+            leaf = jax.lax.all_gather(leaf, axes, axis=dim, tiled=True) if axes else leaf
+        return leaf
+
+    def summed(name, grad):
+        rest = set(batch_axes)
+        for dim, axes in enumerate(split[name]):
+            if axes:
+                grad = jax.lax.psum_scatter(grad, axes, scatter_dimension=dim, tiled=True)
+                rest -= set(axes)
+        return jax.lax.psum(grad, tuple(rest))
+
+    def local(head, features, noised, tokens):
+        log_score = lambda head, *rows: model.apply({"params": {"head": head}}, *rows, method="log_score")  # noqa: E731
+        head = {name: whole(name, leaf) for name, leaf in head.items()}
+        loss, (d_head, d_features) = loss_and_grads(
+            log_score, graph, head, features, noised, tokens, rows=chunk_rows(tokens.size)
+        )
+        return jax.lax.psum(loss, batch_axes), ({name: summed(name, grad) for name, grad in d_head.items()}, d_features)
+
+    batch = PartitionSpec(batch_axes)
+    mapped = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(specs, batch, batch, batch),
+        out_specs=(PartitionSpec(), (specs, batch)),
+        axis_names=set(batch_axes),
+        check_vma=False,
+    )
+    return lambda head, features, noised, tokens: mapped(
+        head, features, noised._replace(weight=noised.weight / len(tokens)), tokens
+    )
+
+
 def make_train_step(
-    model: nn.Module,
+    model: Transformer,
     graph: Graph,
     noise: Noise,
     optimizer: optax.GradientTransformation,
@@ -48,18 +103,24 @@ def make_train_step(
         gradient of nats per sequence.
     """
 
-    def sequence_loss(params, key, noised: Noised, tokens):
-        def score_fn(x, sigma):
-            return model.apply({"params": params}, x, sigma, train=True, rngs={"dropout": key})
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
+    head_loss = make_head_loss(model, graph, mesh, places.params["head"])
 
-        return denoising_loss(score_fn, graph, noised, tokens).mean()
+    def batch_loss_and_grads(params, key, noised: Noised, tokens):
+        def features_of(params):
+            dropout = {"dropout": key}
+            return model.apply({"params": params}, noised.x, noised.sigma, True, rngs=dropout, method="features")
 
-    def loss_and_grads(params, key, noised: Noised, tokens):
+        features, pull_back = jax.vjp(features_of, params)
+        loss, (d_head, d_features) = head_loss(params["head"], features, noised, tokens)
+        return loss, pull_back(d_features)[0] | {"head": d_head}
+
+    def whole_loss_and_grads(params, key, noised: Noised, tokens):
         if microbatches == 1:
-            return jax.value_and_grad(sequence_loss)(params, key, noised, tokens)
+            return batch_loss_and_grads(params, key, noised, tokens)
 
         def add(total, inputs):
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(sequence_loss)(params, *inputs)), None
+            return jax.tree.map(jnp.add, total, batch_loss_and_grads(params, *inputs)), None
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         batches = split_microbatches((noised, tokens), microbatches)
@@ -69,7 +130,7 @@ def make_train_step(
     def step(state: TrainState, key: Key[Array, ""], tokens: Int[Array, "b l"]) -> tuple[TrainState, Metrics]:
         noise_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         noised = diffuse(noise_key, graph, noise, tokens)
-        loss, grads = loss_and_grads(state.params, dropout_key, noised, tokens)
+        loss, grads = whole_loss_and_grads(state.params, dropout_key, noised, tokens)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         keep = ema_decay(decay, state.step + 1)
@@ -77,7 +138,6 @@ def make_train_step(
         metrics = {"loss": loss / tokens.shape[1], "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
     whole = sharding.replicated(mesh)
     return jax.jit(
         step, donate_argnums=0, in_shardings=(places, whole, sharding.of_batch(mesh)), out_shardings=(places, whole)

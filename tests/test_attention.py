@@ -1,0 +1,70 @@
+"""Every implementation of attention computes the same, and each is chosen where it can run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from sedd_jax import attention, sharding
+from sedd_jax.errors import InputError
+
+QKV = jax.random.normal(jax.random.key(0), (3, 2, 128, 2, 64))
+
+
+def value_and_gradient(attend):
+    weights = jnp.cos(jnp.arange(64))
+    return jax.jit(jax.value_and_grad(lambda qkv: jnp.sum(attend(*qkv) * weights)))(QKV)
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """`jax.nn`'s own attention."""
+    return value_and_gradient(jax.nn.dot_product_attention)
+
+
+def test_plain(expected):
+    assert_same(value_and_gradient(attention.plain), expected)
+
+
+def test_splash_on_one_device_and_on_a_mesh(expected):
+    splash = lambda q, k, v: attention.splash(q, k, v, interpret=True)  # noqa: E731
+    assert_same(value_and_gradient(splash), expected)
+    mesh = jax.make_mesh((2, 1, 2), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        assert_same(value_and_gradient(splash), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "dtype", "length", "chosen"),
+    [
+        ("auto", "tpu", "bfloat16", 1024, "splash"),
+        ("auto", "tpu", "bfloat16", 100, "plain"),
+        ("auto", "gpu", "bfloat16", 100, "cudnn"),
+        ("auto", "gpu", "float32", 100, "plain"),
+        ("auto", "cpu", "float32", 128, "plain"),
+        ("plain", "tpu", "float32", 128, "plain"),
+    ],
+)
+def test_choice(kind, platform, dtype, length, chosen):
+    assert attention.choose(kind, platform=platform, dtype=dtype, length=length) == chosen
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "dtype", "length", "message"),
+    [
+        ("flash", "tpu", "bfloat16", 128, "model.attention='flash' is unknown"),
+        ("splash", "cpu", "bfloat16", 128, "model.attention='splash' needs a TPU"),
+        ("cudnn", "tpu", "bfloat16", 128, "model.attention='cudnn' needs a GPU"),
+        ("cudnn", "gpu", "float32", 128, "needs model.dtype='bfloat16'"),
+        ("splash", "tpu", "bfloat16", 100, "data.length=100 must be a multiple of 128"),
+    ],
+)
+def test_what_cannot_run_is_refused(kind, platform, dtype, length, message):
+    with pytest.raises(InputError, match=message):
+        attention.choose(kind, platform=platform, dtype=dtype, length=length)
