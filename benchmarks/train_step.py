@@ -1,31 +1,63 @@
-"""How fast a training step is beside a bare forward pass and beside the floor that a matrix product sets.
+"""How fast a training step is beside a bare forward pass, beside the plain loss, and beside its floor.
 
-    python -m benchmarks.train_step [--config=configs/baseline.py] [--repeats=5]
+    python -m benchmarks.train_step [--config=configs/baseline.py] [--vocab_size=257] [--repeats=5] [--plain=False]
 
-The floor is the FLOPs of `metrics.train_flops_per_token` at the rate of a large float32 (or bfloat16) matrix product of
-the same process. Rounds alternate between the three, and medians are reported, because a shared machine drifts.
+The floor is the time of the step's matrix products at the rate of a large one (float32 or bfloat16, as the config says)
+measured in the same process, plus the optimiser's bytes at the rate of a large copy. Of the products with the head only
+those of noised positions are needed: half of them with the absorbing graph. Plain is the same step with autodiff
+through the [B, L, N] log-scores. Rounds alternate, and medians are reported, because a shared machine drifts.
 """
 
 import json
 import statistics
-import time
 
 import jax
 import numpy as np
+import optax
 from absl import app, flags
 from ml_collections import config_flags
 
+from benchmarks.rounds import copy_rate, medians
 from sedd_jax import sharding
 from sedd_jax.config import build
-from sedd_jax.training.experiment import make_experiment
+from sedd_jax.rates import Absorbing
+from sedd_jax.score_entropy import dwdse
+from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.loop import TrainOptions
 from sedd_jax.training.metrics import matmul_rate, train_flops_per_token
-from sedd_jax.training.state import init_state
-from sedd_jax.training.step import make_train_step
+from sedd_jax.training.state import TrainState, init_state
+from sedd_jax.training.step import ema_decay, make_train_step
 
 config_flags.DEFINE_config_file("config", "configs/baseline.py")
 flags.DEFINE_integer("vocab_size", 257, "Tokens, without MASK.")
 flags.DEFINE_integer("repeats", 5, "Rounds.")
+flags.DEFINE_bool("plain", True, "Also the step with the plain loss.")
+
+# Of a float32 parameter: clip reads the gradient; AdamW and the average read gradient, weight, two moments and average,
+# and write all but the gradient.
+OPTIMIZER_BYTES = 4 * (1 + 5 + 4)
+
+
+def plain_step(experiment: Experiment, decay: float):
+    """The training step in the obvious way: one loss function, differentiated."""
+
+    def step(state, key, tokens):
+        noise_key, dropout_key = jax.random.split(key)
+
+        def loss_fn(params):
+            def score_fn(x, sigma):
+                return experiment.model.apply({"params": params}, x, sigma, True, rngs={"dropout": dropout_key})
+
+            return dwdse(noise_key, score_fn, experiment.graph, experiment.noise, tokens).mean()
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        keep = ema_decay(decay, state.step)
+        ema = jax.tree.map(lambda average, new: new + keep * (average - new), state.ema, params)
+        return TrainState(state.step + 1, params, ema, opt_state), loss
+
+    return jax.jit(step, donate_argnums=0)
 
 
 def main(_):
@@ -34,38 +66,50 @@ def main(_):
     options = build(TrainOptions, "train", config)
     model, mesh, length = experiment.model, experiment.mesh, config.data.length
     tokens = np.random.default_rng(0).integers(0, flags.FLAGS.vocab_size, (options.batch_size, length)).astype(np.int32)
-    flops = train_flops_per_token(model, length) * tokens.size
     with jax.set_mesh(mesh):
-        batch, sigma = sharding.place_batch(tokens, mesh), np.ones(len(tokens), np.float32)
+        batch, sigma, key = sharding.place_batch(tokens, mesh), np.ones(len(tokens), np.float32), jax.random.key(1)
+        # One state for all: a donated one is replaced by its successor.
         state = init_state(jax.random.key(0), model, experiment.optimizer, mesh)
-        step = make_train_step(
-            model, experiment.graph, experiment.noise, experiment.optimizer, mesh, decay=options.ema_decay
-        )
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        steps = {
+            "step": make_train_step(
+                model, experiment.graph, experiment.noise, experiment.optimizer, mesh, decay=options.ema_decay
+            )
+        }
+        if flags.FLAGS.plain:
+            steps["plain"] = plain_step(experiment, options.ema_decay)
         forward = jax.jit(lambda params, x, sigma: model.apply({"params": params}, x, sigma))
+        memory = {name: step.lower(state, key, batch).compile().memory_analysis() for name, step in steps.items()}
 
-        def timed(call):
-            start = time.perf_counter()
-            result = jax.block_until_ready(call())
-            return result, time.perf_counter() - start
+        def run(step):
+            nonlocal state
+            state, result = step(state, key, batch)
+            return state, result
 
-        rounds = []
-        for _ in range(flags.FLAGS.repeats + 1):
-            _, forward_seconds = timed(lambda state=state: forward(state.params, batch, sigma))
-            (state, _), step_seconds = timed(lambda state=state: step(state, jax.random.key(1), batch))
-            rounds.append((forward_seconds, step_seconds))
-    rates = [matmul_rate(dtype=model.dtype) for _ in range(flags.FLAGS.repeats)]
-    forward_seconds, step_seconds = (statistics.median(column) for column in zip(*rounds[1:], strict=True))
-    floor = flops / statistics.median(rates)
+        seconds = medians(
+            flags.FLAGS.repeats,
+            forward=lambda: forward(state.params, batch, sigma),
+            **{name: lambda step=step: run(step) for name, step in steps.items()},
+        )
+        rate = statistics.median(matmul_rate(dtype=model.dtype) for _ in range(5)) * jax.device_count()
+        bandwidth = copy_rate() * jax.device_count()
+    head = 6 * model.dim * model.num_states
+    needed = train_flops_per_token(model, length) - (head / 2 if isinstance(experiment.graph, Absorbing) else 0)
+    floor = needed * tokens.size / rate + OPTIMIZER_BYTES * parameters / bandwidth
     figures = {
-        "step_tokens_per_second": tokens.size / step_seconds,
-        "forward_tokens_per_second": tokens.size / forward_seconds,
-        "step_over_forward": step_seconds / forward_seconds,
-        "matmul_gflops": statistics.median(rates) / 1e9,
+        "tokens_per_second": {name: tokens.size / value for name, value in seconds.items()},
+        "seconds": seconds,
+        "temporary_megabytes": {name: value.temp_size_in_bytes / 1e6 for name, value in memory.items()},
+        "matmul_gflops": rate / 1e9,
+        "copy_gigabytes_per_second": bandwidth / 1e9,
         "floor_seconds": floor,
-        "step_seconds": step_seconds,
-        "step_over_floor": step_seconds / floor,
+        "step_over_floor": seconds["step"] / floor,
+        "step_over_forward": seconds["step"] / seconds["forward"],
+        "mfu": train_flops_per_token(model, length) * tokens.size / seconds["step"] / rate,
         "device": jax.devices()[0].device_kind,
     }
+    if flags.FLAGS.plain:
+        figures["plain_over_step"] = seconds["plain"] / seconds["step"]
     print(json.dumps(figures))
 
 

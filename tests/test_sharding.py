@@ -10,7 +10,7 @@ from sedd_jax import likelihood, sampling, sharding
 from sedd_jax.errors import InputError
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
-from sedd_jax.training.state import init_state, make_optimizer
+from sedd_jax.training.state import abstract_state, init_state, make_optimizer
 from sedd_jax.training.step import make_train_step
 from sedd_jax.transformer import Transformer
 
@@ -139,3 +139,22 @@ def test_sizes_that_do_not_fit_are_refused(sizes, message):
 
 def test_one_size_may_be_what_the_others_leave():
     assert dict(sharding.make_mesh(fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_the_state_is_updated_in_place():
+    graph, noise = CASES["absorbing"]
+    mesh, optimizer = mesh_of((1, 1, 1)), make_optimizer()
+    with jax.set_mesh(mesh):
+        step = make_train_step(model_of(graph), graph, noise, optimizer, mesh, decay=0.99)
+        state = abstract_state(model_of(graph), optimizer, mesh)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        memory = step.lower(state, key, jax.ShapeDtypeStruct(TOKENS.shape, TOKENS.dtype)).compile().memory_analysis()
+    assert memory.alias_size_in_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def test_the_first_moment_may_be_bfloat16():
+    graph, _ = CASES["absorbing"]
+    state = abstract_state(model_of(graph), make_optimizer(mu_dtype="bfloat16"), mesh_of((1, 1, 1)))
+    adam = state.opt_state[1][0]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(adam.mu)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((adam.nu, state.params, state.ema))} == {"float32"}

@@ -1,0 +1,47 @@
+"""A step of the sampler beside a bare forward pass of the same batch.
+
+python -m benchmarks.sampler [--config=configs/small.py] [--vocab_size=50257] [--batch=1] [--steps=8]
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from ml_collections import config_flags
+
+from benchmarks.rounds import medians
+from sedd_jax.sampling import METHODS
+from sedd_jax.training.experiment import make_experiment
+from sedd_jax.training.state import init_state
+
+config_flags.DEFINE_config_file("config", "configs/small.py")
+flags.DEFINE_integer("vocab_size", 50_257, "Tokens, without MASK.")
+flags.DEFINE_integer("batch", 1, "Sequences.")
+flags.DEFINE_integer("steps", 8, "Reverse steps; one more network call denoises.")
+flags.DEFINE_integer("repeats", 3, "Rounds.")
+
+
+def main(_):
+    options = flags.FLAGS
+    experiment = make_experiment(options.config, options.vocab_size)
+    shape = (options.batch, options.config.data.length)
+    with jax.set_mesh(experiment.mesh):
+        params = init_state(jax.random.key(0), experiment.model, experiment.optimizer, experiment.mesh).params
+        x, sigma = jnp.zeros(shape, jnp.int32), jnp.ones(options.batch)
+        free = (jnp.zeros(shape, bool), x)
+        forward = jax.jit(lambda params: experiment.score_fn(params)(x, sigma))
+        draws = {method: experiment.sample_fn(options.steps, method) for method in METHODS}
+        seconds = medians(
+            options.repeats,
+            forward=lambda: forward(params),
+            **{name: lambda draw=draw: draw(params, jax.random.key(1), free) for name, draw in draws.items()},
+        )
+    figures = {"forward_seconds": seconds["forward"], "device": jax.devices()[0].device_kind}
+    for method in METHODS:
+        figures[f"{method}_step_over_forward"] = seconds[method] / (options.steps + 1) / seconds["forward"]
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    app.run(main)
