@@ -61,7 +61,8 @@ def make_optimizer(
 
 
 def _init(key: Key[Array, ""], model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    params = model.init(key, jnp.zeros((1, 2), jnp.int32), jnp.ones(1))["params"]
+    # Parameters do not depend on the length or on the kernel, which may want lengths of its own.
+    params = model.clone(attention="plain").init(key, jnp.zeros((1, 2), jnp.int32), jnp.ones(1))["params"]
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
