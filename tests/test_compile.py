@@ -61,6 +61,32 @@ ENTRY %main (a: f32[4,12,128,64], b: f32[4,12,256,64]) -> f32[4,12,128,256] {
 """  # noqa: E501
 
 
+# The forward attention kernel of 4 sequences, 2 heads, 128 positions and 64 features.
+KERNEL = """HloModule kernel, is_scheduled=true
+
+ENTRY %main (q: bf16[4,2,128,64], k: bf16[4,2,128,64], v: bf16[4,2,128,64]) -> bf16[4,2,128,64] {
+  %q = bf16[4,2,128,64]{3,2,1,0:T(8,128)(2,1)} parameter(0)
+  %k = bf16[4,2,128,64]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+  %v = bf16[4,2,128,64]{3,2,1,0:T(8,128)(2,1)} parameter(2)
+  ROOT %splash_mha_fwd.1 = bf16[4,2,128,64]{3,2,1,0:T(8,128)(2,1)} custom-call(%q, %k, %v), custom_call_target="tpu_custom_call", operand_layout_constraints={}
+}
+"""  # noqa: E501
+
+
+def test_the_attention_kernel_counts_as_the_products_in_it():
+    assert Program(KERNEL, 1).flops() == 2 * (2 * 4 * 2 * 128 * 128 * 64)
+
+
+def test_a_loop_that_ends_with_the_data_counts_as_often_as_told():
+    def products(x, weight, end):
+        return jax.lax.fori_loop(0, end, lambda _, x: jnp.tanh(x @ weight), x)
+
+    text = jax.jit(products).lower(array(16, 32), array(32, 32), array(dtype=jnp.int32)).compile().as_text()
+    counted = Program(text, 1, data_trips=7)
+    assert (counted.data_dependent_loops, counted.unknown_trip_counts) == (1, 0)
+    assert counted.flops() == 7 * 2 * 16 * 32 * 32
+
+
 def test_a_product_that_became_a_convolution_counts_as_a_product():
     assert Program(BATCHED, 1).flops() == 2 * 4 * 12 * 128 * 256 * 64
     # The operand in on-chip memory, S(1), does not go to HBM.
@@ -152,9 +178,10 @@ def test_a_step_and_the_sampler_compile_for_a_tpu_that_is_not_there():
     assert held["total"] > held["arguments"] >= held["params"] + held["ema"] + held["moments"]
     assert train["fits"]
     assert train["headroom"] == 16e9 - held["total"]
-    # Without recomputation a program computes what the formula says, and conditioning.
+    # Without recomputation a program computes what the formula says, with the conditioning, and without the head where
+    # nothing is noised: more than the blocks, less than a third above the formula.
     useful = train["flops_per_step"] / 4
-    assert useful <= train["program_flops_per_chip"] < 1.15 * useful
+    assert 0.5 * useful < train["program_flops_per_chip"] < 1.3 * useful
     assert train["unknown_trip_counts"] == sample["unknown_trip_counts"] == 0
     assert train["program_flops_per_chip_loops_once"] < train["program_flops_per_chip"]
     assert train["collective_bytes"] > 0

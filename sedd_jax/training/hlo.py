@@ -3,8 +3,8 @@
 XLA's own `cost_analysis` counts the body of a loop once, however often it runs: of twelve scanned blocks, one. Here
 each computation is counted as often as it is executed. All figures are those of one device.
 
-Read from the text (`jax.stages.Compiled.as_text`), since JAX has no other way in. Of a custom call (a Pallas kernel)
-the text shows no FLOPs beyond the estimate that its author gave, if any.
+Read from the text (`jax.stages.Compiled.as_text`), since JAX has no other way in. The inside of a custom call (a Pallas
+kernel) is not in the text: those of PRODUCTS_OF_KERNEL are known, of others counts what their author estimated, if any.
 """
 
 import math
@@ -23,6 +23,9 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
+# Attention kernels by the beginning of their name: how many products of L x L x D each head takes. The backward one is
+# the fused one: scores again, and the gradients of weights, values, queries and keys.
+PRODUCTS_OF_KERNEL = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
 # These name or rearrange values without touching them, or stand for the computations they call.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 
@@ -124,9 +127,9 @@ class Program:
         self._executions[name] += times
         computation = self._computations[name]
         for instruction in computation.values():
+            trips = self._trip_count(computation, instruction) if instruction.opcode == "while" else 1
             for called in _called(instruction):
-                looped = instruction.opcode == "while"
-                self._count(called, times * self._trip_count(computation, instruction) if looped else times)
+                self._count(called, times * trips)
 
     def _trip_count(self, computation: Computation, loop: Instruction) -> int:
         """How often a loop runs: as the compiler notes it, or from the counter, its start, its step and its bound."""
@@ -135,8 +138,8 @@ class Program:
         condition = self._computations[loop.attribute("condition").lstrip("%")]
         body = self._computations[loop.attribute("body").lstrip("%")]
         try:
-            compare = next(entry for entry in condition.values() if entry.opcode == "compare")
-            counter, bound = (condition[name] for name in compare.operands)
+            compare = next(entry for entry in condition.values() if entry.root)
+            counter, bound = (_behind_copies(condition, name) for name in compare.operands)
             if bound.opcode == "get-tuple-element":
                 self.data_dependent_loops += 1
                 return self._data_trips
@@ -174,9 +177,8 @@ class Program:
             elif instruction.opcode == "convolution":
                 shapes = [computation[name].arrays[0].dims for name in instruction.operands]
                 total += times * 2.0 * _multiply_adds(instruction, *shapes)
-            elif instruction.opcode == "custom-call":
-                estimate = re.search(r'"flops":\s*"?(\d+)', instruction.attributes)
-                total += times * float(estimate[1]) if estimate else 0.0
+            elif instruction.attribute("custom_call_target") == '"tpu_custom_call"':
+                total += times * _flops_of_kernel(computation, instruction)
         return total
 
     def collectives(self) -> list[Collective]:
@@ -303,6 +305,16 @@ def _multiply_adds(instruction: Instruction, lhs: tuple[int, ...], rhs: tuple[in
     return total
 
 
+def _flops_of_kernel(computation: Computation, instruction: Instruction) -> float:
+    for kernel, products in PRODUCTS_OF_KERNEL.items():
+        if instruction.name.startswith(kernel):
+            arrays = (array for name in instruction.operands for array in computation[name].arrays)
+            *heads, length, dim = next(array.dims for array in arrays if array.dtype in ("bf16", "f32"))
+            return products * 2.0 * math.prod(heads) * length**2 * dim
+    estimate = re.search(r'"flops":\s*"?(\d+)', instruction.attributes)
+    return float(estimate[1]) if estimate else 0.0
+
+
 def _in_hbm(arrays: tuple[Array, ...]) -> int:
     return sum(array.bytes for array in arrays if array.space == 0)
 
@@ -328,6 +340,8 @@ def _written(instruction: Instruction, operands: list[tuple[Array, ...]], inner:
     if instruction.opcode == "dynamic-update-slice":
         return _in_hbm(operands[1])
     total = _in_hbm(instruction.arrays)
+    if instruction.opcode.endswith("-start"):  # Its result has the operands in it.
+        return max(0, total - sum(map(_in_hbm, operands)))
     for update in (inner or {}).values():
         if update.opcode == "dynamic-update-slice" and update.arrays[0] in instruction.arrays:
             total += inner[update.operands[1]].arrays[0].bytes - _in_hbm(update.arrays)
