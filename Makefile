@@ -5,6 +5,8 @@ WORKDIR ?= runs/tiny
 # uv installs the same lock several times faster than pip, which is used where uv cannot be had.
 UV := uv==0.13.9
 BIN := .venv/bin
+# The lock has jax for CPUs, and a libtpu that only compiles: jax need not look for TPUs, which takes a while and warns.
+export JAX_PLATFORMS ?= cpu
 
 .PHONY: help install demo test lint format lock clean
 
