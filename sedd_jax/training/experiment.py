@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
@@ -74,6 +75,13 @@ class Experiment:
     def abstract_state(self) -> TrainState:
         return abstract_state(self.model, self.optimizer, self.mesh)
 
+    def left_whole(self) -> list[str]:
+        """Which weights the mesh should split and does not: see `sharding.left_whole`."""
+        tokens, sigma = jnp.zeros((1, 2), jnp.int32), jnp.ones(1)
+        return sharding.left_whole(
+            jax.eval_shape(self.model.init, jax.random.key(0), tokens, sigma)["params"], self.mesh
+        )
+
     def bound_fn(self, num_times: int) -> Callable[..., likelihood.Bound]:
         """(params, key, tokens [B, L], number of the first sequence) -> `likelihood.Bound`."""
 
@@ -110,7 +118,7 @@ class Experiment:
 def make_experiment(config: ConfigDict, vocab_size: int) -> Experiment:
     """Raises InputError for anything in the config that is unknown, missing or does not fit."""
     graph = build(rates.make, "graph", config, vocab_size=vocab_size)
-    mesh = build(sharding.make_mesh, "mesh", config)
+    mesh = build(sharding.make_mesh, "mesh", config, devices=None)
     # parent and name are fields of every Flax module, and not for a config to set.
     model = build(Transformer, "model", config, num_states=graph.num_states, parent=None, name=None)
     if model.scale_by_sigma is None:
@@ -147,7 +155,7 @@ def load_trained(workdir: epath.Path, *, log: Callable[[str], None]) -> Trained:
     config = configuration.load(workdir)
     tokenizer = tokenizers.load(workdir)
     # The mesh of the training run may not fit this machine; a forward pass only wants its batch split.
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh = ConfigDict({"data": -1})
     experiment = make_experiment(config, tokenizer.vocab_size)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(experiment.abstract_state(), log=log)
