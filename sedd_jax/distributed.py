@@ -13,6 +13,7 @@ import re
 import signal
 import socket
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -24,7 +25,6 @@ from jax._src import distributed as runtime  # the public module hides the key-v
 
 from sedd_jax.errors import InputError, TrainingError
 
-_FAILURE = "sedd_jax/failure"
 # A dead process is found by its missing heartbeats, so whoever waits for one that lives may wait for days.
 _PATIENCE_MS = 10**9
 # Processes that meet the same error each report it themselves, if they do so within this many seconds.
@@ -94,7 +94,7 @@ def initialise(
             raise TrainingError(f"the processes cannot be joined: {error}") from error
     if several():
         _on_abort(_LOST)
-        threading.Thread(target=_watch, args=(runtime.global_state.client,), daemon=True).start()
+        threading.Thread(target=_watch, daemon=True).start()
 
 
 _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
@@ -184,11 +184,11 @@ def _abort_says(line: str):
         _libc_signal(None)
 
 
-def _watch(client) -> None:
+def _watch() -> None:
     """Ends this process when another one has failed."""
     try:
-        failure = json.loads(client.blocking_key_value_get(_FAILURE, _PATIENCE_MS))
-    except Exception:  # the run is over, or the process that holds the store is gone: jax aborts
+        failure = json.loads(hear("failure"))
+    except jax.errors.JaxRuntimeError:  # the run is over, or the process that holds the store is gone: jax aborts
         return
     time.sleep(_GRACE)
     if not _leaving.is_set():
@@ -199,7 +199,7 @@ def _watch(client) -> None:
 
 def _exit(code: int) -> NoReturn:
     # All wait here for one another: a process that goes first looks like one that died.
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
         jax.distributed.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -214,8 +214,7 @@ def fail(line: str, code: int) -> None:
         time.sleep(600)  # The watch is ending this process already.
     _leaving.set()
     message = json.dumps({"process": runtime.global_state.process_id, "line": line, "code": code})
-    with contextlib.suppress(Exception):  # Another process was first.
-        runtime.global_state.client.key_value_set(_FAILURE, message)
+    post("failure", message)
     _exit(code)
 
 
@@ -224,7 +223,7 @@ def explain(error: Exception) -> str | None:
     lost = several() and re.search(r"gloo|connection|coordination service|heartbeat|UNAVAILABLE", str(error), re.I)
     if lost and _leaving.is_set():
         time.sleep(600)
-    return _LOST if lost else None
+    return f"{_LOST} ({textwrap.shorten(str(error), 200, placeholder=' ...')})" if lost else None
 
 
 def abandon(line: str) -> NoReturn:
@@ -238,6 +237,23 @@ def finish() -> None:
     if several():
         _leaving.set()
         jax.distributed.shutdown()
+
+
+def post(name: str, value: str) -> None:
+    """Tells all processes; of several that post under one name the first is heard. Safe in a signal handler."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        runtime.global_state.client.key_value_set(f"sedd_jax/{name}", value)
+
+
+def hear(name: str) -> str:
+    """Waits for what any process posts. Raises JaxRuntimeError when the run ends before."""
+    return runtime.global_state.client.blocking_key_value_get(f"sedd_jax/{name}", _PATIENCE_MS)
+
+
+def gather(name: str, value: str) -> list[str]:
+    """The values of all processes, in their order; waits for the last one."""
+    post(f"{name}/{runtime.global_state.process_id}", value)
+    return [hear(f"{name}/{index}") for index in range(runtime.global_state.num_processes)]
 
 
 def from_leader(name: str, make: Callable[[], bytes]) -> bytes:
@@ -254,7 +270,6 @@ def from_leader(name: str, make: Callable[[], bytes]) -> bytes:
 def require_same(name: str, value: str) -> None:
     """Waits for all processes. Raises InputError on all of them unless they have the same value."""
     if several():
-        digest = hashlib.sha256(value.encode()).digest()
-        if from_leader(name, lambda: digest) != digest:
-            raise InputError(f"the {name} is another one than on process 0; start all processes on the same")
-        runtime.global_state.client.wait_at_barrier(f"sedd_jax/{name}", _PATIENCE_MS)
+        digest = hashlib.sha256(value.encode()).hexdigest()
+        if set(gather(name, digest)) != {digest}:
+            raise InputError(f"the processes have not all got the same {name}; start all of them on the same")

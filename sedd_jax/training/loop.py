@@ -88,7 +88,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
         workdir / "checkpoints", keep_last=options.keep_last, keep_period=options.keep_period or None
     )
     peak = metrics.peak_flops()
-    with jax.set_mesh(experiment.mesh), checkpoints, stop_signals(experiment.mesh) as signals:
+    with jax.set_mesh(experiment.mesh), checkpoints, stop_signals() as signals:
         run = Run(config, workdir, options, data, experiment, checkpoints, peak)
         with contextlib.closing(run.report):
             return run.run(signals)
@@ -170,27 +170,26 @@ class Run:
             while self.step < steps:
                 tokens = sharding.place_batch(next(self.loader), self.experiment.mesh)
                 self.state, values = self.train_step(self.state, self.train_key, tokens)
-                values["signal"] = signals.ask()
                 self.step += 1
                 # One step stays in flight while the one before is looked at, so that the device never waits for us.
-                self._finish(in_flight, bar, signals)
+                self._finish(in_flight, bar)
                 in_flight = self.step, values
-                if self._is_due(signals):
-                    self._finish(in_flight, bar, signals)
+                if self._is_due(signals.after(self.step)):
+                    self._finish(in_flight, bar)
                     in_flight = None
                     # A signal that comes during the pause waits for the next step, which then is saved.
-                    number = signals.number
+                    number = signals.after(self.step)
                     self._pause(stopping=bool(number))
                     if number:
                         raise Stopped(number, self.step)
         self.checkpoints.wait()
         return self.report.final(self.step)
 
-    def _is_due(self, signals: StopSignals) -> bool:
+    def _is_due(self, signal: int) -> bool:
         every = [getattr(self.options, f"{name}_every") for name in ("log", "eval", "sample", "checkpoint")]
-        return bool(signals.number) or self.step == self.options.steps or any(n and self.step % n == 0 for n in every)
+        return bool(signal) or self.step == self.options.steps or any(n and self.step % n == 0 for n in every)
 
-    def _finish(self, in_flight: tuple[int, dict] | None, bar: tqdm, signals: StopSignals) -> None:
+    def _finish(self, in_flight: tuple[int, dict] | None, bar: tqdm) -> None:
         """Waits for a step and takes in its metrics. The first one of a process is compilation: its time is left out.
 
         Raises TrainingError if they are not finite.
@@ -198,7 +197,6 @@ class Run:
         if in_flight is None:
             return
         step, values = in_flight
-        signals.hear(values["signal"])
         loss, norm = (float(values[name]) for name in ("loss", "grad_norm"))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             saved = self.checkpoints.steps()
@@ -275,7 +273,7 @@ class Run:
         return (
             f"{parameters:,} parameters on {mesh.size} x {mesh.devices.flat[0].device_kind} "
             f"({', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}), "
-            f"{jax.process_count()} process(es); "
+            f"{jax.process_count()} process{'es' if jax.process_count() > 1 else ''}; "
             f"{len(data.train.tokens):,} training tokens, {self.loader.batches_per_epoch:.1f} batches per epoch "
             f"({len(data.train.tokens) % data.length} tokens are left over in each); "
             f"{len(data.valid.tokens):,} validation tokens ({dropped} at the end do not fill a sequence: dropped)"

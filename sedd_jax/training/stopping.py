@@ -2,14 +2,12 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sedd_jax import sharding
+from sedd_jax import distributed
 from sedd_jax.errors import TrainingError
 
 
@@ -22,49 +20,55 @@ class Stopped(TrainingError):
 
 
 class StopSignals:
-    """SIGTERM and SIGINT, whichever process they reach."""
+    """SIGTERM and SIGINT, whichever process they reach, and the step after which to stop.
 
-    def __init__(self, mesh: Mesh):
-        self._received = self._agreed = 0
-        self._several = jax.process_count() > 1
-        self._split = NamedSharding(mesh, PartitionSpec(sharding.MESH_AXES))
-        self._largest = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
+    Several processes agree on the step in the background: a thread of each publishes how far it has come, and holds it
+    there until it has heard all. None can have begun the step after the furthest, so there they stop.
+    """
+
+    def __init__(self):
+        self._received = 0
+        self._lock = threading.Lock()
+        self._begun = threading.Event()
+        self._step = self._last = -1
+        if distributed.several():
+            threading.Thread(target=self._agree, daemon=True).start()
 
     def receive(self, number: int) -> None:
         self._received = number
+        if distributed.several():
+            distributed.post("stop", str(number))
 
-    def ask(self) -> jax.Array | None:
-        """Asks all processes; to be called once per step. The answer arrives with the step's metrics.
+    def after(self, step: int) -> int:
+        """The signal to stop for after this step, 0 for none. Asked after every step in turn; may be asked again."""
+        if not distributed.several():
+            return self._received
+        with self._lock:
+            self._step = step
+            self._begun.set()
+            return self._received if step == self._last else 0
 
-        One number per device through a collective of its own, so that all processes hear of a signal at the same step.
-        """
-        if not self._several:
-            return None
-        shape = (self._split.mesh.size,)
-        return self._largest(
-            jax.make_array_from_callback(shape, self._split, lambda _: np.full(1, self._received, np.int32))
-        )
-
-    def hear(self, answer: jax.Array | None) -> None:
-        if answer is not None:
-            self._agreed = int(answer)
-
-    @property
-    def number(self) -> int:
-        """The signal to stop for, 0 for none: on several processes, what the last answer that was heard says."""
-        return self._agreed if self._several else self._received
+    def _agree(self) -> None:
+        try:
+            number = int(distributed.hear("stop"))
+            self._begun.wait()
+            with self._lock:
+                self._last = 1 + max(map(int, distributed.gather("stop after", str(self._step))))
+                self._received = number
+        except jax.errors.JaxRuntimeError:
+            return  # The run is over.
 
 
 @contextlib.contextmanager
-def stop_signals(mesh: Mesh) -> Iterator[StopSignals]:
+def stop_signals() -> Iterator[StopSignals]:
     """Collects SIGTERM and SIGINT in what it gives; a second one acts as it would without us."""
-    signals = StopSignals(mesh)
+    signals = StopSignals()
     numbers = (signal.SIGTERM, signal.SIGINT)
     previous = {number: signal.getsignal(number) for number in numbers}
 
     def receive(number, _):
-        signals.receive(number)
         signal.signal(number, previous[number])
+        signals.receive(number)
 
     for number in numbers:
         signal.signal(number, receive)
