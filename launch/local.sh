@@ -31,7 +31,7 @@ XLA_FLAGS+=" --xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_cpu_c
 export XLA_FLAGS
 
 pids=()
-# shellcheck disable=SC2317  # called by the trap
+# shellcheck disable=SC2317,SC2329  # called by the traps
 forward() { kill -"$1" "${pids[@]}" 2>/dev/null || true; }
 trap 'forward TERM' TERM
 trap 'forward INT' INT
