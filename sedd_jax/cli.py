@@ -90,6 +90,9 @@ def _join_processes() -> None:
             timeout=values.start_timeout,
             heartbeat_timeout=values.heartbeat_timeout,
         )
+        if distributed.several():
+            # Of a save that a lost process breaks off, Orbax would print a traceback besides raising the error.
+            logging.set_verbosity(logging.FATAL)
 
 
 def _explain(error: BaseException, argv: list[str]) -> str:

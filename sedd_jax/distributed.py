@@ -27,6 +27,7 @@ from sedd_jax.errors import InputError, TrainingError
 
 # A dead process is found by its missing heartbeats, so whoever waits for one that lives may wait for days.
 _PATIENCE_MS = 10**9
+_DEAD_MS = 60_000
 # Processes that meet the same error each report it themselves, if they do so within this many seconds.
 _GRACE = 3.0
 _LOST = "another process died or cannot be reached; start all of them again: training goes on from its last checkpoint"
@@ -94,7 +95,7 @@ def initialise(
             raise TrainingError(f"the processes cannot be joined: {error}") from error
     if several():
         _on_abort(_LOST)
-        threading.Thread(target=_watch, daemon=True).start()
+        _watcher.start()
 
 
 _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
@@ -190,6 +191,8 @@ def _watch() -> None:
         failure = json.loads(hear("failure"))
     except jax.errors.JaxRuntimeError:  # the run is over, or the process that holds the store is gone: jax aborts
         return
+    if failure is None:
+        return
     time.sleep(_GRACE)
     if not _leaving.is_set():
         _leaving.set()
@@ -197,10 +200,15 @@ def _watch() -> None:
         _exit(failure["code"])
 
 
+_watcher = threading.Thread(target=_watch, daemon=True)
+
+
 def _exit(code: int) -> NoReturn:
-    # All wait here for one another: a process that goes first looks like one that died.
+    # A process that goes before the others are ready looks to them like one that died, the one with the store most so.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        jax.distributed.shutdown()
+        runtime.global_state.client.wait_at_barrier("sedd_jax/failed", _DEAD_MS)
+        if is_leader():
+            time.sleep(_GRACE)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # Other threads may be in a collective that will never end.
@@ -220,7 +228,7 @@ def fail(line: str, code: int) -> None:
 
 def explain(error: Exception) -> str | None:
     """In one line, an error that another process's death has caused; None for any other."""
-    lost = several() and re.search(r"gloo|connection|coordination service|heartbeat|UNAVAILABLE", str(error), re.I)
+    lost = several() and re.search(r"gloo|connection|coordination service|heartbeat|barrier|UNAVAILABLE", str(error), re.I)
     if lost and _leaving.is_set():
         time.sleep(600)
     return f"{_LOST} ({textwrap.shorten(str(error), 200, placeholder=' ...')})" if lost else None
@@ -236,6 +244,10 @@ def finish() -> None:
     """Waits for the other processes, and parts from them."""
     if several():
         _leaving.set()
+        runtime.global_state.client.wait_at_barrier("sedd_jax/done", _PATIENCE_MS)
+        # jax may crash if it is shut down while a thread still waits for a value.
+        post("failure", "null")
+        _watcher.join()
         jax.distributed.shutdown()
 
 

@@ -60,7 +60,7 @@ def make_mesh(
             grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
         else:
             grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    except (NotImplementedError, ValueError) as error:
+    except (AssertionError, NotImplementedError, ValueError) as error:
         raise InputError(f"{asked} cannot be laid on these {len(devices)} devices: {error}") from error
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 

@@ -31,13 +31,21 @@ class StopSignals:
         self._lock = threading.Lock()
         self._begun = threading.Event()
         self._step = self._last = -1
+        self._thread = threading.Thread(target=self._agree, daemon=True)
         if distributed.several():
-            threading.Thread(target=self._agree, daemon=True).start()
+            self._thread.start()
 
     def receive(self, number: int) -> None:
         self._received = number
         if distributed.several():
             distributed.post("stop", str(number))
+
+    def close(self) -> None:
+        """Ends the thread. No signal is heard any more once any process has closed."""
+        if distributed.several():
+            distributed.post("stop", "0")
+            self._begun.set()
+            self._thread.join()
 
     def after(self, step: int) -> int:
         """The signal to stop for after this step, 0 for none. Asked after every step in turn; may be asked again."""
@@ -51,6 +59,8 @@ class StopSignals:
     def _agree(self) -> None:
         try:
             number = int(distributed.hear("stop"))
+            if not number:
+                return
             self._begun.wait()
             with self._lock:
                 self._last = 1 + max(map(int, distributed.gather("stop after", str(self._step))))
@@ -74,6 +84,7 @@ def stop_signals() -> Iterator[StopSignals]:
         signal.signal(number, receive)
     try:
         yield signals
+        signals.close()
     finally:
         for number in numbers:
             signal.signal(number, previous[number])
