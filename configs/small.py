@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
                 "keep_last": 3,
                 "keep_period": 50_000,
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "slices": -1},
             "eval": {"num_times": 128, "num_sequences": 1024, "batch_size": 64},
             "sampling": {"num": 8, "steps": 256, "method": "analytic"},
         }

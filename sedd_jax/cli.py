@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,21 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from sedd_jax import distributed
 from sedd_jax.errors import InputError, TrainingError
 
 
 def define_workdir(text: str) -> None:
     flags.DEFINE_string("workdir", None, text)
+
+
+def define_processes() -> None:
+    """For a command that may run as several processes, which all get the same flags but for --process_id."""
+    flags.DEFINE_string("coordinator", None, "host:port of process 0; found by itself on TPU VMs, Slurm and Open MPI.")
+    flags.DEFINE_integer("num_processes", None, "How many processes there are; 1 for this one alone.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    flags.DEFINE_integer("start_timeout", 300, "Seconds within which all processes have to be there.")
+    flags.DEFINE_integer("heartbeat_timeout", 100, "Seconds of silence after which a process counts as dead.")
 
 
 def define_config() -> None:
@@ -69,6 +80,21 @@ def _parse(argv: list[str]) -> None:
         raise InputError(f"unexpected argument {rest[1]!r}; options start with --, see --help")
 
 
+def _join_processes() -> None:
+    values = flags.FLAGS
+    if "num_processes" in values:
+        distributed.initialise(
+            values.coordinator,
+            values.num_processes,
+            values.process_id,
+            timeout=values.start_timeout,
+            heartbeat_timeout=values.heartbeat_timeout,
+        )
+        if distributed.several():
+            # Of a save that a lost process breaks off, Orbax would print a traceback besides raising the error.
+            logging.set_verbosity(logging.FATAL)
+
+
 def _explain(error: BaseException, argv: list[str]) -> str:
     # Of an override of a field that is not there, ml_collections says no more than a part of the name.
     cause = error.args[0] if isinstance(error, AttributeError) and error.args else error
@@ -98,7 +124,10 @@ def _plain(value: Any) -> Any:
 
 
 def run(main: Callable[[], dict[str, Any]]) -> None:
-    """Parses the flags, calls main, prints its result as the last line of stdout, and exits."""
+    """Parses the flags, calls main, prints its result as the last line of stdout, and exits.
+
+    Of several processes the first one prints the result. If one fails, all end with its line and its exit code.
+    """
     if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
         print(sys.modules["__main__"].__doc__, *map(flags.FLAGS.module_help, (__name__, sys.argv[0])))
         sys.exit(0)
@@ -107,14 +136,25 @@ def run(main: Callable[[], dict[str, Any]]) -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/sedd_jax/xla"))
     try:
         _parse(sys.argv)
+        _join_processes()
         result = main()
+        if distributed.is_leader():
+            print(json.dumps(_plain(result)), flush=True)
+        distributed.finish()
     except InputError as error:
         sys.exit(_fail(error, 2))
     except TrainingError as error:
         sys.exit(_fail(error, getattr(error, "exit_code", 1)))
-    print(json.dumps(_plain(result)), flush=True)
+    except Exception as error:
+        if lost := distributed.explain(error):
+            distributed.abandon(lost)
+        traceback.print_exc()
+        distributed.fail(f"{type(error).__name__}: {_one_line(error)}", 1)
+        sys.exit(1)
 
 
 def _fail(error: Exception, code: int) -> int:
-    print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
+    line = _one_line(error)
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    distributed.fail(line, code)
     return code

@@ -11,23 +11,21 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from sedd_jax import cli, likelihood
+from sedd_jax import cli, distributed, likelihood
 from sedd_jax.config import build
 from sedd_jax.data import corpora, dataset
 from sedd_jax.data.packing import chunks, tokenize
 from sedd_jax.errors import InputError
 from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.report import say
 
 cli.define_workdir("Directory of a trained model.")
+cli.define_processes()
 flags.DEFINE_string("data", None, "Text file, JSONL file or glob; by default the validation part of the training data.")
 flags.DEFINE_integer("num_times", None, "Noise levels per sequence; by default eval.num_times of the run's config.")
 flags.DEFINE_integer("num_sequences", None, "Only the first so many sequences; by default all.")
 flags.DEFINE_integer("batch_size", None, "Sequences per network call; by default eval.batch_size of the config.")
 flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> dict[str, Any]:
@@ -52,7 +50,9 @@ def main() -> dict[str, Any]:
             lambda batch, first: bound(trained.params, key, experiment.place(batch), first),
             rows,
             batch_size=min(values.batch_size or experiment.eval.batch_size, len(rows)),
-            progress=lambda batches: tqdm(batches, desc="evaluating", unit="batch", file=sys.stderr),
+            progress=lambda batches: tqdm(
+                batches, desc="evaluating", unit="batch", file=sys.stderr, disable=not distributed.is_leader()
+            ),
         )
     summary = likelihood.summarise(bounds, config.data.length, stream.tokens_per_byte)
     return summary | {"num_sequences": len(rows), "num_times": num_times, "step": trained.step}

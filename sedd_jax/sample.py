@@ -7,7 +7,6 @@ Texts go to stdout, then one JSON line.
 """
 
 import re
-import sys
 import time
 from typing import Any
 
@@ -15,12 +14,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from sedd_jax import cli, sampling
+from sedd_jax import cli, distributed, sampling
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 from sedd_jax.training.experiment import Trained, load_trained
+from sedd_jax.training.report import say
 
 cli.define_workdir("Directory of a trained model.")
+cli.define_processes()
 flags.DEFINE_integer("num", None, "How many texts; by default sampling.num of the run's config.")
 flags.DEFINE_integer("steps", None, "Reverse steps; by default sampling.steps of the config.")
 flags.DEFINE_string("method", None, f"One of {', '.join(sampling.METHODS)}; by default sampling.method of the config.")
@@ -86,7 +87,7 @@ def draw(
 
 def main() -> dict[str, Any]:
     values = flags.FLAGS
-    trained = load_trained(cli.workdir(), log=lambda text: print(text, file=sys.stderr, flush=True))
+    trained = load_trained(cli.workdir(), log=say)
     defaults = trained.experiment.sampling
     num = defaults.num if values.num is None else values.num
     steps = defaults.steps if values.steps is None else values.steps
@@ -101,10 +102,10 @@ def main() -> dict[str, Any]:
         suffix=values.suffix,
         template=values.template,
     )
-    print(f"drawing {num} x {len(window)} tokens in {steps + 1} network calls", file=sys.stderr, flush=True)
+    say(f"drawing {num} x {len(window)} tokens in {steps + 1} network calls")
     drawn, seconds = draw(trained, window, num, steps, method, values.seed)
     texts = [trained.tokenizer.decode(tokens[:shown]) for tokens in np.asarray(drawn.tokens).tolist()]
-    for i, text in enumerate(texts):
+    for i, text in enumerate(texts if distributed.is_leader() else ()):
         print(f"=== sample {i} ===\n{text}")
     return {
         "samples": texts,

@@ -1,16 +1,19 @@
 """Mesh, the one table from logical axes to mesh axes, and placing arrays. One device is a 1 x 1 x 1 mesh.
 
 data: replicas that split the batch. fsdp: splits the batch and every weight along its model width. tensor: splits
-heads, MLP and vocabulary.
+heads, MLP and vocabulary. Of several TPU slices, each holds whole replicas: only `data` goes over the slow network that
+joins them.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sedd_jax.errors import InputError
@@ -27,20 +30,58 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices, or over those given. One size may be -1: what the others leave. Raises InputError where
-    they do not fit."""
-    devices = jax.devices() if devices is None else devices
+def make_mesh(
+    *, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = -1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh over all devices, laid along the connections of the chips.
+
+    data, fsdp, tensor: sizes over all devices; one of them may be -1: what the others leave.
+    slices: how many slices share `data`; -1 for as many as the TPU devices are of. Other devices need no such order.
+    devices: all that JAX has by default.
+    Raises InputError where the sizes do not fit the devices or their slices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
     sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
-    num_devices = len(devices)
     asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
     if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
         raise InputError(f"{asked}: sizes must be positive, and at most one may be -1 (what the others leave)")
-    known = int(np.prod([size for size in sizes.values() if size != -1]))
-    if num_devices % known or (-1 not in sizes.values() and known != num_devices):
-        raise InputError(f"{asked}: {known} does not fit {num_devices} devices; their product must be {num_devices}")
-    shape = tuple(num_devices // known if size == -1 else size for size in sizes.values())
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if len(devices) % known or (-1 not in sizes.values() and known != len(devices)):
+        raise InputError(f"{asked}: {known} does not fit {len(devices)} devices; their product must be {len(devices)}")
+    shape = tuple(len(devices) // known if size == -1 else size for size in sizes.values())
+    slices = _num_slices(slices, devices)
+    if shape[0] % slices:
+        raise InputError(
+            f"{asked}: mesh.data={shape[0]} must be a multiple of the {slices} slices, since fsdp and tensor stay "
+            "inside a slice"
+        )
+    try:
+        if slices > 1:
+            inside, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+            grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+        else:
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        raise InputError(f"{asked} cannot be laid on these {len(devices)} devices: {error}") from error
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _num_slices(asked: int, devices: Sequence[Any]) -> int:
+    found = len({getattr(device, "slice_index", 0) for device in devices})
+    if asked == -1:
+        return found if devices[0].platform == "tpu" else 1
+    if asked < 1 or (asked != found and (asked > 1 or devices[0].platform == "tpu")):
+        raise InputError(f"mesh.slices={asked}: the devices are of {found}; give {found}, or -1")
+    return asked
+
+
+def _split(size: int, name: str | None, mesh: Mesh | AbstractMesh) -> tuple[str, ...] | None:
+    axes = tuple(axis for axis in RULES.get(name or "", ()) if axis not in mesh.manual_axes)
+    return axes if axes and size % _parts(mesh, axes) == 0 else None
+
+
+def _parts(mesh: Mesh | AbstractMesh, axes: Iterable[str] | None) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes or ())
 
 
 def spec(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -48,12 +89,7 @@ def spec(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh | Abs
 
     Inside `jax.shard_map` the axes that it split already are left out.
     """
-
-    def split(size: int, name: str | None) -> tuple[str, ...] | None:
-        axes = tuple(axis for axis in RULES.get(name or "", ()) if axis not in mesh.manual_axes)
-        return axes if axes and size % int(np.prod([mesh.shape[axis] for axis in axes])) == 0 else None
-
-    return PartitionSpec(*(split(size, name) for size, name in zip(shape, names, strict=True)))
+    return PartitionSpec(*(_split(size, name, mesh) for size, name in zip(shape, names, strict=True)))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -90,6 +126,27 @@ def of_tree(abstract: Any, mesh: Mesh) -> Any:
     return jax.tree.map(sharding, abstract, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
 
 
+def left_whole(abstract: Any, mesh: Mesh) -> list[str]:
+    """What of a tree as in `of_tree` stays whole although a rule would split it: one line each, with the cost."""
+    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    lines = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(abstract, is_leaf=is_box)[0]:
+        if not is_box(leaf):
+            continue
+        value = leaf.value
+        held = math.prod(NamedSharding(mesh, spec(value.shape, leaf.names, mesh)).shard_shape(value.shape))
+        for size, name in zip(value.shape, leaf.names, strict=True):
+            parts = _parts(mesh, RULES.get(name) if name else None)
+            if parts > 1 and _split(size, name, mesh) is None:
+                megabytes = held * value.dtype.itemsize / 1e6
+                lines.append(
+                    f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(value.shape)} is not split: its "
+                    f"{size} along {name!r} are no multiple of mesh.{'*'.join(RULES[name])}={parts}. It takes "
+                    f"{megabytes:.3g} MB per device instead of {megabytes / parts:.3g}, its average and moments too"
+                )
+    return lines
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
@@ -101,12 +158,31 @@ def of_batch(mesh: Mesh) -> NamedSharding:
 
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
-    return int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+    return _parts(mesh, RULES["batch"])
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Which rows of a global batch the devices of this process hold, ascending.
+
+    Processes whose devices hold the same ones, because `tensor` goes across them, all have them. They need not be
+    neighbours: along the connections of the chips, those of one host are not.
+    """
+    held = of_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
 
 
 def place_batch(local: np.ndarray, mesh: Mesh) -> jax.Array:
-    """The global batch [B, ...] from this process's rows [B / processes, ...]."""
-    return jax.make_array_from_process_local_data(of_batch(mesh), local)
+    """The global batch [B, ...] from this process's rows of it: those of `local_rows`, in that order."""
+    shards = batch_shards(mesh)
+    batch_size = len(local) // len(local_rows(shards, mesh)) * shards
+    rows = local_rows(batch_size, mesh)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(batch_size)
+        first = int(np.searchsorted(rows, start))
+        return local[first : first + stop - start]
+
+    return jax.make_array_from_callback((batch_size, *local.shape[1:]), of_batch(mesh), part)
 
 
 def place(array: np.ndarray, where: NamedSharding) -> jax.Array:

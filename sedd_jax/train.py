@@ -10,6 +10,7 @@ from sedd_jax.training.loop import train
 
 cli.define_config()
 cli.define_workdir("Directory of the run: config, checkpoints, metrics, samples.")
+cli.define_processes()
 
 
 def main() -> dict[str, Any]:

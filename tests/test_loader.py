@@ -67,16 +67,22 @@ def test_processes_share_the_global_batch_row_for_row(process_count, shift):
     options = dict(length=5, batch_size=8, seed=1, shift=shift)
     whole = batches(Loader(stream_of(103), **options), 12)
     shares = [
-        batches(Loader(stream_of(103), **options, process_index=index, process_count=process_count), 12)
-        for index in range(process_count)
+        batches(Loader(stream_of(103), **options, rows=rows), 12)
+        for rows in np.arange(8).reshape(process_count, 8 // process_count)
     ]
     assert all(share.shape == (12, 8 // process_count, 5) for share in shares)
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
 
 
-@pytest.mark.parametrize(("process_index", "process_count"), [(0, 1), (1, 2)])
-def test_resumed_is_uninterrupted_at_every_position(process_index, process_count):
-    options = dict(length=5, batch_size=8, seed=2, process_index=process_index, process_count=process_count)
+def test_rows_need_not_be_neighbours():
+    options = dict(length=5, batch_size=8, seed=1)
+    ours = batches(Loader(stream_of(103), **options, rows=[1, 2, 6]), 12)
+    np.testing.assert_array_equal(ours, batches(Loader(stream_of(103), **options), 12)[:, [1, 2, 6]])
+
+
+@pytest.mark.parametrize("rows", [None, [0, 1, 4, 5]])
+def test_resumed_is_uninterrupted_at_every_position(rows):
+    options = dict(length=5, batch_size=8, seed=2, rows=rows)
     whole = batches(Loader(stream_of(103), **options), 12)
     for position in range(10):
         resumed = Loader(stream_of(103), **options, position=position)
@@ -102,13 +108,13 @@ def test_batches_may_be_single_rows_or_longer_than_an_epoch(batch_size):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(batch_size=6, process_count=4), "batch_size=6: give a multiple of the 4 processes"),
         (dict(batch_size=0), "batch_size=0"),
         (dict(length=104), "length=104 exceeds the 103 tokens"),
         (dict(length=0), "length=0"),
         (dict(seed=-1), "seed=-1"),
         (dict(position=-1), "position=-1"),
-        (dict(process_index=2, process_count=2), "process_index=2"),
+        (dict(rows=[3, 4]), r"rows=\[3, 4\]: give some from 0 to 3"),
+        (dict(rows=[]), r"rows=\[\]"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(options, message):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from etils import epath
 
@@ -43,16 +43,17 @@ def load(
     text_field: str = "text",
     shift: bool = True,
     directory: epath.PathLike | None = None,
+    once: Callable[[Callable[[], bytes]], bytes] = lambda make: make(),
 ) -> Dataset:
     """Reads and tokenises a corpus. Writes nothing.
 
     source, valid_source, valid_fraction, text_field: see `corpora.read`.
-    tokenizer, vocab_size, tokenizer_path, directory: see `tokenizers.make`.
+    tokenizer, vocab_size, tokenizer_path, directory, once: see `tokenizers.make`.
     Raises InputError: see there, or a part of the corpus is shorter than one sequence.
     """
     corpus = corpora.read(source, valid_source=valid_source, valid_fraction=valid_fraction, text_field=text_field)
     chosen = tokenizers.make(
-        tokenizer, vocab_size=vocab_size, path=tokenizer_path, texts=corpus.train, directory=directory
+        tokenizer, vocab_size=vocab_size, path=tokenizer_path, texts=corpus.train, directory=directory, once=once
     )
 
     def stream(documents: Sequence[str]) -> Stream:

@@ -1,7 +1,7 @@
 """The endless, shuffled, resumable sequence of training batches."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -9,14 +9,17 @@ import numpy as np
 from sedd_jax.data.packing import Stream, check_length
 from sedd_jax.errors import InputError
 
+# Batches in a run without end; the row numbers of that many still fit 64 bits.
+_ENDLESS = 1 << 40
+
 
 class Loader(Iterator[np.ndarray]):
-    """Yields this process's rows of each global batch: int32 [batch_size // process_count, length].
+    """Yields our rows of each global batch: int32 [number of rows, length].
 
     An epoch cuts the stream into `num_chunks` chunks and visits them in an order of its own. Global batch s has rows
-    s * batch_size to (s + 1) * batch_size - 1 of that sequence, epoch after epoch, and process p takes the p-th of
-    process_count equal runs of them. So the global batch depends on `seed` and s alone: not on the number of processes,
-    nor on where a run was resumed.
+    s * batch_size to (s + 1) * batch_size - 1 of that sequence, epoch after epoch, of which a process makes those that
+    its devices need. So the global batch depends on `seed` and s alone: not on the number of processes, nor on where a
+    run was resumed.
 
     Attributes:
       num_chunks: chunks per epoch.
@@ -31,8 +34,7 @@ class Loader(Iterator[np.ndarray]):
         length: int,
         batch_size: int,
         seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | np.ndarray | None = None,
         position: int = 0,
         shift: bool = True,
     ):
@@ -43,8 +45,7 @@ class Loader(Iterator[np.ndarray]):
           length: tokens per row.
           batch_size: rows of the global batch, over all processes.
           seed: decides the order, and the shifts.
-          process_index: which rows are ours, from 0 to process_count - 1.
-          process_count: how many processes share a batch.
+          rows: which rows of each global batch are ours, in this order; by default all.
           position: global batches to leave out.
           shift: each epoch treats the stream as a circle and cuts it from a random token on, so that no token is always
             at the same place of a chunk. Every token is then used at most once per epoch, and all but
@@ -54,41 +55,41 @@ class Loader(Iterator[np.ndarray]):
           InputError: names the argument that does not fit.
         """
         check_length(stream, length)
-        if not 0 <= process_index < process_count:
-            raise InputError(f"process_index={process_index}: give a number from 0 to {process_count - 1}")
-        if batch_size < 1 or batch_size % process_count:
-            raise InputError(f"batch_size={batch_size}: give a multiple of the {process_count} processes")
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: give at least 1 row")
+        ours = np.arange(batch_size) if rows is None else np.asarray(rows)
+        if len(ours) == 0 or ours.min() < 0 or ours.max() >= batch_size:
+            raise InputError(f"rows={ours.tolist()}: give some from 0 to {batch_size - 1}")
         if not 0 <= seed < 1 << 32:
             raise InputError(f"seed={seed}: give a number from 0 to {(1 << 32) - 1}")
         if position < 0:
             raise InputError(f"position={position}: give a number of batches, 0 or more")
         self._tokens = stream.tokens
         self._length = length
-        self._rows = batch_size // process_count
+        self._batch_size = batch_size
+        self._ours = ours
         self._seed = seed
         self._shift = shift
         self.num_chunks = len(stream.tokens) // length
         self.batches_per_epoch = self.num_chunks / batch_size
         self.position = position
 
-        # A process's rows are the element s * process_count + process_index, so each process makes its own rows only.
-        shares = grain.MapDataset.range(self.num_chunks).seed(seed).shuffle().repeat()
-        shares = shares.batch(self._rows, drop_remainder=True)  # else the endless length is rounded, and overflows
-        ours = shares.map_with_index(self._crop)[position * process_count + process_index :: process_count]
+        self._order = grain.MapDataset.range(self.num_chunks).seed(seed).shuffle().repeat()
+        batches = grain.MapDataset.range(position, _ENDLESS).map(self._make)
         # Making a batch holds the interpreter lock: more threads gain nothing, and Grain's own buffer of 500 batches
         # would take a gigabyte.
-        self._batches = iter(ours.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
+        self._batches = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
 
     def __next__(self) -> np.ndarray:
         batch = next(self._batches)
         self.position += 1
         return batch
 
-    def _crop(self, share: int, chunks: np.ndarray) -> np.ndarray:
-        starts = np.asarray(chunks) * self._length
+    def _make(self, number: int) -> np.ndarray:
+        rows = int(number) * self._batch_size + self._ours
+        starts = np.array([self._order[row] for row in rows.tolist()]) * self._length
         if self._shift:
-            epochs = (share * self._rows + np.arange(self._rows)) // self.num_chunks
-            starts += [_offset(self._seed, int(epoch), len(self._tokens)) for epoch in epochs]
+            starts += [_offset(self._seed, int(epoch), len(self._tokens)) for epoch in rows // self.num_chunks]
         return self._tokens.take(starts[:, None] + np.arange(self._length), mode="wrap").astype(np.int32)
 
 

@@ -79,7 +79,10 @@ class SentencePiece:
     """
 
     def __init__(self, model: bytes):
-        """Raises InputError if `model` is no model, or has neither <|endoftext|> nor an end-of-sentence symbol."""
+        """Keeps `model` as an attribute.
+
+        Raises InputError if it is no model, or has neither <|endoftext|> nor an end-of-sentence symbol.
+        """
         try:
             # An empty model would load, and complain at every use.
             processor = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
@@ -94,7 +97,7 @@ class SentencePiece:
                 f"no {END_OF_TEXT} and no end of sentence in this SentencePiece model: give one with either"
             )
         self.vocab_size: int = processor.vocab_size()
-        self._model = model
+        self.model = model
         self._processor = processor
         # SentencePiece stores a space as U+2581, so a U+2581 of the text would come back as a space. Its bytes do not.
         self._u2581 = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in "\u2581".encode()]
@@ -104,7 +107,7 @@ class SentencePiece:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"sentencepiece, end of text {self.eot}\n".encode() + self._model).hexdigest()
+        return hashlib.sha256(f"sentencepiece, end of text {self.eot}\n".encode() + self.model).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
         _utf8(text)
@@ -116,7 +119,7 @@ class SentencePiece:
 
     def save(self, directory: epath.PathLike) -> None:
         # The description comes last: where it stands, the model is whole.
-        _save(directory, {_MODEL_FILE: self._model, _DESCRIPTION_FILE: _description("sentencepiece", self)})
+        _save(directory, {_MODEL_FILE: self.model, _DESCRIPTION_FILE: _description("sentencepiece", self)})
 
     def _encode(self, text: str) -> list[int]:
         if not self._has_bytes:
@@ -170,6 +173,7 @@ def make(
     path: str | None = None,
     texts: Sequence[str] = (),
     directory: epath.PathLike | None = None,
+    once: Callable[[Callable[[], bytes]], bytes] = lambda make: make(),
 ) -> Tokenizer:
     """The tokenizer that a configuration asks for. Writes nothing.
 
@@ -179,6 +183,7 @@ def make(
       path: a SentencePiece model file to use.
       texts: without a `path`, what to train on.
       directory: without a `path`, where `save` may have put a tokenizer, which is then used again.
+      once: of several processes, calls what it is given on one and returns the result on all, to train once only.
 
     Raises:
       InputError: unknown kind, a file that is missing or damaged, or a vocabulary that is not the one asked for.
@@ -198,7 +203,7 @@ def make(
     elif vocab_size is None:
         raise InputError("tokenizer vocab_size=None: give the number of pieces to train, or the path of a model")
     else:
-        tokenizer = train_sentencepiece(texts, vocab_size)
+        tokenizer = SentencePiece(once(lambda: train_sentencepiece(texts, vocab_size).model))
     if vocab_size not in (None, tokenizer.vocab_size):
         size = tokenizer.vocab_size
         raise InputError(

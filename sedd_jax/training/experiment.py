@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
@@ -73,6 +74,13 @@ class Experiment:
 
     def abstract_state(self) -> TrainState:
         return abstract_state(self.model, self.optimizer, self.mesh)
+
+    def left_whole(self) -> list[str]:
+        """Which weights the mesh should split and does not: see `sharding.left_whole`."""
+        tokens, sigma = jnp.zeros((1, 2), jnp.int32), jnp.ones(1)
+        return sharding.left_whole(
+            jax.eval_shape(self.model.init, jax.random.key(0), tokens, sigma)["params"], self.mesh
+        )
 
     def bound_fn(self, num_times: int) -> Callable[..., likelihood.Bound]:
         """(params, key, tokens [B, L], number of the first sequence) -> `likelihood.Bound`."""
@@ -152,7 +160,7 @@ def load_trained(workdir: epath.Path, *, log: Callable[[str], None]) -> Trained:
     config = configuration.load(workdir)
     tokenizer = tokenizers.load(workdir)
     # The mesh and the kernels of the training run may not fit this machine; a forward pass only wants its batch split.
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh = ConfigDict({"data": -1})
     config.model.attention = "auto"
     experiment = make_experiment(config, tokenizer.vocab_size)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:

@@ -1,10 +1,10 @@
 """A training run from its config to its last checkpoint, which can be stopped and taken up again at any moment."""
 
 import contextlib
+import functools
+import json
 import math
-import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from sedd_jax import config as configuration
-from sedd_jax import likelihood, sharding
+from sedd_jax import distributed, likelihood, sharding
 from sedd_jax.config import build
 from sedd_jax.data import dataset
 from sedd_jax.data.dataset import Dataset
@@ -25,8 +25,10 @@ from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.training import metrics
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.experiment import Experiment, make_experiment
+from sedd_jax.training.report import Report, say
 from sedd_jax.training.state import TrainState, init_state
 from sedd_jax.training.step import make_train_step
+from sedd_jax.training.stopping import Stopped, StopSignals, stop_signals
 
 
 @dataclass(frozen=True)
@@ -66,38 +68,6 @@ class TrainOptions:
             )
 
 
-class Stopped(TrainingError):
-    """A signal ended the run after its state was saved."""
-
-    def __init__(self, number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; the same command goes on there")
-        self.exit_code = 128 + number
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT in the list that it gives; a second one acts as it would without us."""
-    received: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.getsignal(number) for number in numbers}
-
-    def receive(number, _):
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    for number in numbers:
-        signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        for number in numbers:
-            signal.signal(number, previous[number])
-
-
-def _say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)
-
-
 def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     """Trains, or goes on training, in workdir. Returns the figures of the final line.
 
@@ -105,24 +75,33 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     """
     options = build(TrainOptions, "train", config)
     configuration.check_same_experiment(config, workdir)
-    data = build(dataset.load, "data", config, directory=workdir)
+    once = functools.partial(distributed.from_leader, "tokenizer")
+    data = build(dataset.load, "data", config, directory=workdir, once=once)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
     options.check_batch(sharding.batch_shards(experiment.mesh))
     configuration.check_same_data(data.fingerprint, workdir)
+    # Nobody writes before everybody has come through the checks; nobody goes on before all is written.
+    distributed.require_same("config", json.dumps(config.to_dict(), sort_keys=True))
+    distributed.require_same("data", data.fingerprint)
+    distributed.from_leader("workdir", lambda: _write_record(config, workdir, data))
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", keep_last=options.keep_last, keep_period=options.keep_period or None
+    )
+    peak = metrics.peak_flops()
+    with jax.set_mesh(experiment.mesh), checkpoints, stop_signals() as signals:
+        run = Run(config, workdir, options, data, experiment, checkpoints, peak)
+        with contextlib.closing(run.report):
+            return run.run(signals)
+
+
+def _write_record(config: ConfigDict, workdir: epath.Path, data: Dataset) -> bytes:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--workdir={workdir} cannot be made a directory: {error.strerror}") from error
     data.tokenizer.save(workdir)
     configuration.save(config, workdir, data.fingerprint)
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", keep_last=options.keep_last, keep_period=options.keep_period or None
-    )
-    peak = metrics.peak_flops()
-    with jax.set_mesh(experiment.mesh), checkpoints, _stop_signals() as signals:
-        run = Run(config, workdir, options, data, experiment, checkpoints, peak)
-        with contextlib.closing(run.log):
-            return run.run(signals)
+    return b"written"
 
 
 class Run:
@@ -148,13 +127,12 @@ class Run:
             length=data.length,
             batch_size=options.batch_size,
             seed=options.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.local_rows(options.batch_size, experiment.mesh),
             position=position,
             shift=data.shift,
         )
         self.step = int(self.state.step)
-        self.log = metrics.Log(workdir, step=self.step)
+        self.report = Report(workdir, step=self.step)
         self.train_step = make_train_step(
             experiment.model,
             experiment.graph,
@@ -175,18 +153,19 @@ class Run:
         self.results: dict[str, float] = {}
 
     def _restore_or_init(self) -> tuple[TrainState, int]:
-        restored = self.checkpoints.restore(self.experiment.abstract_state(), log=_say)
+        restored = self.checkpoints.restore(self.experiment.abstract_state(), log=say)
         if restored is not None:
-            _say(f"resuming after step {restored.step} in {self.workdir}")
+            say(f"resuming after step {restored.step} in {self.workdir}")
             return restored.state, restored.position
         return init_state(self.init_key, self.experiment.model, self.experiment.optimizer, self.experiment.mesh), 0
 
-    def run(self, signals: list[int]) -> dict[str, Any]:
-        _say(self._summary())
+    def run(self, signals: StopSignals) -> dict[str, Any]:
+        say(self._summary())
+        for line in self.experiment.left_whole():
+            say(f"warning: {line}")
         self._make_up()
         steps = self.options.steps
-        quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
-        with tqdm(total=steps, initial=self.step, unit="step", file=sys.stderr, dynamic_ncols=True, **quiet) as bar:
+        with self.report.bar(step=self.step, steps=steps) as bar:
             in_flight: tuple[int, dict] | None = None
             while self.step < steps:
                 tokens = sharding.place_batch(next(self.loader), self.experiment.mesh)
@@ -195,21 +174,20 @@ class Run:
                 # One step stays in flight while the one before is looked at, so that the device never waits for us.
                 self._finish(in_flight, bar)
                 in_flight = self.step, values
-                if self._is_due(signals):
+                if self._is_due(signals.after(self.step)):
                     self._finish(in_flight, bar)
                     in_flight = None
                     # A signal that comes during the pause waits for the next step, which then is saved.
-                    stopping = bool(signals)
-                    self._pause(stopping)
-                    if stopping:
-                        raise Stopped(signals[0], self.step)
+                    number = signals.after(self.step)
+                    self._pause(stopping=bool(number))
+                    if number:
+                        raise Stopped(number, self.step)
         self.checkpoints.wait()
-        metrics.plot(self.workdir)
-        return self._final()
+        return self.report.final(self.step)
 
-    def _is_due(self, signals: list[int]) -> bool:
+    def _is_due(self, signal: int) -> bool:
         every = [getattr(self.options, f"{name}_every") for name in ("log", "eval", "sample", "checkpoint")]
-        return bool(signals) or self.step == self.options.steps or any(n and self.step % n == 0 for n in every)
+        return bool(signal) or self.step == self.options.steps or any(n and self.step % n == 0 for n in every)
 
     def _finish(self, in_flight: tuple[int, dict] | None, bar: tqdm) -> None:
         """Waits for a step and takes in its metrics. The first one of a process is compilation: its time is left out.
@@ -254,9 +232,7 @@ class Run:
         """What was due at the step that we resume after, if the run was stopped before it was done."""
         if self.step == 0:
             return
-        lines = metrics.Log.lines(self.workdir / "metrics.jsonl")
-        evaluated = any(line["step"] == self.step and "eval_nats_per_token" in line for line in lines)
-        sampled = (self.workdir / "samples" / f"{self.step}.txt").exists()
+        evaluated, sampled = self.report.has(self.step)
         if self._is_time(self.options.eval_every) and not evaluated:
             self._evaluate()
         if self._is_time(self.options.sample_every) and not sampled:
@@ -267,7 +243,7 @@ class Run:
         self.speed = {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / self.peak}
         self.train_loss = float(np.mean(self.losses))
         self.losses.clear()
-        self.log.write(self.step, train_loss=self.train_loss, grad_norm=self.grad_norm, **self.speed)
+        self.report.entry(self.step, train_loss=self.train_loss, grad_norm=self.grad_norm, **self.speed)
 
     def _evaluate(self) -> None:
         place = self.experiment.place
@@ -275,10 +251,12 @@ class Run:
             lambda rows, first: self.bound(self.state.ema, self.eval_key, place(rows), first),
             self.valid,
             batch_size=min(self.experiment.eval.batch_size, len(self.valid)),
-            progress=lambda batches: tqdm(batches, desc="evaluating", leave=False, delay=1, file=sys.stderr),
+            progress=lambda batches: tqdm(
+                batches, desc="evaluating", leave=False, delay=1, file=sys.stderr, disable=not distributed.is_leader()
+            ),
         )
         summary = likelihood.summarise(bounds, self.data.length, self.data.valid.tokens_per_byte)
-        self.log.write(self.step, **{f"eval_{name}": value for name, value in summary.items()})
+        self.report.entry(self.step, **{f"eval_{name}": value for name, value in summary.items()})
         self.results["bits_per_byte"] = round(summary["bits_per_byte"], 3)
 
     def _sample(self) -> None:
@@ -286,12 +264,7 @@ class Run:
         free = tuple(map(self.experiment.place, (np.zeros(shape, bool), np.zeros(shape, np.int32))))
         key = jax.random.fold_in(self.sample_key, self.step)
         drawn = np.asarray(self.draw(self.state.ema, key, free).tokens)
-        texts = [self.data.tokenizer.decode(tokens) for tokens in drawn.tolist()]
-        folder = self.workdir / "samples"
-        folder.mkdir(exist_ok=True)
-        text = "".join(f"=== sample {i} at step {self.step} ===\n{text}\n" for i, text in enumerate(texts))
-        configuration.write_atomically(folder / f"{self.step}.txt", text)
-        self.log.text(self.step, "samples", text)
+        self.report.samples(self.step, [self.data.tokenizer.decode(tokens) for tokens in drawn.tolist()])
 
     def _summary(self) -> str:
         data, mesh = self.data, self.experiment.mesh
@@ -299,16 +272,9 @@ class Run:
         dropped = len(data.valid.tokens) % data.length
         return (
             f"{parameters:,} parameters on {mesh.size} x {mesh.devices.flat[0].device_kind} "
-            f"({', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}); "
+            f"({', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}), "
+            f"{jax.process_count()} process{'es' if jax.process_count() > 1 else ''}; "
             f"{len(data.train.tokens):,} training tokens, {self.loader.batches_per_epoch:.1f} batches per epoch "
             f"({len(data.train.tokens) % data.length} tokens are left over in each); "
             f"{len(data.valid.tokens):,} validation tokens ({dropped} at the end do not fill a sequence: dropped)"
         )
-
-    def _final(self) -> dict[str, Any]:
-        """The log's values for the last step, so that a run that is already done answers the same."""
-        final: dict[str, Any] = {"step": self.step, "train_loss": None, "eval_bits_per_byte": None}
-        for line in metrics.Log.lines(self.workdir / "metrics.jsonl"):
-            if line["step"] == self.step:
-                final |= line
-        return final | {"workdir": str(self.workdir)}
