@@ -45,14 +45,19 @@ def make_head_loss(model: Transformer, graph: Graph, mesh: Mesh, places: dict[st
     """
     batch_axes = sharding.RULES["batch"]
     # The part of each weight's layout that this function undoes and restores by hand; the tensor axis is left alone.
+    # An axis alone may stand there as a name or as a tuple of one.
+    axes_of = lambda entry: (entry,) if isinstance(entry, str) else entry  # noqa: E731
     split = {
-        name: [a if a and set(a) <= set(batch_axes) else None for a in place.spec] for name, place in places.items()
+        name: [axes_of(a) if a and set(axes_of(a)) <= set(batch_axes) else None for a in place.spec]
+        for name, place in places.items()
     }
     specs = {name: PartitionSpec(*axes) for name, axes in split.items()}
 
     def whole(name, leaf):
         for dim, axes in enumerate(split[name]):
-            leaf = jax.lax.all_gather(leaf, axes, axis=dim, tiled=True) if axes else leaf
+            if axes:  # A kernel, which goes into its product in the model's dtype: half the bytes to move.
+                moved = jax.lax.all_gather(leaf.astype(model.dtype), axes, axis=dim, tiled=True)
+                leaf = moved.astype(leaf.dtype)
         return leaf
 
     def summed(name, grad):
