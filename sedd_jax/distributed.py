@@ -18,7 +18,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed as runtime  # the public module hides the key-value store; Orbax uses it this way too
@@ -95,6 +95,9 @@ def initialise(
             raise TrainingError(f"the processes cannot be joined: {error}") from error
     if several():
         _on_abort(_LOST)
+        # Gloo talks on stdout, which is for the answer; it comes out on stderr then.
+        sys.stdout = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
         _watcher.start()
 
 
@@ -246,7 +249,7 @@ def finish() -> None:
     """Waits for the other processes, and parts from them."""
     if several():
         _leaving.set()
-        runtime.global_state.client.wait_at_barrier("sedd_jax/done", _PATIENCE_MS)
+        wait("done")
         # jax may crash if it is shut down while a thread still waits for a value.
         post("failure", "null")
         _watcher.join()
@@ -279,6 +282,33 @@ def from_leader(name: str, make: Callable[[], bytes]) -> bytes:
         client.key_value_set_bytes(f"sedd_jax/{name}", made := make())
         return made
     return client.blocking_key_value_get_bytes(f"sedd_jax/{name}", _PATIENCE_MS)
+
+
+def wait(name: str) -> None:
+    """Until all processes are here. `name` is used once in a run."""
+    if several():
+        runtime.global_state.client.wait_at_barrier(f"sedd_jax/{name}", _PATIENCE_MS)
+
+
+def in_step(name: str, function: Callable) -> Callable:
+    """A jitted function that no process runs before all have compiled it.
+
+    On CPU, the processes have to meet in a program's first collective within 30 seconds, and compilation may take
+    longer: jax lets only process 0 write the compilation cache, so a later run finds it done there and to do elsewhere.
+    """
+    if not several():
+        return function
+    waiting = True
+
+    def call(*arguments: Any) -> Any:
+        nonlocal waiting
+        if waiting:
+            function.lower(*arguments).compile()  # the call finds this one
+            wait(name)
+            waiting = False
+        return function(*arguments)
+
+    return call
 
 
 def require_same(name: str, value: str) -> None:

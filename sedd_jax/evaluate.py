@@ -44,7 +44,8 @@ def main() -> dict[str, Any]:
     rows = rows[: values.num_sequences]
     say(f"{len(rows)} sequences of {config.data.length} tokens; {dropped} tokens at the end do not fill another")
     num_times = values.num_times or experiment.eval.num_times
-    bound, key = experiment.bound_fn(num_times), jax.random.key(values.seed)
+    bound = distributed.in_step("bound", experiment.bound_fn(num_times))
+    key = jax.random.key(values.seed)
     with jax.set_mesh(experiment.mesh):
         bounds = likelihood.over_chunks(
             lambda batch, first: bound(trained.params, key, experiment.place(batch), first),

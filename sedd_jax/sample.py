@@ -80,6 +80,7 @@ def draw(
     with jax.set_mesh(trained.experiment.mesh):
         arguments = trained.params, jax.random.key(seed), clamp
         sample_fn = trained.experiment.sample_fn(steps, method).lower(*arguments).compile()
+        distributed.wait("compiled")
         start = time.perf_counter()
         drawn = jax.block_until_ready(sample_fn(*arguments))
     return drawn, time.perf_counter() - start

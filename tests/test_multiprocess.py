@@ -50,8 +50,7 @@ class Two:
                 self.processes.append(subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=stdout, stderr=stderr))
 
     def out(self, index: int) -> list[str]:
-        """Lines of stdout but for those of Gloo, which writes there."""
-        return [line for line in self._outputs[index][0].read_text().splitlines() if "peer rank" not in line]
+        return self._outputs[index][0].read_text().splitlines()
 
     def err(self, index: int) -> str:
         return self._outputs[index][1].read_text()
@@ -221,12 +220,15 @@ def test_commands_on_two_processes_answer_as_on_one(trained, tmp_path, name, arg
 
 ROWS = textwrap.dedent(
     """
-    import sys
+    import json, os, sys
+    # Two slices of one process each.
+    os.environ["JAX_PARTITION_INDEX"] = sys.argv[-1].removeprefix("--process_id=")
     import jax, numpy as np
     from absl import flags
     from sedd_jax import cli, distributed, sharding
     from sedd_jax.data.loader import Loader
     from sedd_jax.data.packing import Stream
+    from sedd_jax.errors import InputError
 
     cli.define_processes()
 
@@ -244,7 +246,14 @@ ROWS = textwrap.dedent(
                 for shard in batch.addressable_shards:
                     np.testing.assert_array_equal(shard.data, whole[shard.index])
                 held[f"{sizes} {order is not devices and order == jax.devices()}"] = rows.tolist()
-        import json
+        mesh = sharding.make_mesh(fsdp=2, slices=2)
+        slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+        assert slices[:, :, 0].tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]], slices
+        for bad in ({"slices": 4}, {"fsdp": 8, "slices": 2}):
+            try:
+                sharding.make_mesh(**bad)
+            except InputError as error:
+                print(error, file=sys.stderr)
         return {"held": [json.loads(text) for text in distributed.gather("held", json.dumps(held))]}
 
     cli.run(main)
@@ -256,6 +265,8 @@ def test_each_process_feeds_its_own_rows_wherever_its_devices_are(tmp_path):
     (tmp_path / "rows.py").write_text(ROWS)
     pair = Two(tmp_path, str(tmp_path / "rows.py"))
     assert pair.wait() == [0, 0], pair.err(0) + pair.err(1)
+    assert "mesh.slices=4: the devices are of 2" in pair.err(0)
+    assert "mesh.data=1 must be a multiple of the 2 slices" in pair.err(0)
     first, second = json.loads(pair.out(0)[-1])["held"]
     assert (first["{} True"], second["{} True"]) == (list(range(8)), list(range(8, 16)))
     assert first["{} False"] == [0, 1, 4, 5, 8, 9, 12, 13] and sorted(first["{} False"] + second["{} False"]) == [
@@ -268,9 +279,6 @@ def test_each_process_feeds_its_own_rows_wherever_its_devices_are(tmp_path):
     ("given", "named"),
     [
         (dict(coordinator="localhost", num_processes=2, process_id=0), "--coordinator=localhost: give host:port"),
-        (dict(coordinator="localhost:1234"), "--coordinator=localhost:1234: jax does not find the rest"),
-        (dict(num_processes=2), "--num_processes=2: jax does not find the rest"),
-        (dict(coordinator="localhost:1234", num_processes=2), "--num_processes=2: jax does not find the rest"),
         (dict(coordinator="localhost:1234", num_processes=2, process_id=2), "--process_id=2 must lie from 0 to 1"),
         (dict(coordinator="localhost:1234", num_processes=2, process_id=-1), "--process_id=-1 must lie"),
         (dict(num_processes=0), "--num_processes=0 must be at least 1"),
@@ -298,12 +306,40 @@ def test_coordinator_that_is_not_there_or_whose_port_is_taken():
         distributed.initialise(address, 2, 1, timeout=1)
 
 
-def test_process_alone_stays_alone(monkeypatch):
+JOIN = textwrap.dedent(
+    """
+    import os
+    from sedd_jax import distributed
+    from sedd_jax.errors import InputError
+
+    address = {"coordinator": "localhost:1"}
+    for given in (address, {"num_processes": 2}, address | {"process_id": 0}):
+        try:
+            distributed.initialise(**given)
+        except InputError as error:
+            print(error)
     distributed.initialise()
     distributed.initialise(num_processes=1)
-    monkeypatch.setenv("SLURM_NTASKS", "1")
-    distributed.initialise()
-    assert distributed.is_leader() and not distributed.several()
+    # A job step of one task is alone, and has all the GPUs of the node; one of several is not.
+    for tasks in ("1", "2"):
+        os.environ["OMPI_COMM_WORLD_SIZE"] = tasks
+        try:
+            distributed.initialise()
+            print(distributed.is_leader(), distributed.several())
+        except InputError as error:
+            print(error)
+    """
+)
+
+
+def test_what_is_missing_is_looked_for_and_a_process_alone_stays_alone():
+    process = subprocess.run([sys.executable, "-c", JOIN], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    *incomplete, alone, lost = process.stdout.splitlines()
+    given = ["--coordinator=localhost:1", "--num_processes=2", "--coordinator=localhost:1 --process_id=0"]
+    found = "jax does not find the rest by itself here; give --coordinator=host:port"
+    assert [line.split(", --num")[0] for line in incomplete] == [f"{flags}: {found}" for flags in given], process.stderr
+    assert alone == "True False"
+    assert lost.startswith(f"a cluster job of several tasks: {found}")
 
 
 def test_local_launcher_prints_what_it_would_run(tmp_path):

@@ -130,6 +130,8 @@ def test_an_axis_that_the_mesh_does_not_divide_stays_whole():
         ({"data": 2, "fsdp": 2}, "4 does not fit 8"),
         ({"data": -1, "fsdp": -1}, "at most one may be -1"),
         ({"tensor": 0}, "mesh.tensor=0: sizes must be positive"),
+        ({"slices": 2}, "mesh.slices=2: the devices are of 1"),
+        ({"slices": 0}, "mesh.slices=0: the devices are of 1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, message):
@@ -158,3 +160,30 @@ def test_the_first_moment_may_be_bfloat16():
     adam = state.opt_state[1][0]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(adam.mu)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves((adam.nu, state.params, state.ema))} == {"float32"}
+
+
+def test_mesh_over_some_devices():
+    mesh = sharding.make_mesh(fsdp=2, devices=jax.devices()[:4])
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert list(mesh.devices.flat) == jax.devices()[:4]
+
+
+def test_what_is_left_whole_is_named_with_its_cost():
+    mesh, tokens = mesh_of((1, 2, 4)), jnp.zeros((1, 2), jnp.int32)
+
+    def lines(num_states):
+        model = Transformer(num_states=num_states, num_layers=2, dim=32, num_heads=4, cond_dim=16)
+        boxed = jax.eval_shape(model.init, jax.random.key(0), tokens, jnp.ones(1))["params"]
+        return sharding.left_whole(boxed, mesh)
+
+    assert lines(1000) == []
+    bias, kernel = lines(1001)
+    assert bias.startswith("head/bias") and kernel.startswith(
+        "head/kernel [32, 1001] is not split: its 1001 along 'vocab' are no multiple of mesh.tensor=4."
+    )
+    # 16 rows by fsdp, of 1001 floats.
+    assert "It takes 0.0641 MB per device instead of 0.016," in kernel
+
+
+def test_rows_of_one_process_are_all_of_them():
+    assert sharding.local_rows(16, mesh_of((2, 2, 2))).tolist() == list(range(16))

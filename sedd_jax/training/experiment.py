@@ -161,7 +161,7 @@ def load_trained(workdir: epath.Path, *, log: Callable[[str], None]) -> Trained:
     tokenizer = tokenizers.load(workdir)
     # The mesh and the kernels of the training run may not fit this machine; a forward pass only wants its batch split.
     config.mesh = ConfigDict({"data": -1})
-    config.model.attention = "auto"
+    config.update({"model": {"attention": "auto"}})
     experiment = make_experiment(config, tokenizer.vocab_size)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(experiment.abstract_state(), log=log)

@@ -133,7 +133,7 @@ class Run:
         )
         self.step = int(self.state.step)
         self.report = Report(workdir, step=self.step)
-        self.train_step = make_train_step(
+        train_step = make_train_step(
             experiment.model,
             experiment.graph,
             experiment.noise,
@@ -142,8 +142,10 @@ class Run:
             decay=options.ema_decay,
             microbatches=options.microbatches,
         )
-        self.bound = experiment.bound_fn(experiment.eval.num_times)
-        self.draw = experiment.sample_fn(experiment.sampling.steps, experiment.sampling.method)
+        draw = experiment.sample_fn(experiment.sampling.steps, experiment.sampling.method)
+        self.train_step = distributed.in_step("train step", train_step)
+        self.bound = distributed.in_step("bound", experiment.bound_fn(experiment.eval.num_times))
+        self.draw = distributed.in_step("draw", draw)
         self.valid, _ = chunks(data.valid, data.length)
         self.valid = self.valid[: experiment.eval.num_sequences or None]
         self.watch = metrics.Stopwatch()
