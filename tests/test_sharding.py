@@ -1,5 +1,7 @@
 """Eight devices in any arrangement compute what one does, and hold only their share of it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +143,35 @@ def test_sizes_that_do_not_fit_are_refused(sizes, message):
 
 def test_one_size_may_be_what_the_others_leave():
     assert dict(sharding.make_mesh(fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """As much of a device of several slices as a mesh looks at; this machine has none."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    process_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+
+
+def test_only_replicas_lie_in_different_slices():
+    chips = [Chip(id=i, slice_index=i % 2, coords=(i // 2 % 4, i // 8, 0)) for i in range(16)]
+    for sizes in ({}, {"fsdp": 4}, {"fsdp": 4, "tensor": 2}, {"fsdp": 2, "slices": 2}):
+        mesh = sharding.make_mesh(**sizes, devices=chips)
+        slices = [{chip.slice_index for chip in replica.flat} for replica in mesh.devices]
+        assert slices == [{0}] * (len(slices) // 2) + [{1}] * (len(slices) // 2)
+        assert sorted(chip.id for chip in mesh.devices.flat) == list(range(16))
+    for sizes, message in (
+        ({"fsdp": -1, "data": 1}, "mesh.data=1 must be a multiple of the 2 slices"),
+        ({"slices": 1}, "mesh.slices=1: the devices are of 2"),
+        ({"slices": 4}, "mesh.slices=4: the devices are of 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sharding.make_mesh(**sizes, devices=chips)
 
 
 def test_mesh_over_some_devices():
