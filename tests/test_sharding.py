@@ -1,5 +1,7 @@
 """Eight devices in any arrangement compute what one does, and hold only their share of it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,6 +162,35 @@ def test_the_first_moment_may_be_bfloat16():
     adam = state.opt_state[1][0]
     assert {leaf.dtype.name for leaf in jax.tree.leaves(adam.mu)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves((adam.nu, state.params, state.ema))} == {"float32"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """As much of a device of several slices as a mesh looks at; this machine has none."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    process_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+
+
+def test_only_replicas_lie_in_different_slices():
+    chips = [Chip(id=i, slice_index=i % 2, coords=(i // 2 % 4, i // 8, 0)) for i in range(16)]
+    for sizes in ({}, {"fsdp": 4}, {"fsdp": 4, "tensor": 2}, {"fsdp": 2, "slices": 2}):
+        mesh = sharding.make_mesh(**sizes, devices=chips)
+        slices = [{chip.slice_index for chip in replica.flat} for replica in mesh.devices]
+        assert slices == [{0}] * (len(slices) // 2) + [{1}] * (len(slices) // 2)
+        assert sorted(chip.id for chip in mesh.devices.flat) == list(range(16))
+    for sizes, message in (
+        ({"fsdp": -1, "data": 1}, "mesh.data=1 must be a multiple of the 2 slices"),
+        ({"slices": 1}, "mesh.slices=1: the devices are of 2"),
+        ({"slices": 4}, "mesh.slices=4: the devices are of 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sharding.make_mesh(**sizes, devices=chips)
 
 
 def test_mesh_over_some_devices():
