@@ -63,8 +63,6 @@ def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
     }.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
-    # A program for chips that are not there can be put into the cache but not taken out again.
-    jax.config.update("jax_enable_compilation_cache", False)
     # Both cores of a v4 chip are one device, as on the machines themselves; of the later versions that is the default.
     options: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
     if num_slices > 1:
