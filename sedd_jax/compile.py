@@ -8,6 +8,7 @@ pip install 'sedd_jax[aot]'. The report goes to stderr, one JSON line to stdout.
 import sys
 from typing import Any
 
+import jax
 from absl import flags
 
 from sedd_jax import cli
@@ -22,6 +23,8 @@ flags.DEFINE_string("what", "train", f"One of {', '.join(aot.TARGETS)}.")
 
 def main() -> dict[str, Any]:
     values, config = flags.FLAGS, cli.config()
+    # A program for chips that are not there can be put into the cache, but not be taken out again.
+    jax.config.update("jax_enable_compilation_cache", False)
     result = aot.report(
         config,
         topology=cli.required("topology"),

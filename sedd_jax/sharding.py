@@ -23,6 +23,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 # Logical axis -> the mesh axes that split it. Axes that are not named here (layers, length, cond) stay whole.
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "replica": ("data",),
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "mlp": ("tensor",),

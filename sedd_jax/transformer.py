@@ -221,7 +221,10 @@ class Transformer(nn.Module):
             (self.num_states, self.dim),
             jnp.float32,
         )
-        x = constrain(embedding[tokens], "batch", None, None)
+        # Each device looks up its columns for all sequences of its fsdp group, which then exchange them: the rows that
+        # are looked up are less than the table, and the table's gradient stays split as the table is.
+        x = constrain(embedding[constrain(tokens, "replica", None)], "replica", None, "embed")
+        x = constrain(x, "batch", None, None)
 
         blocks = nn.scan(
             REMAT[self.remat](Block),

@@ -1,8 +1,8 @@
 """Compiles a training step and the sampler for TPUs that are not there, and reads off what they need.
 
 The functions are those that training and sampling run; only their arguments are abstract. Three figures of a program
-come from XLA (bytes per chip), three from its text (`hlo`: FLOPs, bytes to and from HBM, bytes between chips), and the
-theoretical minimum of the last from the shardings:
+come from XLA (bytes per chip), three from its text (`costs`: FLOPs, bytes to and from HBM, bytes between chips), and
+the theoretical minimum of the last from the shardings:
 
     fsdp (n)    every weight that it splits is gathered in the forward pass and again in the backward pass, and its
                 gradient is scattered: 3 (n - 1)/n bytes(weight) per microbatch, since neither whole weights nor whole
@@ -35,7 +35,7 @@ from sedd_jax import sharding
 from sedd_jax.config import build
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.score_entropy import diffuse
-from sedd_jax.training import chips, metrics
+from sedd_jax.training import chips, costs, metrics
 from sedd_jax.training.chips import Chip
 from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.hlo import Program
@@ -209,12 +209,12 @@ def _figures(
         + memory.generated_code_size_in_bytes
     )
     collectives: dict[str, dict[str, float]] = {}
-    for entry in program.collectives():
+    for entry in costs.collectives(program):
         figures = collectives.setdefault(entry.kind, {"count": 0, "bytes": 0.0})
         figures["count"] += entry.executions
         figures["bytes"] += entry.executions * entry.bytes
-    flops, sent = program.flops(), sum(figures["bytes"] for figures in collectives.values())
-    traffic = program.memory_traffic()
+    flops, sent = costs.flops(program), sum(figures["bytes"] for figures in collectives.values())
+    traffic = costs.memory_traffic(program)
     return {
         "bytes_per_chip": {
             "arguments": memory.argument_size_in_bytes,
@@ -229,7 +229,7 @@ def _figures(
         "headroom": chip.memory - total,
         "program_flops_per_chip": flops,
         "xla_flops_per_chip": compiled.cost_analysis()["flops"],
-        "program_flops_per_chip_loops_once": program.flops(loops_once=True),
+        "program_flops_per_chip_loops_once": costs.flops(program, loops_once=True),
         "data_dependent_loops": program.data_dependent_loops,
         "data_dependent_trips": data_trips,
         "unknown_trip_counts": program.unknown_trip_counts,
@@ -333,14 +333,14 @@ def describe(result: dict[str, Any], say: Callable[[str], None]) -> None:
         once, xla = figures["program_flops_per_chip_loops_once"], figures["xla_flops_per_chip"]
         say(
             f"  TFLOPs per chip: {figures['program_flops_per_chip'] / 1e12:.3f} in matrix products, loops multiplied "
-            f"out ({once / 1e12:.3f} with each loop body once; XLA's cost analysis, which counts them once and other "
-            f"operations too, says {xla / 1e12:.3f})"
+            f"out ({once / 1e12:.3f} with each loop body once; XLA's cost analysis, which counts so too, with other "
+            f"operations and without kernels, says {xla / 1e12:.3f})"
         )
         if name == "train":
             share = figures["flops_per_step"] / result["chips"]
             say(
-                f"  of these useful: {share / 1e12:.3f} ({figures['flops_per_token'] / 1e9:.3f} GFLOPs per token); the "
-                "rest is recomputation, conditioning and embedding"
+                f"  by the formula, with the head at every position: {share / 1e12:.3f} "
+                f"({figures['flops_per_token'] / 1e9:.3f} GFLOPs per token)"
             )
         for kind, entry in figures["collectives"].items():
             say(f"  {kind}: {entry['count']:,} per run, {entry['bytes'] / 1e9:.4f} GB sent per chip")

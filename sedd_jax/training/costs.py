@@ -1,0 +1,242 @@
+"""What a compiled program computes and moves on one device: its instructions times how often they are executed.
+
+XLA's own `cost_analysis` counts the body of a loop once, however often it runs: of twelve scanned blocks, one.
+The inside of a custom call (a Pallas kernel) is not in the text: the attention kernels are known, of others counts what
+their author estimated, if any.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sedd_jax.training.hlo import Array, Computation, Instruction, Program, called
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+# Attention kernels by the beginning of their name: how many products of L x L x D each head takes. The backward one is
+# the fused one: scores again, and the gradients of weights, values, queries and keys.
+PRODUCTS_OF_KERNEL = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
+# These name or rearrange values without touching them, or stand for the computations they call.
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
+
+
+class Collective(NamedTuple):
+    """One collective of the program. bytes: what a device sends in one execution, at the least, see `_sent`."""
+
+    kind: str
+    bytes: float
+    executions: int
+    dtype: str
+    op_name: str
+
+
+def flops(program: Program, *, loops_once: bool = False) -> float:
+    """Of matrix products and convolutions (which is what matrix products become on a TPU), 2 per multiply-add.
+
+    loops_once: as XLA's cost analysis counts.
+    """
+    total = 0.0
+    for _, computation, instruction, executions in program.executed():
+        times = 1 if loops_once else executions
+        if instruction.opcode == "dot":
+            lhs = computation[instruction.operands[0]].arrays[0].dims
+            depth = math.prod(lhs[axis] for axis in instruction.numbers("lhs_contracting_dims"))
+            total += times * 2.0 * math.prod(instruction.arrays[0].dims) * depth
+        elif instruction.opcode == "convolution":
+            shapes = [computation[name].arrays[0].dims for name in instruction.operands]
+            total += times * 2.0 * _multiply_adds(instruction, *shapes)
+        elif instruction.attribute("custom_call_target") == '"tpu_custom_call"':
+            total += times * _flops_of_kernel(computation, instruction)
+    return total
+
+
+def collectives(program: Program) -> list[Collective]:
+    """Every collective, asynchronous ones once, in the order of the text.
+
+    A TPU program may spread one collective over several fusions that compute something else meanwhile; they share
+    its channel and carry a chain number, and it is counted at the one that is executed least often.
+    """
+    found: dict[tuple, Collective] = {}
+    for name, computation, instruction, times in program.executed():
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            continue
+        if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"
+        operands = [array for operand in instruction.operands for array in computation[operand].arrays]
+        size, group = sum(array.bytes for array in operands), _group_size(program, instruction)
+        op_name = re.search(r'op_name="([^"]*)"', instruction.attributes)
+        entry = Collective(kind, _sent(kind, size, group), times, operands[0].dtype, op_name[1] if op_name else "")
+        chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
+        key = (instruction.attribute("channel_id"), chain[1]) if chain else (name, instruction.name)
+        if key not in found or times < found[key].executions:
+            found[key] = entry
+    return [entry for entry in found.values() if entry.bytes]
+
+
+def _group_size(program: Program, instruction: Instruction) -> int:
+    """Devices per group, of the three ways to write groups: {{0,1},{2,3}}, [2,2]<=[4] and named mesh axes."""
+    text = instruction.attributes
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
+        return int(iota[1])
+    if mesh := re.search(r"replica_groups=[\w@]*\[([^\]]*)\][^{]*\{([^}]*)\}", text):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        split = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in split)
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return listed[1].count(",") + 1
+    return program.num_devices
+
+
+def memory_traffic(program: Program) -> float:
+    """Bytes that go to and from HBM: operands and results of every instruction that is not within a fusion.
+
+    Of an operand that a fusion only slices, the slice counts, and of a result that it updates in place, the update
+    (as XLA's cost analysis has it). What a TPU program keeps in its on-chip memory does not count.
+    """
+    fused = {name for body in program.computations.values() for i in body.values() for name in _inner(i)}
+    total = 0.0
+    for name, computation, instruction, times in program.executed():
+        # The second half of an asynchronous instruction has the arrays of the first.
+        if name in fused or instruction.opcode in FREE or instruction.opcode.endswith("-done"):
+            continue
+        operands = [computation[operand].arrays for operand in instruction.operands if operand in computation]
+        total += times * (_read(program, instruction, operands) + _written(program, instruction, operands))
+    return total
+
+
+def _read(program: Program, instruction: Instruction, operands: list[tuple[Array, ...]]) -> int:
+    if instruction.opcode in ("dynamic-slice", "slice", "gather"):
+        return _in_hbm(instruction.arrays)
+    if instruction.opcode == "dynamic-update-slice":
+        return _in_hbm(operands[1])
+    if instruction.opcode == "fusion":
+        inside = program.inside(instruction)
+        parameters = (entry for entry in inside.values() if entry.opcode == "parameter")
+        return sum(_used(program, inside, entry) for entry in parameters if _in_hbm(entry.arrays))
+    return sum(map(_in_hbm, operands))
+
+
+def _used(program: Program, inside: Computation, parameter: Instruction) -> int:
+    """Bytes of a parameter that a fusion reads."""
+    size, used = sum(array.bytes for array in parameter.arrays), 0
+    for user in inside.values():
+        if parameter.name not in user.operands or _passes_on(user) or user.opcode == "tuple":
+            continue
+        position = user.operands.index(parameter.name)
+        if user.opcode in ("dynamic-slice", "slice"):
+            used += sum(array.bytes for array in user.arrays)
+        elif user.opcode == "fusion":
+            nested = program.inside(user)
+            used += _used(program, nested, next(p for p in nested.values() if _is_parameter(p, position)))
+        elif user.opcode != "dynamic-update-slice" or position > 0:
+            return size
+    return min(used, size)
+
+
+def _written(program: Program, instruction: Instruction, operands: list[tuple[Array, ...]]) -> int:
+    if instruction.opcode == "dynamic-update-slice":
+        return _in_hbm(operands[1])
+    if instruction.opcode.endswith("-start"):  # Its result has the operands in it.
+        return max(0, _in_hbm(instruction.arrays) - sum(map(_in_hbm, operands)))
+    if instruction.opcode == "fusion":
+        inside = program.inside(instruction)
+        root = next(entry for entry in inside.values() if entry.root)
+        producers = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        if len(producers) == len(instruction.arrays):
+            results = zip(instruction.arrays, producers, strict=True)
+            return sum(_stored(program, inside, producer) for array, producer in results if array.space == 0)
+        return 0 if _passes_on(root) else _in_hbm(instruction.arrays)
+    return _in_hbm(instruction.arrays)
+
+
+def _stored(program: Program, inside: Computation, producer: Instruction) -> int:
+    """Bytes of a fusion's result that it writes: of one that is updated in place, the update."""
+    while producer.opcode == "bitcast":
+        producer = inside[producer.operands[0]]
+    if producer.opcode == "parameter" or _passes_on(producer):
+        return 0
+    if producer.opcode == "dynamic-update-slice":
+        return inside[producer.operands[1]].arrays[0].bytes
+    if producer.opcode == "fusion" and len(producer.arrays) == 1:
+        nested = program.inside(producer)
+        return _stored(program, nested, next(entry for entry in nested.values() if entry.root))
+    return sum(array.bytes for array in producer.arrays)
+
+
+def _inner(instruction: Instruction) -> Iterator[str]:
+    return called(instruction) if instruction.opcode == "fusion" else iter(())
+
+
+def _sent(kind: str, size: int, group: int) -> float:
+    """Bytes that each device of a group has to send, at the least, where its operands have `size` bytes.
+
+    A ring reaches these: an all-gather passes on all parts but one, a reduce-scatter likewise, an all-reduce is both.
+    """
+    share = (group - 1) / group
+    times = {
+        "all-gather": group - 1.0,
+        "all-reduce": 2 * share,
+        "reduce-scatter": share,
+        "all-to-all": share,
+        "ragged-all-to-all": share,
+    }
+    return size * times.get(kind, 1.0)
+
+
+def _multiply_adds(instruction: Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> int:
+    """Of a convolution, without those that meet padding or the holes of a dilation.
+
+    A TPU program writes a matrix product's batch axes as spatial axes of which each output sees one input.
+    """
+    lhs_labels, rhs_labels, out_labels = re.split(r"_|->", instruction.attribute("dim_labels"))
+    out = instruction.arrays[0].dims
+    window = dict(re.findall(r"(\w+)=([\w\-]+)", instruction.attribute("window")))
+    total = out[out_labels.index("b")] * out[out_labels.index("f")] * rhs[rhs_labels.index("i")]
+    for axis in range(len(lhs) - 2):
+
+        def option(name: str, default: str, axis: int = axis) -> str:
+            return window[name].split("x")[axis] if name in window else default
+
+        size, stride = int(option("size", "1")), int(option("stride", "1"))
+        low = int(option("pad", "0_0").split("_")[0])
+        holes, spread = int(option("lhs_dilate", "1")), int(option("rhs_dilate", "1"))
+        length = (lhs[lhs_labels.index(str(axis))] - 1) * holes + 1
+        places = (
+            position * stride + offset * spread - low
+            for position in range(out[out_labels.index(str(axis))])
+            for offset in range(size)
+        )
+        total *= sum(0 <= place < length and place % holes == 0 for place in places)
+    return total
+
+
+def _flops_of_kernel(computation: Computation, instruction: Instruction) -> float:
+    for kernel, products in PRODUCTS_OF_KERNEL.items():
+        if instruction.name.startswith(kernel):
+            arrays = (array for name in instruction.operands for array in computation[name].arrays)
+            *heads, length, dim = next(array.dims for array in arrays if array.dtype in ("bf16", "f32"))
+            return products * 2.0 * math.prod(heads) * length**2 * dim
+    estimate = re.search(r'"flops":\s*"?(\d+)', instruction.attributes)
+    return float(estimate[1]) if estimate else 0.0
+
+
+def _in_hbm(arrays: tuple[Array, ...]) -> int:
+    return sum(array.bytes for array in arrays if array.space == 0)
+
+
+def _passes_on(instruction: Instruction) -> bool:
+    """A part of a collective that was spread over fusions: its buffers go in and out of each of them untouched."""
+    return instruction.opcode in COLLECTIVES or '"AsyncCollective' in instruction.attributes
+
+
+def _is_parameter(instruction: Instruction, position: int) -> bool:
+    return instruction.opcode == "parameter" and int(instruction.arguments) == position
