@@ -24,7 +24,7 @@ python=${PYTHON:-python3}
 port=${PORT:-$((20000 + RANDOM % 12000))}
 export JAX_PLATFORMS=cpu
 # XLA has one thread per core, and devices that wait for one another in a collective take them all on a small machine.
-export NPROC=${NPROC:-$((16 > 4 * ${DEVICES:-1} ? 16 : 4 * ${DEVICES:-1}))}
+export NPROC=${NPROC:-$((16 * ${DEVICES:-1}))}
 # Processes that share the cores of one machine keep one another waiting for longer than XLA's 40 seconds.
 XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICES:-1}"
 XLA_FLAGS+=" --xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_cpu_collective_timeout_seconds=600"

@@ -30,10 +30,6 @@ def bregman(log_score: Float[Array, "..."], log_ratio: Sigma) -> Float[Array, ".
     return jnp.exp(log_ratio) * (jnp.expm1(u) - u)
 
 
-def _at(values: Float[Array, "*shape n"], index: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-    return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
-
-
 def _one_hot(x: Int[Array, "*shape"], num_classes: int) -> Float[Array, "*shape n"]:
     return jax.nn.one_hot(x, num_classes, dtype=jnp.float32)
 
@@ -143,9 +139,12 @@ class Absorbing(Graph):
     ) -> Float[Array, "*shape"]:
         # Only r at y = x0 is not zero: p(x0|x0) / p(MASK|x0) = e^-sigma / (1 - e^-sigma).
         log_ratio = -jnp.log(jnp.expm1(sigma))
-        other = (jnp.arange(self.num_states) != x0[..., None]) & (jnp.arange(self.num_states) != self.mask)
+        at_x0 = jnp.arange(self.num_states) == x0[..., None]
+        other = ~at_x0 & (jnp.arange(self.num_states) != self.mask)
         others = jnp.sum(jnp.exp(log_score), axis=-1, where=other)
-        return jnp.where(self.contributes(x), others + bregman(_at(log_score, x0), log_ratio), 0)
+        # A masked sum is fused with the other one; the gradient of a look-up would be one more [..., N] to write.
+        log_score_at_x0 = jnp.sum(log_score, axis=-1, where=at_x0)
+        return jnp.where(self.contributes(x), others + bregman(log_score_at_x0, log_ratio), 0)
 
     def analytic_probs(
         self, x: Int[Array, "*shape"], log_score: Float[Array, "*shape n"], dsigma: Sigma

@@ -24,7 +24,7 @@ LIMIT = 400
 SAVE = {"train__steps": 12, "train__checkpoint_every": 3, "train__eval_every": 12, "train__sample_every": 12}
 QUIET = {"train__eval_every": 0, "train__sample_every": 0}
 DEVICES = {
-    "NPROC": "16",
+    "NPROC": "64",
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_cpu_collective_timeout_seconds=600 "
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
