@@ -7,6 +7,7 @@ between the two markers in docs/benchmarks.md, otherwise it goes to stdout. Argu
 """
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -18,6 +19,7 @@ flags.DEFINE_bool("write", False, "Put the table into docs/benchmarks.md.")
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
+BATCH = 512  # The paper's, in microbatches of at most 16 sequences per chip.
 MARKERS = ("<!-- aot: start -->", "<!-- aot: end -->")
 
 # Name of the slice as it is ordered (of v4 and v5p in cores, two to a chip) -> its shape in chips.
@@ -46,8 +48,10 @@ COLUMNS = (
 def compile_row(model: str, shape: str, overrides: list[str]) -> tuple[dict | None, str]:
     """The figures, or None and the error line."""
     command = [sys.executable, "-m", "sedd_jax.compile", f"--config=configs/{model}.py", f"--topology={shape}"]
-    mesh = ["--config.mesh.data=-1", "--config.mesh.fsdp=16"]
-    done = subprocess.run([*command, *mesh, *overrides], cwd=ROOT, capture_output=True, text=True)
+    per_chip = BATCH // math.prod(map(int, shape.partition(":")[2].split("x")))
+    fixed = {"mesh.data": -1, "mesh.fsdp": 16, "train.batch_size": BATCH, "train.microbatches": max(1, per_chip // 16)}
+    options = [f"--config.{name}={value}" for name, value in fixed.items()]
+    done = subprocess.run([*command, *options, *overrides], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         return None, done.stderr.strip().splitlines()[-1].removeprefix("error: ")
     return json.loads(done.stdout.splitlines()[-1]), ""
