@@ -3,8 +3,9 @@
     python -m sedd_jax.train --config=configs/small.py --workdir=DIR --config.data.source='/data/owt/*.jsonl'
 
 Trains a SentencePiece vocabulary of GPT-2's size on the corpus; give --config.data.tokenizer_path to use another.
-Hardware: 16 TPU v5e or 8 A100 and up; 170 M parameters, 524,288 tokens per step. Not run here: no such hardware was at
-hand. Numbers: Lou et al. 2023, appendices C.2 and C.3, and the reference implementation (warm-up 2500, EMA 0.9999).
+Hardware: 16 TPU v5e (with --config.train.microbatches=2 --config.mesh.data=1 --config.mesh.fsdp=-1: 10.9 GB per chip,
+docs/benchmarks.md) or 8 A100 and up; 170 M parameters, 524,288 tokens per step. Not run: no such hardware was at hand.
+Numbers: Lou et al. 2023, appendices C.2 and C.3, and the reference implementation (warm-up 2500, EMA 0.9999).
 """
 
 from ml_collections import ConfigDict, config_dict
