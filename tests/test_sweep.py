@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,20 @@ from sedd_jax.sweep import check_workdir, make_points, name_of, read_sweep, run_
 from sedd_jax.training import comparison
 
 BASELINE = str(ROOT / "configs" / "baseline.py")
+# ml_collections reads configs in a way that Python will drop.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two steps, as the only point of a sweep of graphs."""
+    folder = tmp_path_factory.mktemp("trained")
+    every = {"train__steps": 2, "train__eval_every": 2, "train__sample_every": 2}
+    train_here(
+        folder / "graph.kind=uniform", graph__kind="uniform", data__source=str(write_text(folder / "t")), **every
+    )
+    return folder
 
 
 def write_sweep(path: Path, points: object) -> Path:
@@ -125,9 +139,8 @@ def test_files_that_are_no_sweep(tmp_path, text, named):
     assert str(path) in str(refusal.value)
 
 
-def test_workdir_of_something_else_is_refused_and_left_alone(tmp_path):
-    text = write_text(tmp_path / "text.txt")
-    rates, kinds = tmp_path / "rates", tmp_path / "kinds"
+def test_workdir_of_something_else_is_refused_and_left_alone(trained, tmp_path):
+    rates, kinds = tmp_path / "rates", Path(shutil.copytree(trained, tmp_path / "kinds"))
     points = points_of(write_sweep(tmp_path / "s.py", [{"optim.lr": 1e-3}, {"optim.lr": 1e-4}]), rates)
     rates.mkdir()
     (rates / "sweep.json").write_text(json.dumps({"points": ["optim.lr=0.001"]}))
@@ -137,7 +150,6 @@ def test_workdir_of_something_else_is_refused_and_left_alone(tmp_path):
     (rates / "sweep.json").write_text("{")
     with pytest.raises(InputError, match="sweep.json is damaged"):
         check_workdir(points, epath.Path(rates))
-    train_here(kinds / "graph.kind=uniform", data__source=str(text), train__steps=1, graph__kind="uniform")
     kind = points_of(write_sweep(tmp_path / "s.py", [{"graph.kind": "uniform"}]), kinds)
     with pytest.raises(InputError, match="graph.kind=uniform holds another experiment: config.data.length is 32 there"):
         check_workdir(kind, epath.Path(kinds))
@@ -236,11 +248,8 @@ def test_best_is_the_least_of_those_that_are_done():
     assert comparison.best(bits[:1]) is None
 
 
-def test_run_is_done_with_its_last_step_and_all_that_is_due_then(tmp_path):
-    text = write_text(tmp_path / "text.txt")
-    options = {"data__source": str(text), "train__steps": 2, "train__eval_every": 2, "train__sample_every": 2}
-    train_here(tmp_path / "run", **options)
-    folder = epath.Path(tmp_path / "run")
+def test_run_is_done_with_its_last_step_and_all_that_is_due_then(trained, tmp_path):
+    folder = epath.Path(shutil.copytree(trained / "graph.kind=uniform", tmp_path / "run"))
 
     def is_done(**train: int) -> bool:
         fields = {"steps": 2, "eval_every": 2, "sample_every": 2} | train
