@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     every = {"train__steps": 2, "train__eval_every": 2, "train__sample_every": 2}
     train_here(
-        folder / "graph.kind=uniform", graph__kind="uniform", data__source=str(write_text(folder / "t")), **every
+        folder / "graph.kind=absorbing", graph__kind="absorbing", data__source=str(write_text(folder / "t")), **every
     )
     return folder
 
@@ -45,7 +45,7 @@ def write_sweep(path: Path, points: object) -> Path:
 
 def overrides(**fields: object) -> list[str]:
     """SMALL, without what a sweep of corpora sets itself, and then `fields`."""
-    values = SMALL | {name.replace("__", "."): value for name, value in fields.items()}
+    values = SMALL | {"train.sample_every": 0} | {name.replace("__", "."): value for name, value in fields.items()}
     return [f"--config.{name}={value}" for name, value in values.items() if name != "data.source"]
 
 
@@ -150,11 +150,13 @@ def test_workdir_of_something_else_is_refused_and_left_alone(trained, tmp_path):
     (rates / "sweep.json").write_text("{")
     with pytest.raises(InputError, match="sweep.json is damaged"):
         check_workdir(points, epath.Path(rates))
-    kind = points_of(write_sweep(tmp_path / "s.py", [{"graph.kind": "uniform"}]), kinds)
-    with pytest.raises(InputError, match="graph.kind=uniform holds another experiment: config.data.length is 32 there"):
+    kind = points_of(write_sweep(tmp_path / "s.py", [{"graph.kind": "absorbing"}]), kinds)
+    with pytest.raises(
+        InputError, match="graph.kind=absorbing holds another experiment: config.data.length is 32 there"
+    ):
         check_workdir(kind, epath.Path(kinds))
     with pytest.raises(InputError, match="holds a run of its own"):
-        check_workdir(kind, epath.Path(kinds / "graph.kind=uniform"))
+        check_workdir(kind, epath.Path(kinds / "graph.kind=absorbing"))
     before = files(tmp_path)
     for workdir, named in [(kinds, "another experiment"), (tmp_path / "s.py" / "x", "cannot be made a directory")]:
         out, err = run("sweep", f"--sweep={tmp_path / 's.py'}", f"--workdir={workdir}", expect=2)
@@ -249,7 +251,7 @@ def test_best_is_the_least_of_those_that_are_done():
 
 
 def test_run_is_done_with_its_last_step_and_all_that_is_due_then(trained, tmp_path):
-    folder = epath.Path(shutil.copytree(trained / "graph.kind=uniform", tmp_path / "run"))
+    folder = epath.Path(shutil.copytree(trained / "graph.kind=absorbing", tmp_path / "run"))
 
     def is_done(**train: int) -> bool:
         fields = {"steps": 2, "eval_every": 2, "sample_every": 2} | train

@@ -115,7 +115,7 @@ def write(folder: epath.Path, runs: Sequence[Run], table: Sequence[Mapping[str, 
 
 
 def plot(path: epath.Path, runs: Sequence[Run]) -> None:
-    """Draws the validation bound in bits per byte against steps, or the training loss where no run has a bound yet."""
+    """Draws the validation bound in bits per byte against steps, or the training loss where no run has two bounds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -123,7 +123,7 @@ def plot(path: epath.Path, runs: Sequence[Run]) -> None:
 
     lines = {run.name: run.lines() for run in runs}
     figure, label = "eval_bits_per_byte", "validation bound, bits per byte"
-    if not any(line.get(figure) for entries in lines.values() for line in entries):
+    if all(sum(figure in line for line in entries) < 2 for entries in lines.values()):
         figure, label = "train_loss", "training loss, nats per token"
     page, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for name, entries in lines.items():
