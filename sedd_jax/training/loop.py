@@ -183,7 +183,7 @@ class Run:
                     number = signals.after(self.step)
                     self._pause(stopping=bool(number))
                     if number:
-                        raise Stopped(number, self.step)
+                        raise Stopped(number, f"after step {self.step}")
         self.checkpoints.wait()
         return self.report.final(self.step)
 
