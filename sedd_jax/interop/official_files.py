@@ -101,7 +101,9 @@ def _find_config(weights_file: Path) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise InputError(f"{weights_file} has no config.json or .hydra/config.yaml beside it; name its config with --model_config")
+    raise InputError(
+        f"{weights_file} has no config.json or .hydra/config.yaml beside it; name its config with --model_config"
+    )
 
 
 def _download(name: str) -> Path:

@@ -149,9 +149,7 @@ def _of(kind: type | tuple[type, ...], value: Any) -> Any:
 
 def _known(name: str) -> _Global:
     if name not in (_DICT, _TENSOR, _PARAMETER, *DTYPES):
-        raise InputError(
-            f"its pickle names {name[:100]!r}, which weights do not need; nothing was run"
-        )
+        raise InputError(f"its pickle names {name[:100]!r}, which weights do not need; nothing was run")
     return _Global(name)
 
 

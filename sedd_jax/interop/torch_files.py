@@ -47,16 +47,14 @@ class TorchFile:
             or not len(tensor.shape) == len(tensor.strides) <= 8
             or min((tensor.offset, *tensor.shape, *tensor.strides)) < 0
             # Strides of 0 would make as many numbers as one likes of a single one.
-            or size > storage.size
-            or (size and last >= storage.size)
+            or not 0 < size <= storage.size
+            or last >= storage.size
         ):
-            raise InputError(f"{self.path}: a tensor {list(tensor.shape)} does not fit its data; get a sound copy")
-        if not size:
-            return np.empty(tensor.shape, dtype)
+            raise InputError(f"{self.path}: a tensor does not fit its data, storage {storage.key!r}; get a sound copy")
         view = np.lib.stride_tricks.as_strided(
             np.frombuffer(data, dtype)[tensor.offset :],
             tensor.shape,
-            [stride * dtype.itemsize for stride in tensor.strides],
+            [stride * dtype.itemsize if n > 1 else 0 for n, stride in zip(tensor.shape, tensor.strides, strict=True)],
             writeable=False,
         )
         return np.array(view, order="C")
