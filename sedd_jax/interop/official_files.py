@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -51,9 +53,10 @@ def load_official(path: str | os.PathLike, *, config_file: str | os.PathLike | N
     try:
         weights = _plain_names(weights)
         check_shapes(weights, config, num_states=config.data.vocab_size + (config.graph.kind == "absorbing"))
-        return from_official({name: _float32(name, value) for name, value in weights.items()}), config
+        params = from_official({name: _float32(name, value) for name, value in weights.items()})
     except InputError as error:
         raise InputError(f"{weights_file}: {error}") from error
+    return jax.tree.map(jnp.asarray, params), config
 
 
 def save_official(
