@@ -35,6 +35,8 @@ def main() -> dict[str, Any]:
             raise InputError(f"--{name}={values[name].value} must be at least 1")
     trained = load_trained(cli.workdir(), log=say)
     experiment, config = trained.experiment, trained.config
+    if values.data is None and "source" not in config.data:
+        raise InputError(f"--data is missing: --workdir={cli.workdir()} has converted weights, without their corpus")
     if values.data is None:
         stream = build(dataset.load, "data", config, directory=cli.workdir()).valid
     else:
