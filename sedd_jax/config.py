@@ -108,7 +108,8 @@ def check_same_tokenizer(fingerprint: str, workdir: epath.Path) -> None:
 
 def check_same_data(fingerprint: str, workdir: epath.Path) -> None:
     """Raises InputError if the run in workdir was started on other tokens, which the same path may hold by now."""
-    if _data_record(workdir).get("fingerprint", fingerprint) != fingerprint:
+    record = _data_record(workdir)
+    if record and record.get("fingerprint") != fingerprint:
         raise InputError(
             f"--workdir={workdir} was trained on other data: the corpus or its tokenizer has changed since (the "
             "embedded corpus does with the version of Python); put the old data back or choose another --workdir"

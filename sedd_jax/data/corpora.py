@@ -5,9 +5,9 @@ import glob
 import json
 import os
 import pathlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from sedd_jax.data import text8
 from sedd_jax.errors import InputError
 
 EMBEDDED = "embedded"
@@ -49,7 +49,7 @@ def read(
     cut = size - round(size * valid_fraction)
     if not 0 < cut < size:
         raise InputError(f"valid_fraction={valid_fraction} of {size} characters leaves a part empty: give more text")
-    return Corpus(train=_part(whole, 0, cut), valid=_part(whole, cut, None))
+    return _divide(whole, cut)
 
 
 def documents(source: str, *, text_field: str = "text") -> tuple[str, ...]:
@@ -59,44 +59,34 @@ def documents(source: str, *, text_field: str = "text") -> tuple[str, ...]:
       source: "embedded", the language reference that ships with Python (0.5 MB of English and code, which needs no
         network and changes a little with each minor version of Python); or the path, or a glob (`**` descends), of
         local UTF-8 files, read in sorted order. A text file is one document, a line of a `.jsonl` file another.
-        `text8[90000000:95000000]` is those characters of what `text8` reads; an end that lies beyond it is an error.
+        Or `text8:PATH@SPLIT`, see `text8.read`.
       text_field: the field of a `.jsonl` record that holds its text.
 
     Raises:
       InputError: names the file, the line or byte in it, and what would help.
     """
-    path, start, stop = _range(source)
-    if path == EMBEDDED:
+    if source == EMBEDDED:
         from pydoc_data.topics import topics  # here, since half a megabyte is slow to import for those who need none
 
         texts = list(topics.values())
+    elif source.startswith(text8.PREFIX):
+        texts = [text8.read(source)]
     else:
-        texts = [text for file in _files(path) for text in _texts(file, text_field)]
-    size = sum(map(len, texts))
-    if stop is not None and stop > size:
-        raise InputError(f"data source {source!r}: {path} has only {size} characters; get the whole of it")
-    found = _part(texts, start, stop)
+        texts = [text for path in _files(source) for text in _texts(path, text_field)]
+    found = tuple(text for text in texts if text)
     if not found:
         raise InputError(f"data source {source!r} holds no text: give files that are not empty")
     return found
 
 
-def _range(source: str) -> tuple[str, int, int | None]:
-    """'text8[5:9]' as ('text8', 5, 9); without a range, all of it. A file that has such a name is taken by its name."""
-    found = re.fullmatch(r"(.+)\[(\d*):(\d*)\]", source, re.DOTALL)
-    if not found or os.path.exists(os.path.expanduser(source)):
-        return source, 0, None
-    path, start, stop = found.groups()
-    return path, int(start or 0), int(stop) if stop else None
-
-
-def _part(texts: Sequence[str], start: int, stop: int | None) -> tuple[str, ...]:
-    """Characters start to stop of the texts laid end to end, without documents that are empty then."""
-    parts, first = [], 0
-    for text in texts:
-        parts.append(text[max(start - first, 0) : None if stop is None else max(stop - first, 0)])
-        first += len(text)
-    return tuple(filter(None, parts))
+def _divide(whole: tuple[str, ...], cut: int) -> Corpus:
+    train, valid, start = [], [], 0
+    for text in whole:
+        inside = min(max(cut - start, 0), len(text))
+        train.append(text[:inside])
+        valid.append(text[inside:])
+        start += len(text)
+    return Corpus(train=tuple(filter(None, train)), valid=tuple(filter(None, valid)))
 
 
 def _files(source: str) -> list[pathlib.Path]:

@@ -11,7 +11,7 @@ from sedd_jax.data.tokenizers import base
 from sedd_jax.errors import InputError
 
 _TEXT8 = b" abcdefghijklmnopqrstuvwxyz"
-_TEXT8_IDS = np.full(256, -1, np.int32)
+_TEXT8_IDS = np.full(256, -1, np.int8)
 _TEXT8_IDS[np.frombuffer(_TEXT8, np.uint8)] = np.arange(27)
 
 
@@ -61,7 +61,7 @@ class Text8:
             raise InputError(
                 f"{text[place]!r} at character {place} of a text: the tokenizer 'text8' knows a to z and the space only"
             )
-        return ids
+        return ids.astype(np.int32)
 
     def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
         return base.decode_documents(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Self, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 import tokenizers as library
@@ -50,7 +50,7 @@ class GPT2:
         self._tokenizer.decoder = library.decoders.ByteLevel()
 
     @classmethod
-    def read(cls, path: epath.Path) -> Self:
+    def read(cls, path: epath.Path) -> "GPT2":
         """path: a directory with the two files, or one of them, the other beside it."""
         encoder, merges = _find(path)
         try:
@@ -59,7 +59,7 @@ class GPT2:
             raise InputError(f"{path}: {error}") from error
 
     @classmethod
-    def default(cls) -> Self:
+    def default(cls) -> "GPT2":
         """From the local cache of Hugging Face, where other programs that use GPT-2 have left it."""
         for repository in ("openai-community/gpt2", "gpt2"):
             if found := hub.cached(repository, *_PAIRS[1]):

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import Self, SupportsIndex, TypeVar
+from typing import SupportsIndex, TypeVar
 
 import numpy as np
 import tokenizers as library
@@ -44,10 +44,10 @@ class HuggingFace:
             raise InputError(
                 f"this tokenizer.json has an id {self.vocab_size - 1} and {len(vocabulary)} symbols: give a sound copy"
             )
-        self.lossless: bool = self._if_sound(lambda: base.gives_back(self.encode, self.decode))
+        self.lossless: bool = self._if_sound(lambda: base.gives_back(self.encode, self._decode))
 
     @classmethod
-    def read(cls, path: epath.Path) -> Self:
+    def read(cls, path: epath.Path) -> "HuggingFace":
         """path: the file, its directory, or the name of a repository whose file is in the local cache."""
         if path.is_dir():
             path = path / "tokenizer.json"
@@ -65,7 +65,7 @@ class HuggingFace:
             raise InputError(f"{path}: {error}") from error
 
     @classmethod
-    def default(cls) -> Self:
+    def default(cls) -> "HuggingFace":
         raise InputError("tokenizer path=None: the kind 'huggingface' needs the path of a tokenizer.json")
 
     @functools.cached_property
@@ -83,12 +83,13 @@ class HuggingFace:
         return ids
 
     def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
-        return base.decode_documents(
-            self, tokens, lambda ids: self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
-        )
+        return base.decode_documents(self, tokens, self._decode)
 
     def save(self, directory: epath.PathLike) -> None:
         base.save(directory, "huggingface", self, {self.FILES[0]: self._content})
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
 
     def _if_sound(self, use: Callable[[], T]) -> T:
         try:

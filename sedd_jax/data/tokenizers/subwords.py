@@ -5,7 +5,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Self, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 import sentencepiece
@@ -51,19 +51,16 @@ class SentencePiece:
         self._has_bytes = all(processor.is_byte(piece) for piece in self._u2581)
         # True where a newline is never merged with what follows, and no space is put before a text.
         self._restarts_at_newline = processor.encode("a\nb") == processor.encode("a\n") + processor.encode("b")
+        self.lossless: bool = base.gives_back(self.encode, self._decode)
 
     @classmethod
-    def read(cls, path: epath.Path) -> Self:
+    def read(cls, path: epath.Path) -> "SentencePiece":
         """path: of a `.model` file."""
         model = base.read(path)
         try:
             return cls(model)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-
-    @functools.cached_property
-    def lossless(self) -> bool:
-        return base.gives_back(self.encode, self.decode)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -75,10 +72,13 @@ class SentencePiece:
         return np.concatenate([np.empty(0, np.int32), *(np.array(self._encode(block), np.int32) for block in blocks)])
 
     def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
-        return base.decode_documents(self, tokens, lambda ids: self._processor.decode(ids.tolist()))
+        return base.decode_documents(self, tokens, self._decode)
 
     def save(self, directory: epath.PathLike) -> None:
         base.save(directory, "sentencepiece", self, {self.FILES[0]: self.model})
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return self._processor.decode(ids.tolist())
 
     def _encode(self, text: str) -> list[int]:
         if not self._has_bytes:
