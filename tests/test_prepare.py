@@ -196,8 +196,8 @@ def test_command_answers_in_one_line(folder, tmp_path):
         "characters": len(text),
     }
     assert answer["shards"] == 2 and answer["vocab_size"] == 257
-    _, err = run("prepare", f"--data={tmp_path}/none", *argv, expect=2)
-    assert err.count("\n") == 1 and "none' matches no file" in err
+    _, err = run("prepare", f"--data={folder}/b.jsonl", *argv, expect=2)
+    assert err.count("\n") == 1 and "holds another corpus" in err
 
 
 def test_blocks_are_neighbouring_documents_up_to_a_size():
