@@ -31,7 +31,7 @@ setup(
     packages=find_packages(include=["sedd_jax", "sedd_jax.*"]),
     install_requires=[
         "absl-py>=2.5,<3",
-        "array_record>=0.8.3,<0.9",
+        "array_record>=0.8.6,<0.9",
         "chex>=0.1.92,<0.2",
         "etils[epath]>=1.14,<2",
         "flax>=0.12.8,<0.13",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from running import ENVIRONMENT, ROOT, files, run, write_text
 
-from sedd_jax.data import corpora, preparation, shards, workers
+from sedd_jax.data import corpora, dataset, preparation, shards, workers
 from sedd_jax.data.packing import chunks, tokenize
 from sedd_jax.data.preparation import Plan
 from sedd_jax.errors import InputError
@@ -143,6 +143,8 @@ def test_another_corpus_in_the_output_is_left_alone(plan, prepared, folder, tmp_
         workers.prepare(plan, str(tmp_path))
     with refused("is a file"):
         workers.prepare(plan, str(tmp_path / "file"))
+    with refused("cannot be made a directory"):
+        workers.prepare(plan, str(tmp_path / "file" / "below"))
 
 
 def test_text_that_changed_in_between_is_refused(tmp_path):
@@ -163,6 +165,10 @@ def test_a_trained_tokenizer_is_saved_and_used_again(folder, tmp_path):
     text = (folder / "c.txt").read_text()
     decoded = [found.tokenizer.decode(tokens_of(stream)) for stream in (found.train, found.valid)]
     assert "".join(part.removesuffix("<|endoftext|>") for part in decoded) == text
+    directly = dataset.load(
+        source=f"{folder}/c.txt", length=8, tokenizer="sentencepiece", vocab_size=400, valid_fraction=0.1
+    )
+    assert directly.tokenizer.fingerprint == found.tokenizer.fingerprint
     next((tmp_path / "out").glob("train*")).unlink()
     workers.prepare(plan, str(tmp_path / "out"))
     assert files(tmp_path / "out") == first

@@ -120,6 +120,7 @@ def first(content: dict) -> dict:
         (lambda content: content.update(record_tokens=0), "is damaged"),
         (lambda content: content.update(record_tokens="many"), "is damaged"),
         (lambda content: content.pop("splits"), "is damaged"),
+        (lambda content: content.update(made_from=[]), "is damaged"),
         (lambda content: content["splits"]["valid"].update(shards=[]), "is damaged"),
         (lambda content: content["splits"]["train"].update(tokens=1), "is damaged"),
         (
@@ -160,6 +161,8 @@ def test_missing_truncated_and_flipped_shards_are_refused(copy):
     stream = shards.load(str(copy)).train
     with refused(f"{path.name} is damaged"):
         stream.read(np.arange(0, len(stream), 50), 50)
+    with refused(f"{path.name} is damaged"):
+        batches(Loader(stream, length=32, batch_size=8, seed=0), 100)
     # A sound file, but of other records than the manifest tells.
     other = sorted(copy.glob("train*"))[2]
     edit(copy, lambda content: content["splits"]["train"]["shards"][1].update(size=other.stat().st_size))

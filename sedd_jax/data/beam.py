@@ -41,7 +41,7 @@ def prepare(plan: Plan, output: str, *, options: list[str]) -> Manifest:
         for split, source in zip(shards.SPLITS, (plan.data, plan.valid_data), strict=True)
         for number, part in enumerate(plan.parts(source))
     ]
-    workers.begin(plan, root, preparation.make_tokenizer(plan, root, 0), {})
+    workers.begin(plan, root, preparation.make_tokenizer(plan, root, None), {})
     with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
         _ = (
             pipeline

@@ -5,14 +5,23 @@ Both are read by random access, so that parts of one can be read apart, and neit
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 from sedd_jax.data.files import check_text
 from sedd_jax.errors import InputError
 
 TFDS = "tfds:"
 HUGGING_FACE = "hf:"
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """By number, each a mapping from fields to values."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
 
 
 def parts(source: str, *, text_field: str, size: int) -> list[Callable[[], Iterator[str]]]:
@@ -43,7 +52,7 @@ def _range(source: str, text_field: str, start: int, stop: int) -> Iterator[str]
 
 
 @functools.lru_cache(maxsize=4)
-def _open(source: str, text_field: str) -> tuple[Sequence[Any], int]:
+def _open(source: str, text_field: str) -> tuple[Examples, int]:
     """The examples and about how many bytes they take."""
     kind, _, name = source.partition(":")
     name, _, split = name.partition("@")
@@ -56,7 +65,7 @@ def _open(source: str, text_field: str) -> tuple[Sequence[Any], int]:
     return examples, num_bytes
 
 
-def _open_tfds(source: str, name: str, split: str) -> tuple[Sequence[Any], list[str], int]:
+def _open_tfds(source: str, name: str, split: str) -> tuple[Examples, list[str], int]:
     import tensorflow_datasets as tfds  # here, since it takes seconds to import
 
     try:
@@ -84,7 +93,7 @@ def _open_tfds(source: str, name: str, split: str) -> tuple[Sequence[Any], list[
     return examples, list(builder.info.features), int(builder.info.dataset_size) * len(examples) // max(total, 1)
 
 
-def _open_hugging_face(source: str, path: str, split: str) -> tuple[Sequence[Any], list[str], int]:
+def _open_hugging_face(source: str, path: str, split: str) -> tuple[Examples, list[str], int]:
     try:
         import datasets
     except ImportError as error:

@@ -63,7 +63,8 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """The size of the text. cut: characters for training, or None where the validation text is a source of its own."""
+    """characters: of `data`; num_bytes: of it and `valid_data`; cut: characters of `data` for training, or None where
+    the validation text is a source of its own."""
 
     characters: int
     num_bytes: int
@@ -157,18 +158,16 @@ def make_manifest(plan: Plan, tokenizer: Tokenizer, made: Iterable[Shard]) -> Ma
     )
 
 
-def make_tokenizer(plan: Plan, root: pathlib.Path, characters: int) -> Tokenizer:
-    """The tokenizer that is saved in root, or the one that the plan asks for, trained on evenly spread documents."""
-
-    def texts() -> list[str]:
-        every = 1 + characters // 50_000_000
-        documents = (text for part in plan.parts(plan.data) for text in part() if text)
-        return list(itertools.islice(documents, 0, None, every))
-
+def make_tokenizer(plan: Plan, root: pathlib.Path, size: Survey | None) -> Tokenizer:
+    """The tokenizer that is saved in root, or the one that the plan asks for. `size` is needed to train one: on the
+    training part, or on evenly spread documents of it where it is long."""
+    saved = root / shards.TOKENIZER
+    texts: list[str] = []
+    if size is not None and plan.vocab_size is not None and plan.tokenizer_path is None and not [*saved.glob("*.json")]:
+        cut = size.characters if size.cut is None else size.cut
+        pieces = _divided(plan.parts(plan.data), cut)
+        training = (text for (split, _), text in pieces if split == "train")
+        texts = list(itertools.islice(training, 0, None, 1 + cut // 50_000_000))
     return tokenizers.make(
-        plan.tokenizer,
-        vocab_size=plan.vocab_size,
-        path=plan.tokenizer_path,
-        texts=texts() if plan.tokenizer_path is None and plan.vocab_size is not None else (),
-        directory=root / shards.TOKENIZER,
+        plan.tokenizer, vocab_size=plan.vocab_size, path=plan.tokenizer_path, texts=texts, directory=saved
     )

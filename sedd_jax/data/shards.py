@@ -105,7 +105,9 @@ def read_manifest(directory: pathlib.Path) -> Manifest:
             shards=shards,
             made_from=content["made_from"],
         )
-        sound = json.loads(manifest.to_json()) == content and all(shards.values())
+        sound = (
+            json.loads(manifest.to_json()) == content and all(shards.values()) and type(content["made_from"]) is dict
+        )
         names = [shard.name for split in SPLITS for shard in shards[split]]
         if not sound or manifest.record_tokens < 1 or len(set(names)) < len(names):
             raise ValueError("its figures do not agree")

@@ -40,7 +40,7 @@ def prepare(plan: Plan, output: str, *, workers: int = 1, progress: bool = False
     if there and len(kept) == len(there) and (root / shards.MANIFEST).exists():
         return shards.load(output).manifest, len(kept)
     size = preparation.survey(plan, progress=progress)
-    tokenizer = preparation.make_tokenizer(plan, root, size.characters)
+    tokenizer = preparation.make_tokenizer(plan, root, size)
     begin(plan, root, tokenizer, kept)
     bar = tqdm.tqdm(
         desc="tokenizing",
@@ -77,6 +77,8 @@ def find(plan: Plan, root: pathlib.Path) -> list[Shard]:
         try:
             made_from, *records = map(json.loads, lines)
             found = [Shard(**record) for record in records]
+            if not isinstance(made_from, dict):
+                raise ValueError("no plan")
         except (ValueError, TypeError) as error:
             raise InputError(f"{root / JOURNAL} is damaged: delete {root} or give another output") from error
     elif any(not path.name.startswith(".") for path in root.iterdir()):
@@ -98,7 +100,10 @@ def begin(plan: Plan, root: pathlib.Path, tokenizer: Tokenizer, kept: dict[str, 
     saved = root / shards.TOKENIZER
     if kept and tokenizers.load(saved).fingerprint != tokenizer.fingerprint:
         raise InputError(f"{saved} is not the tokenizer that is asked for now: put the old file back or prepare anew")
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output {root} cannot be made a directory: {error.strerror}") from error
     for path in root.glob(".*.tmp"):
         path.unlink()
     lines = [dataclasses.asdict(plan), *map(dataclasses.asdict, kept.values())]
@@ -142,19 +147,20 @@ def _make_all(
     )
     running: set[concurrent.futures.Future[Shard]] = set()
     try:
-        with pool:
-            for block in missing:
-                running.add(pool.submit(_work, block))
-                # One block per worker waits, and no more are held in memory.
-                if len(running) >= 2 * workers:
-                    done, running = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
-                    yield from (future.result() for future in done)
-            yield from (future.result() for future in concurrent.futures.as_completed(running))
+        for block in missing:
+            running.add(pool.submit(_work, block))
+            # One block per worker waits, and no more are held in memory.
+            if len(running) >= 2 * workers:
+                done, running = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
+                yield from (future.result() for future in done)
+        yield from (future.result() for future in concurrent.futures.as_completed(running))
     except BrokenProcessPool as error:
         raise TrainingError(
             "a worker process was killed, for want of memory perhaps; the shards that are done stay, and the same "
             f"command goes on: give fewer than workers={workers}"
         ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _start(root: pathlib.Path, record_tokens: int) -> None:
