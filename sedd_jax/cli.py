@@ -128,7 +128,9 @@ def _explain(error: BaseException, argv: list[str]) -> str:
                 return f"{argument}: the config has no field {part!r} there"
     if isinstance(error, OSError):
         return f"--config cannot be read: {_one_line(error).rpartition('Failed loading config file config_config ')[2]}"
-    return _one_line(error)
+    # Of a config that raises, ml_collections tells the whole traceback; what counts is its end.
+    before, _, traceback = str(error).partition("Error whilst parsing config file:")
+    return " ".join([*before.split(), *traceback.strip().split("\n")[-1].split()]) if traceback else _one_line(error)
 
 
 def _one_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from sedd_jax.training.report import say
 
 cli.define_workdir("Directory of a trained model.")
 cli.define_processes()
-flags.DEFINE_string("data", None, "Text file, JSONL file or glob; by default the validation part of the training data.")
+flags.DEFINE_string("data", None, "A file, a glob, tfds:NAME ...; by default the validation part of the training data.")
 flags.DEFINE_integer("num_times", None, "Noise levels per sequence; by default eval.num_times of the run's config.")
 flags.DEFINE_integer("num_sequences", None, "Only the first so many sequences; by default all.")
 flags.DEFINE_integer("batch_size", None, "Sequences per network call; by default eval.batch_size of the config.")
@@ -44,8 +44,7 @@ def main() -> dict[str, Any]:
     else:
         text_field = config.data.get("text_field", "text")
         stream = tokenize(corpora.documents(values.data, text_field=text_field), trained.tokenizer, progress=True)
-    rows, dropped = chunks(stream, config.data.length)
-    rows = rows[: values.num_sequences]
+    rows, dropped = chunks(stream, config.data.length, limit=values.num_sequences)
     say(f"{len(rows)} sequences of {config.data.length} tokens; {dropped} tokens at the end do not fill another")
     num_times = values.num_times or experiment.eval.num_times
     bound = distributed.in_step("bound", experiment.bound_fn(num_times))

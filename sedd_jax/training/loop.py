@@ -146,8 +146,7 @@ class Run:
         self.train_step = distributed.in_step("train step", train_step)
         self.bound = distributed.in_step("bound", experiment.bound_fn(experiment.eval.num_times))
         self.draw = distributed.in_step("draw", draw)
-        self.valid, _ = chunks(data.valid, data.length)
-        self.valid = self.valid[: experiment.eval.num_sequences or None]
+        self.valid, _ = chunks(data.valid, data.length, limit=experiment.eval.num_sequences or None)
         self.watch = metrics.Stopwatch()
         self.flops_per_token = metrics.train_flops_per_token(experiment.model, data.length)
         self.peak = peak
@@ -272,12 +271,12 @@ class Run:
     def _summary(self) -> str:
         data, mesh = self.data, self.experiment.mesh
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
-        dropped = len(data.valid.tokens) % data.length
+        dropped = len(data.valid) % data.length
         return (
             f"{parameters:,} parameters on {mesh.size} x {mesh.devices.flat[0].device_kind} "
             f"({', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}), "
             f"{jax.process_count()} process{'es' if jax.process_count() > 1 else ''}; "
-            f"{len(data.train.tokens):,} training tokens, {self.loader.batches_per_epoch:.1f} batches per epoch "
-            f"({len(data.train.tokens) % data.length} tokens are left over in each); "
-            f"{len(data.valid.tokens):,} validation tokens ({dropped} at the end do not fill a sequence: dropped)"
+            f"{len(data.train):,} training tokens, {self.loader.batches_per_epoch:.1f} batches per epoch "
+            f"({len(data.train) - self.loader.num_chunks * data.length} tokens are left over in each); "
+            f"{len(data.valid):,} validation tokens ({dropped} at the end do not fill a sequence: dropped)"
         )
