@@ -32,6 +32,7 @@ setup(
         "etils[epath]>=1.14,<2",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
+        "huggingface_hub>=1,<3",
         f"jax{JAX}",
         "jaxtyping>=0.3.11,<0.4",
         "matplotlib>=3.11,<4",
@@ -42,6 +43,7 @@ setup(
         "sentencepiece>=0.2.2,<0.3",  # 0.2.1 crashes on loading a model in the same process as the rest.
         "tensorboardX>=2.6.5,<3",
         "tensorflow-datasets>=4.9.10,<5",
+        "tokenizers>=0.22,<0.24",
         "tqdm>=4.67,<5",
     ],
     extras_require={

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sedd_jax import cli, distributed, likelihood
 from sedd_jax.config import build
-from sedd_jax.data import corpora, dataset
+from sedd_jax.data import corpora, dataset, tokenizers
 from sedd_jax.data.packing import chunks, tokenize
 from sedd_jax.errors import InputError
 from sedd_jax.training.experiment import load_trained
@@ -35,6 +35,8 @@ def main() -> dict[str, Any]:
         if values[name].value is not None and values[name].value < 1:
             raise InputError(f"--{name}={values[name].value} must be at least 1")
     trained = load_trained(cli.workdir(), log=say)
+    if warning := tokenizers.lossy_warning(trained.tokenizer):
+        say(f"warning: {warning}")
     experiment, config = trained.experiment, trained.config
     if values.data is None:
         stream = build(dataset.load, "data", config, directory=cli.workdir()).valid

@@ -7,6 +7,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from sedd_jax.data import text8
 from sedd_jax.errors import InputError
 
 EMBEDDED = "embedded"
@@ -58,6 +59,7 @@ def documents(source: str, *, text_field: str = "text") -> tuple[str, ...]:
       source: "embedded", the language reference that ships with Python (0.5 MB of English and code, which needs no
         network and changes a little with each minor version of Python); or the path, or a glob (`**` descends), of
         local UTF-8 files, read in sorted order. A text file is one document, a line of a `.jsonl` file another.
+        Or `text8:PATH@SPLIT`, see `text8.read`.
       text_field: the field of a `.jsonl` record that holds its text.
 
     Raises:
@@ -67,6 +69,8 @@ def documents(source: str, *, text_field: str = "text") -> tuple[str, ...]:
         from pydoc_data.topics import topics  # here, since half a megabyte is slow to import for those who need none
 
         texts = list(topics.values())
+    elif source.startswith(text8.PREFIX):
+        texts = [text8.read(source)]
     else:
         texts = [text for path in _files(source) for text in _texts(path, text_field)]
     found = tuple(text for text in texts if text)

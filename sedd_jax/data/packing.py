@@ -12,11 +12,11 @@ from sedd_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """Documents laid end to end, each closed by the end-of-text token.
+    """Documents laid end to end, each closed by the end-of-text token if the tokenizer has one.
 
     tokens: [num_tokens], uint16, or uint32 for vocabularies above 65536.
     num_bytes: UTF-8 bytes of the raw text, ends of text not counted.
-    num_documents: how many ends of text `tokens` holds.
+    num_documents: how many they are.
     """
 
     tokens: np.ndarray
@@ -34,10 +34,11 @@ def tokenize(documents: Sequence[str], tokenizer: Tokenizer, *, progress: bool =
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     sizes = [len(document.encode("utf-8")) for document in documents]
     parts = [np.empty(0, dtype)]
+    end = np.array([] if tokenizer.eot is None else [tokenizer.eot], dtype)
     bar = tqdm.tqdm(total=sum(sizes), desc="tokenizing", unit="B", unit_scale=True, delay=1, disable=not progress)
     with bar:
         for document, size in zip(documents, sizes, strict=True):
-            parts += [tokenizer.encode(document).astype(dtype), np.array([tokenizer.eot], dtype)]
+            parts += [tokenizer.encode(document).astype(dtype), end]
             bar.update(size)
     return Stream(tokens=np.concatenate(parts), num_bytes=sum(sizes), num_documents=len(sizes))
 

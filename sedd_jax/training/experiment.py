@@ -183,10 +183,11 @@ class Trained:
 def load_trained(workdir: epath.Path, *, log: Callable[[str], None]) -> Trained:
     """The newest sound checkpoint of a workdir, on all devices here, whatever mesh it was trained on.
 
-    Raises InputError where workdir holds no run or no checkpoint.
+    Raises InputError where workdir holds no run, no checkpoint, or another tokenizer than the run's.
     """
     config = configuration.load(workdir)
     tokenizer = tokenizers.load(workdir)
+    configuration.check_same_tokenizer(tokenizer.fingerprint, workdir)
     # The mesh and the kernels of the training run may not fit this machine; a forward pass only wants its batch split.
     config.mesh = ConfigDict({"data": -1})
     config.update({"model": {"attention": "auto"}})

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sedd_jax import config as configuration
 from sedd_jax import distributed, likelihood, sharding
 from sedd_jax.config import build
-from sedd_jax.data import dataset
+from sedd_jax.data import dataset, tokenizers
 from sedd_jax.data.dataset import Dataset
 from sedd_jax.data.loader import Loader
 from sedd_jax.data.packing import chunks
@@ -100,7 +100,7 @@ def _write_record(config: ConfigDict, workdir: epath.Path, data: Dataset) -> byt
     except OSError as error:
         raise InputError(f"--workdir={workdir} cannot be made a directory: {error.strerror}") from error
     data.tokenizer.save(workdir)
-    configuration.save(config, workdir, data.fingerprint)
+    configuration.save(config, workdir, data.fingerprint, data.tokenizer.fingerprint)
     return b"written"
 
 
@@ -162,8 +162,9 @@ class Run:
 
     def run(self, signals: StopSignals) -> dict[str, Any]:
         say(self._summary())
-        for line in self.experiment.left_whole():
-            say(f"warning: {line}")
+        for line in [*self.experiment.left_whole(), tokenizers.lossy_warning(self.data.tokenizer)]:
+            if line:
+                say(f"warning: {line}")
         self._make_up()
         steps = self.options.steps
         with self.report.bar(step=self.step, steps=steps) as bar:
