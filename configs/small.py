@@ -28,6 +28,9 @@ def _integer(value: int) -> config_dict.FieldReference:
 def get_config(form: str = "") -> ConfigDict:
     config = ConfigDict(
         {
+            # 'ar' for the autoregressive twin: the same network, causal, by cross-entropy; graph and noise are then
+            # not looked at.
+            "objective": "sedd",
             "graph": {"kind": "absorbing"},
             "noise": {"kind": "loglinear", "eps": 1e-3, "sigma_min": 1e-4, "sigma_max": 20.0},
             "model": {

@@ -137,12 +137,12 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN; a figure that could not be computed is null."""
     if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
+        return {name: plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -164,7 +164,7 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
         _join_processes()
         result = main()
         if distributed.is_leader() and result is not None:
-            print(json.dumps(_plain(result)), flush=True)
+            print(json.dumps(plain(result)), flush=True)
         distributed.finish()
     except InputError as error:
         sys.exit(_fail(error, 2))

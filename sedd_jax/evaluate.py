@@ -1,6 +1,7 @@
 """Likelihood of held-out text under a trained model: python -m sedd_jax.evaluate --workdir=DIR [--data=FILE]
 
-The complete bound (prior + diffusion + reconstruction) with the averaged weights, over non-overlapping chunks of the
+The complete bound (prior + diffusion + reconstruction) with the averaged weights, or of the autoregressive twin the
+likelihood itself, over non-overlapping chunks of the
 model's length. One JSON line on stdout: bits per byte, bits per token, perplexity, each with its standard error.
 """
 
@@ -59,6 +60,8 @@ def main() -> dict[str, Any]:
             ),
         )
     summary = likelihood.summarise(bounds, config.data.length, stream.tokens_per_byte)
+    # Where the likelihood is exact, there is nothing to average over.
+    num_times = None if experiment.model.causal else num_times
     return summary | {"num_sequences": len(rows), "num_times": num_times, "step": trained.step}
 
 

@@ -12,7 +12,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sedd_jax import attention, likelihood, noise, rates, sampling, sharding
+from sedd_jax import attention, autoregressive, likelihood, noise, rates, sampling, sharding
 from sedd_jax import config as configuration
 from sedd_jax.config import build
 from sedd_jax.data import tokenizers
@@ -20,10 +20,12 @@ from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
-from sedd_jax.score_entropy import ScoreFn
+from sedd_jax.score_entropy import Objective, ScoreEntropy, ScoreFn
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.state import TrainState, abstract_state, make_optimizer
 from sedd_jax.transformer import Transformer
+
+OBJECTIVES = ("sedd", "ar")
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,14 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that a config says but for the data, and jitted functions of the parameters on the mesh."""
+    """Everything that a config says but for the data, and jitted functions of the parameters on the mesh.
+
+    With the objective 'ar' the model is causal, and graph and noise are not used.
+    """
 
     graph: Graph
     noise: Noise
+    objective: Objective
     model: Transformer
     optimizer: optax.GradientTransformation
     mesh: Mesh
@@ -82,8 +88,13 @@ class Experiment:
             jax.eval_shape(self.model.init, jax.random.key(0), tokens, sigma)["params"], self.mesh
         )
 
-    def bound_fn(self, num_times: int) -> Callable[..., likelihood.Bound]:
-        """(params, key, tokens [B, L], number of the first sequence) -> `likelihood.Bound`."""
+    def bound_fn(self, num_times: int) -> Callable[..., likelihood.Bound | likelihood.Exact]:
+        """(params, key, tokens [B, L], number of the first sequence) -> `likelihood.Bound`, or what it bounds where
+        the model says that."""
+
+        def exact(params, key, tokens, first_index):
+            logits = self.score_fn(params)(tokens, jnp.zeros(len(tokens)))
+            return likelihood.Exact(autoregressive.cross_entropy(logits, tokens).sum(-1))
 
         def bound(params, key, tokens, first_index):
             return likelihood.bound(
@@ -96,10 +107,20 @@ class Experiment:
                 first_index=first_index,
             )
 
-        return jax.jit(bound, out_shardings=sharding.replicated(self.mesh))
+        return jax.jit(exact if self.model.causal else bound, out_shardings=sharding.replicated(self.mesh))
 
-    def sample_fn(self, steps: int, method: str) -> jax.stages.Wrapped:
-        """(params, key, (given [B, L], values [B, L])) -> `sampling.Sample`."""
+    def sample_fn(self, steps: int, method: str, *, temperature: float = 1.0, top_p: float = 1.0) -> jax.stages.Wrapped:
+        """(params, key, (given [B, L], values [B, L])) -> `sampling.Sample`.
+
+        steps, method: of the reverse process. temperature, top_p: of the autoregressive twin, see
+        `autoregressive.generate`.
+        """
+
+        def generate(params, key, clamp):
+            step_fn = lambda *args: self.model.apply({"params": params}, *args, method="next_logits")  # noqa: E731
+            cache = self.model.empty_cache(*clamp[1].shape)
+            tokens = autoregressive.generate(key, step_fn, cache, clamp, temperature=temperature, top_p=top_p)
+            return sampling.Sample(tokens, clipped=jnp.zeros(()))
 
         def draw(params, key, clamp):
             score_fn = self.score_fn(params)
@@ -107,7 +128,7 @@ class Experiment:
                 key, score_fn, self.graph, self.noise, clamp[1].shape, steps=steps, method=method, clamp=clamp
             )
 
-        return jax.jit(draw, out_shardings=sharding.replicated(self.mesh))
+        return jax.jit(generate if self.model.causal else draw, out_shardings=sharding.replicated(self.mesh))
 
     def place(self, rows: np.ndarray) -> jax.Array:
         """Rows [B, ...], the same on every process, split over the mesh as far as B goes."""
@@ -118,10 +139,16 @@ class Experiment:
 def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Experiment:
     """On all devices, or on those given. Raises InputError for anything in the config that is unknown, missing or does
     not fit."""
+    chosen = config.get("objective", "sedd")
+    if chosen not in OBJECTIVES:
+        raise InputError(f"config.objective={chosen!r} is unknown; choose 'sedd' or 'ar'")
+    causal = chosen == "ar"
     graph = build(rates.make, "graph", config, vocab_size=vocab_size)
+    schedule = build(noise.make, "noise", config)
     mesh = build(sharding.make_mesh, "mesh", config, devices=devices)
     # parent and name are fields of every Flax module, and not for a config to set.
-    model = build(Transformer, "model", config, num_states=graph.num_states, parent=None, name=None)
+    num_states = vocab_size if causal else graph.num_states
+    model = build(Transformer, "model", config, num_states=num_states, causal=causal, parent=None, name=None)
     if model.scale_by_sigma is None:
         model = model.clone(scale_by_sigma=isinstance(graph, rates.Absorbing))
     kind = attention.choose(
@@ -132,7 +159,8 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
         raise InputError(f"mesh.tensor={mesh.shape['tensor']} must divide model.num_heads={model.num_heads}")
     return Experiment(
         graph=graph,
-        noise=build(noise.make, "noise", config),
+        noise=schedule,
+        objective=autoregressive.CrossEntropy() if causal else ScoreEntropy(graph, schedule),
         model=model,
         optimizer=build(make_optimizer, "optim", config),
         mesh=mesh,

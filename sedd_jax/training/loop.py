@@ -135,8 +135,7 @@ class Run:
         self.report = Report(workdir, step=self.step)
         train_step = make_train_step(
             experiment.model,
-            experiment.graph,
-            experiment.noise,
+            experiment.objective,
             experiment.optimizer,
             experiment.mesh,
             decay=options.ema_decay,
