@@ -11,7 +11,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from benchmarks.rounds import medians
-from sedd_jax.sampling import METHODS
+from sedd_jax.sampling import METHODS, Sampler
 from sedd_jax.training.experiment import make_experiment
 from sedd_jax.training.state import init_state
 
@@ -31,11 +31,14 @@ def main(_):
         x, sigma = jnp.zeros(shape, jnp.int32), jnp.ones(options.batch)
         free = (jnp.zeros(shape, bool), x)
         forward = jax.jit(lambda params: experiment.score_fn(params)(x, sigma))
-        draws = {method: experiment.sample_fn(options.steps, method) for method in METHODS}
+        draws = {method: experiment.sample_fn(Sampler(method=method)) for method in METHODS}
         seconds = medians(
             options.repeats,
             forward=lambda: forward(params),
-            **{name: lambda draw=draw: draw(params, jax.random.key(1), free) for name, draw in draws.items()},
+            **{
+                name: lambda draw=draw: draw(params, jax.random.key(1), free, options.steps, 0)
+                for name, draw in draws.items()
+            },
         )
     figures = {"forward_seconds": seconds["forward"], "device": jax.devices()[0].device_kind}
     for method in METHODS:

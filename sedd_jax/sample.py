@@ -6,6 +6,7 @@ is what it knows; of a template's window, the part behind the template is drawn 
 Texts go to stdout, then one JSON line.
 """
 
+import dataclasses
 import re
 import time
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from tqdm import tqdm
 
 from sedd_jax import cli, distributed, sampling
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
-from sedd_jax.training.experiment import Trained, load_trained
+from sedd_jax.training.experiment import SamplingOptions, Trained, load_trained
 from sedd_jax.training.report import say
 
 cli.define_workdir("Directory of a trained model.")
@@ -25,6 +27,16 @@ cli.define_processes()
 flags.DEFINE_integer("num", None, "How many texts; by default sampling.num of the run's config.")
 flags.DEFINE_integer("steps", None, "Reverse steps; by default sampling.steps of the config.")
 flags.DEFINE_string("method", None, f"One of {', '.join(sampling.METHODS)}; by default sampling.method of the config.")
+flags.DEFINE_string("grid", None, f"Of the times: one of {', '.join(sampling.grids.GRIDS)}; by default of the config.")
+flags.DEFINE_integer("corrector_steps", None, "Corrector steps after each step; by default of the config.")
+flags.DEFINE_float("corrector_size", None, "How far they go, in parts of the step; by default of the config.")
+flags.DEFINE_float("temperature", None, "Below 1 narrows the distribution, a bias; by default of the config.")
+flags.DEFINE_integer("top_k", None, "Only the k likeliest tokens, a bias; 0 for all; by default of the config.")
+flags.DEFINE_float(
+    "top_p", None, "Only the likeliest tokens of this mass, a bias; 1 for all; by default of the config."
+)
+flags.DEFINE_string("precision", None, "'exact', or 'reference' for draws that cut off rare tokens as in PyTorch SEDD.")
+flags.DEFINE_integer("batch_size", 64, "Texts at a time; the texts do not depend on it.", lower_bound=1)
 flags.DEFINE_string("prefix", None, "Text that the window starts with.")
 flags.DEFINE_string("suffix", None, "Text that the window ends with.")
 flags.DEFINE_string("template", None, "Text with holes: [[12]] is 12 tokens to fill.")
@@ -72,30 +84,42 @@ def parse_window(
 
 
 def draw(
-    trained: Trained, window: np.ndarray, num: int, steps: int, method: str, seed: int
+    trained: Trained, window: np.ndarray, options: SamplingOptions, batch_size: int, seed: int
 ) -> tuple[sampling.Sample, float]:
-    """The samples, and the seconds that drawing them took after compilation."""
-    rows = np.broadcast_to(window, (num, len(window)))
+    """The samples, and the seconds that drawing them took after compilation. In slices of batch_size, which give the
+    samples that all at once would give."""
+    num, batch_size = options.num, min(batch_size, options.num)
+    rows = np.broadcast_to(window, (batch_size, len(window)))
     clamp = tuple(map(trained.experiment.place, (rows != FREE, np.maximum(rows, 0))))
     with jax.set_mesh(trained.experiment.mesh):
-        arguments = trained.params, jax.random.key(seed), clamp
-        sample_fn = trained.experiment.sample_fn(steps, method).lower(*arguments).compile()
+        arguments = trained.params, jax.random.key(seed), clamp, options.steps
+        sample_fn = trained.experiment.sample_fn(options).lower(*arguments, 0).compile()
         distributed.wait("compiled")
         start = time.perf_counter()
-        drawn = jax.block_until_ready(sample_fn(*arguments))
-    return drawn, time.perf_counter() - start
+        slices = tqdm(
+            range(0, num, batch_size), desc="sampling", unit="slice", delay=2, disable=not distributed.is_leader()
+        )
+        # The last slice is drawn whole, and what is too much of it left out.
+        parts = [jax.device_get(sample_fn(*arguments, first)) for first in slices]
+    return (
+        sampling.Sample(
+            tokens=np.concatenate([part.tokens for part in parts])[:num],
+            changed=np.concatenate([part.changed for part in parts])[:num],
+            calls=np.max([part.calls for part in parts]),
+            clipped=np.mean([part.clipped for part in parts]),
+        ),
+        time.perf_counter() - start,
+    )
 
 
 def main() -> dict[str, Any]:
     values = flags.FLAGS
     trained = load_trained(cli.workdir(), log=say)
     defaults = trained.experiment.sampling
-    num = defaults.num if values.num is None else values.num
-    steps = defaults.steps if values.steps is None else values.steps
-    method = values.method or defaults.method
-    sampling.check_options(method, steps)
-    if num < 1:
-        raise InputError(f"--num={num} must be at least 1")
+    given = {field.name: values[field.name].value for field in dataclasses.fields(defaults) if field.name in values}
+    sampler = dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
+    sampler.check(trained.experiment.graph, sampler.steps)
+    num = sampler.num
     window, shown = parse_window(
         trained.config.data.length,
         trained.tokenizer,
@@ -103,8 +127,8 @@ def main() -> dict[str, Any]:
         suffix=values.suffix,
         template=values.template,
     )
-    say(f"drawing {num} x {len(window)} tokens in {steps + 1} network calls")
-    drawn, seconds = draw(trained, window, num, steps, method, values.seed)
+    say(f"drawing {num} x {len(window)} tokens by the method {sampler.method!r} in {sampler.steps} steps")
+    drawn, seconds = draw(trained, window, sampler, values.batch_size, values.seed)
     texts = [trained.tokenizer.decode(tokens[:shown]) for tokens in np.asarray(drawn.tokens).tolist()]
     for i, text in enumerate(texts if distributed.is_leader() else ()):
         print(f"=== sample {i} ===\n{text}")
@@ -112,7 +136,7 @@ def main() -> dict[str, Any]:
         "samples": texts,
         "tokens_per_second": num * len(window) / seconds,
         "seconds": seconds,
-        "network_evaluations": steps + 1,
+        "network_evaluations": int(drawn.calls),
         "clipped_fraction": float(drawn.clipped),
         "step": trained.step,
     }
