@@ -82,7 +82,18 @@ def get_config(form: str = "") -> ConfigDict:
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "slices": -1},
             "eval": {"num_times": 128, "num_sequences": 1024, "batch_size": 64},
-            "sampling": {"num": 8, "steps": 256, "method": "analytic"},
+            "sampling": {
+                "num": 8,
+                "steps": 256,
+                "method": "analytic",  # analytic, euler, trapezoidal, first_hitting
+                "grid": "uniform",  # uniform, cosine
+                "corrector_steps": 0,
+                "corrector_size": 0.5,
+                "temperature": 1.0,  # these three narrow the distribution: biased
+                "top_k": 0,
+                "top_p": 1.0,
+                "precision": "exact",
+            },
         }
     )
     return smoke.form(config, form)

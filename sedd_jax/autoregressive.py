@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.categorical import categorical
-from sedd_jax.errors import InputError
 from sedd_jax.score_entropy import Noised
+from sedd_jax.truncation import Truncation
 
 # (token before [B], position, cache) -> logits [B, V] at position, and the cache with that position known.
 StepFn = Callable[[Int[Array, " b"], Int[Array, ""], Any], tuple[Float[Array, "b v"], Any]]
@@ -47,52 +47,35 @@ class CrossEntropy:
         return cross_entropy(output, x0)
 
 
-def check_options(temperature: float, top_p: float) -> None:
-    """Raises InputError unless temperature > 0 and 0 < top_p <= 1."""
-    if not 0 < temperature < float("inf"):
-        raise InputError(f"sampling temperature={temperature} must be positive; 1 is the model's own distribution")
-    if not 0 < top_p <= 1:
-        raise InputError(f"sampling top_p={top_p} must lie in (0, 1]; 1 is the model's own distribution")
-
-
-def nucleus(probs: Float[Array, "*batch v"], top_p: float) -> Float[Array, "*batch v"]:
-    """Probabilities with all but the most likely outcomes set to 0: as few as together have top_p or more, and those
-    that are as likely as the last of them (Holtzman et al. 2019). Not normalised again."""
-    falling = -jnp.sort(-probs, axis=-1)
-    before = jnp.cumsum(falling, axis=-1) - falling
-    least = jnp.min(falling, axis=-1, where=before < top_p, initial=jnp.inf, keepdims=True)
-    return jnp.where(probs >= least, probs, 0)
-
-
 def generate(
     key: Key[Array, ""],
     step_fn: StepFn,
     cache: Any,
     clamp: tuple[Bool[Array, "b l"], Int[Array, "b l"]],
     *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    truncation: Truncation = Truncation(),  # noqa: B008 (frozen)
+    first_index: Int[Array, ""] | int = 0,
 ) -> Int[Array, "b l"]:
     """Tokens from left to right, one network call per position.
 
     cache: what step_fn starts with. clamp: (mask of what is given, values); of given positions that are not a prefix,
-        what comes before them does not know. temperature: logits are divided by it; top_p: see `nucleus`, applied after
-        the temperature. At 1 and 1 the tokens are exact draws from the model.
-    Raises InputError for options out of range.
+        what comes before them does not know. truncation: of each distribution; without it the tokens are exact draws
+        from the model.
+    first_index: number of the first sequence; a sequence's draws depend on the key and its number alone.
     """
-    check_options(temperature, top_p)
     given, values = clamp
 
     def step(carry, inputs):
         previous, cache = carry
         position, given, value = inputs
         logits, cache = step_fn(previous, position, cache)
-        probs = jax.nn.softmax(logits / temperature)
-        drawn = categorical(jax.random.fold_in(key, position), nucleus(probs, top_p) if top_p < 1 else probs)
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+        drawn = jax.vmap(categorical)(step_keys, jnp.exp(truncation.log_probs(logits)))
         token = jnp.where(given, value, drawn)
         return (token, cache), token
 
     batch, length = values.shape
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(batch))
     start = (jnp.zeros(batch, values.dtype), cache)
     _, tokens = jax.lax.scan(step, start, (jnp.arange(length), given.T, values.T))
     return tokens.T

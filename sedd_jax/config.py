@@ -88,7 +88,8 @@ def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
     """Raises InputError if workdir holds a run whose config differs in more than MAY_CHANGE."""
     if not (workdir / "config.json").exists():
         return
-    saved, asked = dict(flatten(load(workdir))), dict(flatten(config))
+    # Runs older than the field had the objective that is the default.
+    saved, asked = {"objective": "sedd", **dict(flatten(load(workdir)))}, dict(flatten(config))
     for field in sorted(saved.keys() | asked.keys()):
         if saved.get(field) != asked.get(field) and not field.startswith(MAY_CHANGE):
             raise InputError(

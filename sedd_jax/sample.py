@@ -7,22 +7,24 @@ The autoregressive twin (objective 'ar') writes from left to right, so it can be
 Texts go to stdout, then one JSON line; with --output also to a file for `python -m sedd_jax.judge`.
 """
 
+import dataclasses
 import json
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 from etils import epath
+from tqdm import tqdm
 
-from sedd_jax import autoregressive, cli, distributed, sampling
+from sedd_jax import cli, distributed, sampling
 from sedd_jax.config import write_atomically
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
-from sedd_jax.training.experiment import Trained, load_trained
+from sedd_jax.training.experiment import SamplingOptions, Trained, load_trained
 from sedd_jax.training.report import say
 
 cli.define_workdir("Directory of a trained model.")
@@ -30,8 +32,16 @@ cli.define_processes()
 flags.DEFINE_integer("num", None, "How many texts; by default sampling.num of the run's config.")
 flags.DEFINE_integer("steps", None, "Reverse steps; by default sampling.steps of the config.")
 flags.DEFINE_string("method", None, f"One of {', '.join(sampling.METHODS)}; by default sampling.method of the config.")
-flags.DEFINE_float("temperature", None, "Of the autoregressive twin: logits are divided by it; 1 by default.")
-flags.DEFINE_float("top_p", None, "Of the autoregressive twin: only the most likely tokens, of so much probability.")
+flags.DEFINE_string("grid", None, f"Of the times: one of {', '.join(sampling.grids.GRIDS)}; by default of the config.")
+flags.DEFINE_integer("corrector_steps", None, "Corrector steps after each step; by default of the config.")
+flags.DEFINE_float("corrector_size", None, "How far they go, in parts of the step; by default of the config.")
+flags.DEFINE_float("temperature", None, "Below 1 narrows the distribution, a bias; by default of the config.")
+flags.DEFINE_integer("top_k", None, "Only the k likeliest tokens, a bias; 0 for all; by default of the config.")
+flags.DEFINE_float(
+    "top_p", None, "Only the likeliest tokens of this mass, a bias; 1 for all; by default of the config."
+)
+flags.DEFINE_string("precision", None, "'exact', or 'reference' for draws that cut off rare tokens as in PyTorch SEDD.")
+flags.DEFINE_integer("batch_size", 64, "Texts at a time; the texts do not depend on it.", lower_bound=1)
 flags.DEFINE_string("prefix", None, "Text that the window starts with.")
 flags.DEFINE_string("suffix", None, "Text that the window ends with.")
 flags.DEFINE_string("template", None, "Text with holes: [[12]] is 12 tokens to fill.")
@@ -79,32 +89,43 @@ def parse_window(
     return window, length if template is None else len(start)
 
 
-def check_flags(*, causal: bool, given: Collection[str]) -> None:
-    """Raises InputError where a flag that is given says nothing to the model. given: their names."""
-    if causal:
-        foreign, takes = ("suffix", "template", "steps", "method"), "--prefix, --temperature and --top_p"
-        reason = "autoregressive and writes from left to right, one token per network call"
-    else:
-        foreign, takes = ("temperature", "top_p"), "--steps and --method"
-        reason = "a diffusion model"
-    for name in foreign:
-        if name in given:
-            raise InputError(f"--{name} does not apply: the model of this --workdir is {reason}; it takes {takes}")
+def check_flags(given: Iterable[str]) -> None:
+    """Raises InputError where a flag that is given says nothing to the autoregressive twin. given: their names."""
+    foreign = {"suffix", "template", "steps", "method", "grid", "corrector_steps", "corrector_size", "precision"}
+    for name in foreign.intersection(given):
+        raise InputError(
+            f"--{name} does not apply: the model of this --workdir is autoregressive and writes from left to right, "
+            "one token per network call; it takes --prefix, --temperature, --top_k and --top_p"
+        )
 
 
 def draw(
-    trained: Trained, window: np.ndarray, num: int, seed: int, sample_fn: jax.stages.Wrapped
+    trained: Trained, window: np.ndarray, options: SamplingOptions, batch_size: int, seed: int
 ) -> tuple[sampling.Sample, float]:
-    """The samples, and the seconds that drawing them took after compilation."""
-    rows = np.broadcast_to(window, (num, len(window)))
+    """The samples, and the seconds that drawing them took after compilation. In slices of batch_size, which give the
+    samples that all at once would give."""
+    num, batch_size = options.num, min(batch_size, options.num)
+    rows = np.broadcast_to(window, (batch_size, len(window)))
     clamp = tuple(map(trained.experiment.place, (rows != FREE, np.maximum(rows, 0))))
     with jax.set_mesh(trained.experiment.mesh):
-        arguments = trained.params, jax.random.key(seed), clamp
-        compiled = sample_fn.lower(*arguments).compile()
+        arguments = trained.params, jax.random.key(seed), clamp, options.steps
+        sample_fn = trained.experiment.sample_fn(options).lower(*arguments, 0).compile()
         distributed.wait("compiled")
         start = time.perf_counter()
-        drawn = jax.block_until_ready(compiled(*arguments))
-    return drawn, time.perf_counter() - start
+        slices = tqdm(
+            range(0, num, batch_size), desc="sampling", unit="slice", delay=2, disable=not distributed.is_leader()
+        )
+        # The last slice is drawn whole, and what is too much of it left out.
+        parts = [jax.device_get(sample_fn(*arguments, first)) for first in slices]
+    return (
+        sampling.Sample(
+            tokens=np.concatenate([part.tokens for part in parts])[:num],
+            changed=np.concatenate([part.changed for part in parts])[:num],
+            calls=np.max([part.calls for part in parts]),
+            clipped=np.mean([part.clipped for part in parts]),
+        ),
+        time.perf_counter() - start,
+    )
 
 
 def write_samples(path: epath.Path, texts: list[str]) -> None:
@@ -121,15 +142,13 @@ def main() -> dict[str, Any]:
         raise InputError(f"--output={values.output}: its folder does not exist; make it first")
     trained = load_trained(cli.workdir(), log=say)
     causal, defaults = trained.experiment.model.causal, trained.experiment.sampling
-    check_flags(causal=causal, given=[name for name in values if values[name].value is not None])
-    num = defaults.num if values.num is None else values.num
-    steps = defaults.steps if values.steps is None else values.steps
-    method = values.method or defaults.method
-    temperature, top_p = (1.0 if value is None else value for value in (values.temperature, values.top_p))
-    sampling.check_options(method, steps)
-    autoregressive.check_options(temperature, top_p)
-    if num < 1:
-        raise InputError(f"--num={num} must be at least 1")
+    if causal:
+        check_flags([name for name in values if values[name].value is not None])
+    given = {field.name: values[field.name].value for field in dataclasses.fields(defaults) if field.name in values}
+    sampler = dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
+    if not causal:
+        sampler.check(trained.experiment.graph, sampler.steps)
+    num = sampler.num
     window, shown = parse_window(
         trained.config.data.length,
         trained.tokenizer,
@@ -137,10 +156,9 @@ def main() -> dict[str, Any]:
         suffix=values.suffix,
         template=values.template,
     )
-    calls = len(window) if causal else steps + 1
-    say(f"drawing {num} x {len(window)} tokens in {calls} network calls")
-    sample_fn = trained.experiment.sample_fn(steps, method, temperature=temperature, top_p=top_p)
-    drawn, seconds = draw(trained, window, num, values.seed, sample_fn)
+    how = "from left to right" if causal else f"by the method {sampler.method!r} in {sampler.steps} steps"
+    say(f"drawing {num} x {len(window)} tokens {how}")
+    drawn, seconds = draw(trained, window, sampler, values.batch_size, values.seed)
     texts = [trained.tokenizer.decode(tokens[:shown]) for tokens in np.asarray(drawn.tokens).tolist()]
     if values.output is not None and distributed.is_leader():
         write_samples(epath.Path(values.output), texts)
@@ -150,7 +168,7 @@ def main() -> dict[str, Any]:
         "samples": texts,
         "tokens_per_second": num * len(window) / seconds,
         "seconds": seconds,
-        "network_evaluations": calls,
+        "network_evaluations": int(drawn.calls),
         "clipped_fraction": float(drawn.clipped),
         "step": trained.step,
     }

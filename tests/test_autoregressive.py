@@ -25,6 +25,7 @@ from sedd_jax.training.metrics import train_flops_per_token
 from sedd_jax.training.state import init_state, make_optimizer
 from sedd_jax.training.step import make_train_step
 from sedd_jax.transformer import Transformer
+from sedd_jax.truncation import Truncation
 
 V, LENGTH = 3, 4
 TINY = {"num_layers": 2, "dim": 32, "num_heads": 4, "causal": True}
@@ -101,12 +102,18 @@ def test_one_token_at_a_time_is_the_whole_network():
         np.testing.assert_allclose(logits, whole[:, position], atol=2e-5)
 
 
-def draw(num, given=None, values=None, **options):
+def draw(num, given=None, values=None, first_index=0, **options):
     shape = (num, LENGTH)
     clamp = (jnp.zeros(shape, bool) if given is None else given, jnp.zeros(shape, int) if values is None else values)
     step = lambda *args: MODEL.apply({"params": PARAMS}, *args, method="next_logits")  # noqa: E731
-    run = lambda key: autoregressive.generate(key, step, MODEL.empty_cache(*shape), clamp, **options)  # noqa: E731
-    return np.asarray(jax.jit(run)(jax.random.key(3)))
+    truncation = Truncation(**options)
+
+    @jax.jit
+    def run(key):
+        cache = MODEL.empty_cache(*shape)
+        return autoregressive.generate(key, step, cache, clamp, truncation=truncation, first_index=first_index)
+
+    return np.asarray(run(jax.random.key(3)))
 
 
 def counts(tokens):
@@ -129,6 +136,10 @@ def test_samples_follow_the_conditional_likelihood_of_a_prefix():
     assert scipy.stats.chisquare(observed[fits], 20_000 * expected / expected.sum()).pvalue > 1e-4
 
 
+def test_slices_of_a_batch_are_slices_of_its_samples():
+    np.testing.assert_array_equal(draw(8)[5:], draw(3, first_index=5))
+
+
 def test_temperature_sharpens_by_its_power():
     log_probs = log_probs_of(EVERY) / 0.5
     conditionals = jax.nn.log_softmax(log_probs)
@@ -143,9 +154,10 @@ def test_temperature_sharpens_by_its_power():
 )
 def test_the_nucleus_is_the_fewest_tokens_that_have_enough(top_p, kept):
     probs = jnp.array([0.125, 0.5, 0.0625, 0.25, 0.0625 - 1e-3])
-    found = autoregressive.nucleus(probs, top_p)
+    found = np.exp(Truncation(top_p=top_p).log_probs(jnp.log(probs)))
     np.testing.assert_array_equal(np.flatnonzero(found), kept)
-    assert (found[np.array(kept)] == probs[np.array(kept)]).all()
+    kept = np.array(kept)
+    np.testing.assert_allclose(found[kept], probs[kept] / probs[kept].sum(), rtol=1e-5)
 
 
 def test_a_narrow_nucleus_is_the_most_likely_token():
@@ -253,14 +265,11 @@ def test_sample_continues_a_prefix_and_writes_a_file(workdir, tmp_path):
     assert [json.loads(line)["text"] for line in file.read_text().splitlines()] == found["samples"]
 
 
-@pytest.mark.parametrize(
-    ("causal", "name"),
-    [(True, "suffix"), (True, "template"), (True, "steps"), (True, "method"), (False, "temperature"), (False, "top_p")],
-)
-def test_flags_of_the_other_kind_of_model_are_refused(causal, name):
+@pytest.mark.parametrize("name", ["suffix", "template", "steps", "method", "grid", "corrector_steps"])
+def test_flags_that_only_diffusion_knows_are_refused(name):
     with pytest.raises(InputError, match=f"--{name} does not apply"):
-        check_flags(causal=causal, given=[name, "num"])
-    check_flags(causal=not causal, given=[name, "num"])
+        check_flags([name, "num"])
+    check_flags(["num", "prefix", "temperature", "top_k", "top_p"])
 
 
 def test_another_objective_is_another_experiment(workdir, source):

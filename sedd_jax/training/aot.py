@@ -158,7 +158,7 @@ def _sample(experiment: Experiment, length: int, chip: Chip) -> dict[str, Any]:
     flops_per_call = metrics.train_flops_per_token(experiment.model, length) // 3 * rows
     copies = 1 if split else sharding.batch_shards(mesh)
     figures = _figures(
-        experiment.sample_fn(options.steps, options.method),
+        experiment.sample_fn(options, options.steps),
         (params, _key(), clamp),
         "the sampler",
         mesh,

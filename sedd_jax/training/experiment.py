@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
+from sedd_jax.sampling.reverse import Network
 from sedd_jax.score_entropy import Objective, ScoreEntropy, ScoreFn
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.state import TrainState, abstract_state, make_optimizer
@@ -46,15 +48,14 @@ class EvalOptions:
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
-    """num: samples drawn during training, and by default. steps, method: see `sampling.simulate`."""
+class SamplingOptions(sampling.Sampler):
+    """num: samples drawn during training, and by default. steps: see `sampling.simulate`."""
 
     num: int = 4
     steps: int = 128
-    method: str = "analytic"
 
     def __post_init__(self):
-        sampling.check_options(self.method, self.steps)
+        super().__post_init__()
         if self.num < 1:
             raise InputError(f"sampling.num={self.num} must be at least 1")
 
@@ -77,6 +78,14 @@ class Experiment:
 
     def score_fn(self, params: Any) -> ScoreFn:
         return lambda tokens, sigma: self.model.apply({"params": params}, tokens, sigma)
+
+    def network(self, params: Any) -> Network:
+        """`score_fn` in two parts, for `sampling`."""
+
+        def apply(method, *arguments):
+            return self.model.apply({"params": params}, *arguments, method=method)
+
+        return Network(partial(apply, "features"), partial(apply, "log_score"))
 
     def abstract_state(self) -> TrainState:
         return abstract_state(self.model, self.optimizer, self.mesh)
@@ -109,26 +118,39 @@ class Experiment:
 
         return jax.jit(exact if self.model.causal else bound, out_shardings=sharding.replicated(self.mesh))
 
-    def sample_fn(self, steps: int, method: str, *, temperature: float = 1.0, top_p: float = 1.0) -> jax.stages.Wrapped:
-        """(params, key, (given [B, L], values [B, L])) -> `sampling.Sample`.
+    def sample_fn(self, sampler: sampling.Sampler, steps: int | None = None) -> jax.stages.Wrapped:
+        """(params, key, (given [B, L], values [B, L]), steps, number of the first sequence) -> `sampling.Sample`.
 
-        steps, method: of the reverse process. temperature, top_p: of the autoregressive twin, see
-        `autoregressive.generate`.
+        steps: to compile for that number alone, which is then no argument. The autoregressive twin makes no steps, and
+        has of the sampler its truncation.
         """
+        if not self.model.causal:
+            sampler.check(self.graph, steps or 1)
 
-        def generate(params, key, clamp):
+        def generate(params, key, clamp, steps, first_index):
             step_fn = lambda *args: self.model.apply({"params": params}, *args, method="next_logits")  # noqa: E731
-            cache = self.model.empty_cache(*clamp[1].shape)
-            tokens = autoregressive.generate(key, step_fn, cache, clamp, temperature=temperature, top_p=top_p)
-            return sampling.Sample(tokens, clipped=jnp.zeros(()))
+            cache, truncation = self.model.empty_cache(*clamp[1].shape), sampler.truncation
+            tokens = autoregressive.generate(key, step_fn, cache, clamp, truncation=truncation, first_index=first_index)
+            length = tokens.shape[1]
+            changed = jnp.where(clamp[0], 0, 1 + jnp.arange(length))
+            return sampling.Sample(tokens, changed, calls=jnp.array(length), clipped=jnp.zeros(()))
 
-        def draw(params, key, clamp):
-            score_fn = self.score_fn(params)
+        def draw(params, key, clamp, steps, first_index):
             return sampling.simulate(
-                key, score_fn, self.graph, self.noise, clamp[1].shape, steps=steps, method=method, clamp=clamp
+                key,
+                self.network(params),
+                self.graph,
+                self.noise,
+                clamp[1].shape,
+                steps=steps,
+                sampler=sampler,
+                clamp=clamp,
+                first_index=first_index,
             )
 
-        return jax.jit(generate if self.model.causal else draw, out_shardings=sharding.replicated(self.mesh))
+        chosen = generate if self.model.causal else draw
+        fixed = chosen if steps is None else lambda params, key, clamp: chosen(params, key, clamp, steps, 0)
+        return jax.jit(fixed, out_shardings=sharding.replicated(self.mesh))
 
     def place(self, rows: np.ndarray) -> jax.Array:
         """Rows [B, ...], the same on every process, split over the mesh as far as B goes."""
@@ -157,6 +179,9 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     model = model.clone(attention=kind)
     if model.num_heads % mesh.shape["tensor"]:
         raise InputError(f"mesh.tensor={mesh.shape['tensor']} must divide model.num_heads={model.num_heads}")
+    options = build(SamplingOptions, "sampling", config)
+    if not causal:
+        options.check(graph, options.steps)
     return Experiment(
         graph=graph,
         noise=schedule,
@@ -165,7 +190,7 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
         optimizer=build(make_optimizer, "optim", config),
         mesh=mesh,
         eval=build(EvalOptions, "eval", config),
-        sampling=build(SamplingOptions, "sampling", config),
+        sampling=options,
     )
 
 

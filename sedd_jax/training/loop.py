@@ -141,7 +141,7 @@ class Run:
             decay=options.ema_decay,
             microbatches=options.microbatches,
         )
-        draw = experiment.sample_fn(experiment.sampling.steps, experiment.sampling.method)
+        draw = experiment.sample_fn(experiment.sampling)
         self.train_step = distributed.in_step("train step", train_step)
         self.bound = distributed.in_step("bound", experiment.bound_fn(experiment.eval.num_times))
         self.draw = distributed.in_step("draw", draw)
@@ -264,7 +264,7 @@ class Run:
         shape = (self.experiment.sampling.num, self.data.length)
         free = tuple(map(self.experiment.place, (np.zeros(shape, bool), np.zeros(shape, np.int32))))
         key = jax.random.fold_in(self.sample_key, self.step)
-        drawn = np.asarray(self.draw(self.state.ema, key, free).tokens)
+        drawn = np.asarray(self.draw(self.state.ema, key, free, self.experiment.sampling.steps, 0).tokens)
         self.report.samples(self.step, [self.data.tokenizer.decode(tokens) for tokens in drawn.tolist()])
 
     def _summary(self) -> str:
