@@ -39,6 +39,7 @@ setup(
         "numpy>=2.2,<3",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
+        "rich>=14,<16",
         "sentencepiece>=0.2.2,<0.3",  # 0.2.1 crashes on loading a model in the same process as the rest.
         "tensorboardX>=2.6.5,<3",
         "tensorflow-datasets>=4.9.10,<5",
