@@ -142,6 +142,7 @@ def main() -> dict[str, Any]:
         "step": trained.step,
     }
     if values.template is not None or values.templates is not None:
+        num = options.num
         answer["templates"] = [
             {
                 "template": template,
