@@ -142,7 +142,7 @@ class Absorbing(Graph):
         return x == self.mask
 
     def clock(self, sigma: Sigma) -> Float[Array, "..."]:
-        # The logarithm of the masked fraction: with s = p(x0 = y) / (e^sigma - 1) the hazard is p(x0 = y), at all times.
+        # The logarithm of the masked fraction: with s = p(x0 = y) / (e^sigma - 1) the hazard is p(x0 = y).
         return jax.nn.log1mexp(jnp.asarray(sigma, jnp.float32))
 
     def from_clock(self, clock: Float[Array, "..."]) -> Float[Array, "..."]:
