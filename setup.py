@@ -47,6 +47,7 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",
         "pyarrow>=25,<27",
         "pyyaml>=6,<7",
+        "rich>=14,<16",
         "safetensors>=0.6,<0.9",
         "sentencepiece>=0.2.2,<0.3",  # 0.2.1 crashes on loading a model in the same process as the rest.
         "tensorboardX>=2.6.5,<3",

@@ -189,7 +189,7 @@ def test_template_keeps_every_given_character_in_its_place(trained):
         (
             "sample",
             "workdir num steps method grid corrector_steps corrector_size temperature top_k top_p precision batch_size "
-            "prefix suffix template output seed",
+            "prefix suffix template templates text_field output live html gif seed",
         ),
     ],
 )

@@ -106,7 +106,7 @@ class Process:
         """Events: the steps and the final denoising; with 'first_hitting' as many calls as the holes need."""
         if self.sampler.method != "first_hitting":
             return self.steps + 1
-        return -(-self._holes() // self._per_call())
+        return (-(-self._holes() // self._per_call())).max()
 
     def start(self) -> State:
         return self.reverse.start()
@@ -132,11 +132,11 @@ class Process:
     def _denoise(self, state: State, number: Int[Array, ""]) -> State:
         return methods.denoise(self.reverse, self.noise, state, number, self._time(number - 1))
 
-    def _holes(self) -> Int[Array, ""]:
-        return (~self.reverse.given[0]).sum(1).max()
+    def _holes(self) -> Int[Array, " b"]:
+        return (~self.reverse.given[0]).sum(1)
 
-    def _per_call(self) -> Int[Array, ""]:
-        return -(-self._holes() // jnp.asarray(self.steps))
+    def _per_call(self) -> Int[Array, " b"]:
+        return jnp.maximum(1, -(-self._holes() // jnp.asarray(self.steps)))
 
 
 def make_process(
@@ -187,6 +187,11 @@ def simulate(
     state = jax.lax.fori_loop(
         1, process.length + 1, lambda number, state: process.advance(state, number), process.start()
     )
+    return as_sample(state)
+
+
+def as_sample(state: State) -> Sample:
+    """What a process has come to."""
     return Sample(state.x, state.changed, state.calls, state.clipped / jnp.maximum(state.drawn, 1))
 
 

@@ -83,7 +83,7 @@ def denoise(reverse: Reverse, noise: Noise, state: State, number: Int[Array, ""]
 
 
 def first_hitting(
-    reverse: Reverse, noise: Noise, state: State, number: Int[Array, ""], per_call: Int[Array, ""]
+    reverse: Reverse, noise: Noise, state: State, number: Int[Array, ""], per_call: Int[Array, " b"]
 ) -> State:
     """Call `number` of the first-hitting sampler (Zheng et al., arXiv 2409.02908), for the absorbing graph.
 
@@ -93,13 +93,13 @@ def first_hitting(
     """
     level, order = hitting_levels(reverse, noise)
     rank = jnp.argsort(order, axis=1)
-    first = (number - 1) * per_call
-    at = jnp.take_along_axis(order, jnp.full((len(order), 1), jnp.minimum(first, order.shape[1] - 1)), axis=1)
+    first = ((number - 1) * per_call)[:, None]
+    at = jnp.take_along_axis(order, jnp.minimum(first, order.shape[1] - 1), axis=1)
     masked_fraction = jnp.take_along_axis(level, at, axis=1)[:, 0]
     # A sequence that has nothing left to draw is asked at any level: its answer is not looked at.
     sigma = -jnp.log1p(-jnp.where(masked_fraction > 0, masked_fraction, 0.5))
     now, state = reverse.evaluate(state, sigma)
-    among = (rank >= first) & (rank < first + per_call)
+    among = (rank >= first) & (rank < first + per_call[:, None])
     probs = lambda rows: reverse.graph.hazard(rows.x, rows.log_score, rows.sigma)  # noqa: E731
     return reverse.draw(reverse.event_keys(number, 0), state, number, probs, now, among=among)
 

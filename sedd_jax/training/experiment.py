@@ -152,6 +152,33 @@ class Experiment:
         fixed = chosen if steps is None else lambda params, key, clamp: chosen(params, key, clamp, steps, 0)
         return jax.jit(fixed, out_shardings=sharding.replicated(self.mesh))
 
+    def event_fns(self, sampler: sampling.Sampler) -> tuple[jax.stages.Wrapped, ...]:
+        """The events of `sample_fn` one at a time, each after the same arguments as there.
+
+        start(...) -> `sampling.State`. advance(..., state, number) -> the state after event `number`, from 1.
+        length(...) -> how many events there are.
+        """
+
+        def process(params, key, clamp, steps, first_index):
+            return sampling.make_process(
+                key,
+                self.network(params),
+                self.graph,
+                self.noise,
+                clamp[1].shape,
+                steps=steps,
+                sampler=sampler,
+                clamp=clamp,
+                first_index=first_index,
+            )
+
+        events = (
+            lambda *arguments: process(*arguments).start(),
+            lambda *arguments: process(*arguments[:-2]).advance(*arguments[-2:]),
+            lambda *arguments: process(*arguments).length,
+        )
+        return tuple(jax.jit(event, out_shardings=sharding.replicated(self.mesh)) for event in events)
+
     def place(self, rows: np.ndarray) -> jax.Array:
         """Rows [B, ...], the same on every process, split over the mesh as far as B goes."""
         split = len(rows) % sharding.batch_shards(self.mesh) == 0
