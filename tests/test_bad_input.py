@@ -201,7 +201,7 @@ def test_folder_without_a_run(tmp_path, name):
         ("evaluate", "--data=absent.txt", "'absent.txt'"),
         ("evaluate", "--num_times=0", "--num_times=0"),
         ("evaluate", "--seed=-1", "--seed=-1"),
-        ("sample", "--num=0", "--num=0"),
+        ("sample", "--num=0", "num=0"),
         ("sample", "--steps=0", "steps=0"),
         ("sample", "--method=magic", "'magic'"),
         ("sample", "--template=Hole [[x]].", "'[[x]]"),

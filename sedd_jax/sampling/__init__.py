@@ -3,6 +3,7 @@
 `simulate` is one loop over the reverse steps. Nothing here knows of training or of the network.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -118,6 +119,17 @@ class Process:
             return methods.first_hitting(self.reverse, self.noise, state, number, self._per_call())
         return jax.lax.cond(number <= self.steps, self._step, self._denoise, state, number)
 
+    def run(self) -> State:
+        """All events."""
+        if self.sampler.method == "first_hitting":
+            return self._each(self.advance, self.length)
+        # Not `advance`, which would put a second network into the loop.
+        state = self._each(self._step, self.steps)
+        return self._denoise(state, jnp.asarray(self.steps + 1, jnp.int32))
+
+    def _each(self, event: Callable[[State, Int[Array, ""]], State], last: Int[Array, ""] | int) -> State:
+        return jax.lax.fori_loop(1, last + 1, lambda number, state: event(state, number), self.start())
+
     def _time(self, number: Int[Array, ""]) -> Float[Array, ""]:
         return grids.time(self.sampler.grid, number / self.steps)
 
@@ -184,10 +196,7 @@ def simulate(
     process = make_process(
         key, score_fn, graph, noise, shape, steps=steps, sampler=sampler, clamp=clamp, first_index=first_index
     )
-    state = jax.lax.fori_loop(
-        1, process.length + 1, lambda number, state: process.advance(state, number), process.start()
-    )
-    return as_sample(state)
+    return as_sample(process.run())
 
 
 def as_sample(state: State) -> Sample:
