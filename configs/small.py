@@ -40,6 +40,10 @@ def get_config(form: str = "") -> ConfigDict:
                 "cond_dim": 128,
                 "mlp_ratio": 4,
                 "dropout": 0.1,
+                # 'mean': a softmax over the clean token, from which the scores follow; its loss is a cross-entropy.
+                "parametrisation": "score",
+                # Without, the network is not told the noise level, and sampling calls it only when a token has changed.
+                "time_conditioning": True,
                 # None: the absorbing graph's models divide out e^sigma - 1, the uniform graph's do not.
                 "scale_by_sigma": config_dict.placeholder(bool),
                 "dtype": "bfloat16",

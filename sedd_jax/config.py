@@ -28,6 +28,9 @@ MAY_CHANGE = (
     "train.keep_period",
 )
 
+# Fields that older runs do not have, and what these runs did.
+NEWER = {"objective": "sedd", "model.parametrisation": "score", "model.time_conditioning": True}
+
 
 def build(constructor: Callable[..., T], section: str, config: ConfigDict, **given: Any) -> T:
     """`constructor(**config[section], **given)`, with an InputError for a section or field that does not exist."""
@@ -88,8 +91,7 @@ def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
     """Raises InputError if workdir holds a run whose config differs in more than MAY_CHANGE."""
     if not (workdir / "config.json").exists():
         return
-    # Runs older than the field had the objective that is the default.
-    saved, asked = {"objective": "sedd", **dict(flatten(load(workdir)))}, dict(flatten(config))
+    saved, asked = NEWER | dict(flatten(load(workdir))), dict(flatten(config))
     for field in sorted(saved.keys() | asked.keys()):
         if saved.get(field) != asked.get(field) and not field.startswith(MAY_CHANGE):
             raise InputError(

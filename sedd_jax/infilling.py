@@ -89,14 +89,14 @@ def read_templates(path: str, text_field: str) -> list[str]:
 
 def _hole_tokens(match: re.Match[str], tokenizer: Tokenizer) -> int:
     words, number = match.groups()
-    # No model has a length of ten digits, and int refuses a number of thousands of them.
-    count = int(number) if len(number) < 10 else 10**10
+    # No model has a length of twenty digits, and int refuses a number of thousands of them.
+    count = int(number) if len(number) < 20 else 10**20
     return max(1, round(count * tokens_per_word(tokenizer))) if words and count else count
 
 
 def _check_holes(tokens: int, length: int, flag: str) -> None:
     if tokens > length:
-        count = "too many" if tokens >= 10**10 else tokens
+        count = "too many" if tokens >= 10**20 else tokens
         raise InputError(f"{flag} has holes for {count} tokens, more than the model's length of {length}; shorten it")
 
 

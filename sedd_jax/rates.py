@@ -73,6 +73,12 @@ class Graph(Protocol):
     ) -> Float[Array, "*shape n"]:
         """Reverse rates from x to every y != x per unit of `clock`, and 0 at x."""
 
+    def score_of_mean(
+        self, logits: Float[Array, "*shape n"], x: Int[Array, "*shape"], sigma: Sigma
+    ) -> Float[Array, "*shape n"]:
+        """Log-scores from what the clean token is likely to be, softmax(logits), that of MASK left out: exactly, s_y is
+        the mean over p(x0 | x_t) of p(y|x0) / p(x|x0). Only where the graph `contributes`."""
+
     def score_entropy(
         self,
         log_score: Float[Array, "*shape n"],
@@ -153,6 +159,13 @@ class Absorbing(Graph):
     ) -> Float[Array, "*shape n"]:
         return jnp.maximum(self.reverse_rate(x, log_score), 0) * jnp.expm1(_column(sigma))
 
+    def score_of_mean(
+        self, logits: Float[Array, "*shape n"], x: Int[Array, "*shape"], sigma: Sigma
+    ) -> Float[Array, "*shape n"]:
+        # At MASK only x0 = y gives a ratio: e^-sigma / (1 - e^-sigma). `hazard` is the way back.
+        is_token = jnp.arange(self.num_states) != self.mask
+        return jax.nn.log_softmax(jnp.where(is_token, logits, -jnp.inf)) - jnp.log(jnp.expm1(_column(sigma)))
+
     def score_entropy(
         self,
         log_score: Float[Array, "*shape n"],
@@ -222,6 +235,16 @@ class Uniform(Graph):
         self, x: Int[Array, "*shape"], log_score: Float[Array, "*shape n"], sigma: Sigma
     ) -> Float[Array, "*shape n"]:
         return jnp.maximum(self.reverse_rate(x, log_score), 0)
+
+    def score_of_mean(
+        self, logits: Float[Array, "*shape n"], x: Int[Array, "*shape"], sigma: Sigma
+    ) -> Float[Array, "*shape n"]:
+        # The ratio is 1 + c where x0 = y, 1 / (1 + c) where x0 = x, and 1 elsewhere; no difference is taken.
+        probs, c = jax.nn.softmax(logits), self.vocab_size / jnp.expm1(_column(sigma))
+        current = jnp.arange(self.num_states) == x[..., None]
+        at_x = jnp.sum(probs, axis=-1, keepdims=True, where=current)
+        elsewhere = jnp.sum(probs, axis=-1, keepdims=True, where=~current)
+        return jnp.log(elsewhere + at_x / (1 + c) + c * probs)
 
     def score_entropy(
         self,

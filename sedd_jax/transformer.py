@@ -5,6 +5,7 @@ It knows nothing of rates, noise or loss. Weights carry logical axis names, whic
 Architecture: Lou et al. 2023, appendix C.2; Peebles & Xie 2022 for adaLN-zero; Su et al. 2021 for the rotary embedding.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -133,6 +134,9 @@ REMAT = {
 }
 
 
+PARAMETRISATIONS = ("score", "mean")
+
+
 class Transformer(nn.Module):
     """`.apply({'params': p}, tokens, sigma)` -> log-score [B, L, N] float32, exactly 0 at the current token.
 
@@ -140,8 +144,12 @@ class Transformer(nn.Module):
         normalisation. Position i is given token i - 1, the first one zeros: nothing is assumed to come before a
         window, and every token of it has a probability. sigma is not looked at, and there are no parameters for it.
     num_states: N, the tokens and MASK if the graph has one.
-    scale_by_sigma: subtract log(e^sigma - 1) + log(N - 1), the scale of the absorbing graph's scores, so that the
-        untrained network starts near it. True for absorbing, False for uniform.
+    time_conditioning: False leaves sigma and its parameters out of `features`, as the absorbing graph allows: what a
+        token is likely to be does not depend on when the others were masked (RADD, arXiv 2406.03736).
+    parametrisation: what the head says. 'score': the log-score. 'mean': a softmax over the clean token, of which
+        score_of_mean, (logits, tokens, sigma [B, 1]) -> log-score, makes the log-score: see `rates.Graph`.
+    scale_by_sigma: with the parametrisation 'score', subtract log(e^sigma - 1) + log(N - 1), the scale of the absorbing
+        graph's scores, so that the untrained network starts near it. True for absorbing, False for uniform.
     dtype: of the matrix products and activations ('float32' or 'bfloat16'); parameters, the residual stream, norms
         and the log-score are float32 always.
     attention: a name in `attention.IMPLEMENTATIONS`; a config may also say 'auto', see `attention.choose`.
@@ -158,6 +166,9 @@ class Transformer(nn.Module):
     mlp_ratio: int = 4
     dropout: float = 0.1
     causal: bool = False
+    time_conditioning: bool = True
+    parametrisation: str = "score"
+    score_of_mean: Callable[..., Float[Array, "b l n"]] | None = None
     scale_by_sigma: bool | None = True
     dtype: str = "float32"
     attention: str = "plain"
@@ -173,6 +184,9 @@ class Transformer(nn.Module):
             raise InputError(f"model.dtype={self.dtype!r} is unknown; choose 'float32' or 'bfloat16'")
         if self.remat not in REMAT:
             raise InputError(f"model.remat={self.remat!r} is unknown; choose one of {', '.join(map(repr, REMAT))}")
+        if self.parametrisation not in PARAMETRISATIONS:
+            choices = " or ".join(map(repr, PARAMETRISATIONS))
+            raise InputError(f"model.parametrisation={self.parametrisation!r} is unknown; choose {choices}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout} must lie in [0, 1)")
 
@@ -217,7 +231,7 @@ class Transformer(nn.Module):
         position: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "b l d"], Cache | None]:
         condition = None
-        if not self.causal:
+        if self.time_conditioning and not self.causal:
             condition = Linear((self.cond_dim,), (None, "cond"), name="sigma_in")(sinusoidal(sigma))
             condition = Linear((self.cond_dim,), ("cond", None), name="sigma_out")(nn.silu(condition))
             condition = nn.silu(condition)
@@ -263,7 +277,9 @@ class Transformer(nn.Module):
         log_score = self.head(features)
         if self.causal:
             return constrain(log_score, "batch", None, "vocab")
-        if self.scale_by_sigma:
+        if self.parametrisation == "mean":
+            log_score = self.score_of_mean(log_score, tokens, sigma[:, None])
+        elif self.scale_by_sigma:
             log_score = log_score - (jnp.log(jnp.expm1(sigma)) + jnp.log(self.num_states - 1.0))[:, None, None]
         log_score = jnp.where(jnp.arange(self.num_states) == tokens[..., None], 0, log_score)
         return constrain(log_score, "batch", None, "vocab")

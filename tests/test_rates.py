@@ -179,3 +179,33 @@ def test_make_refuses_what_it_does_not_know():
         rates.make("cosine", 5)
     with pytest.raises(InputError, match="vocabulary of 1"):
         rates.make("uniform", 1)
+
+
+@pytest.mark.parametrize("graph", [Absorbing(toy.V), Uniform(toy.V)])
+@pytest.mark.parametrize("sigma", [1e-3, 0.3, 6.0])
+def test_the_posterior_of_the_clean_token_gives_the_true_scores(graph, sigma):
+    p0 = toy.data_distribution().reshape(toy.V, toy.V)
+    transition = scipy.linalg.expm(sigma * toy.rate_matrix(graph))[:, : toy.V]
+    x = toy.sequences(graph.num_states)
+    x = x[np.asarray(graph.contributes(jnp.asarray(x))).all(1)]
+    first = np.einsum("bi,bj,ij->bi", transition[x[:, 0]], transition[x[:, 1]], p0)
+    second = np.einsum("bi,bj,ij->bj", transition[x[:, 0]], transition[x[:, 1]], p0)
+    logits = np.log(np.stack([first, second], 1))
+    # What the head says of MASK, if there is one, is not looked at.
+    logits = np.pad(logits, ((0, 0), (0, 0), (0, graph.num_states - toy.V)), constant_values=5.0).astype(np.float32)
+    tokens = jnp.asarray(x, jnp.int32)
+    found = graph.score_of_mean(jnp.asarray(logits), tokens, sigma)
+    expected = toy.exact_score_fn(graph, toy.data_distribution())(tokens, jnp.full(len(x), sigma))
+    other = np.arange(graph.num_states) != x[..., None]
+    np.testing.assert_allclose(np.asarray(found)[other], np.asarray(expected)[other], rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("sigma", [1e-4, 0.3, 9.0])
+def test_score_entropy_of_the_mean_parametrisation_is_a_weighted_cross_entropy(sigma):
+    graph = Absorbing(6)
+    logits = 3 * jax.random.normal(jax.random.key(0), (50, 7))
+    x0 = jax.random.randint(jax.random.key(1), (50,), 0, 6)
+    x = jnp.full(50, graph.mask)
+    found = graph.score_entropy(graph.score_of_mean(logits, x, sigma), sigma, x, x0)
+    expected = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :6]), x0[:, None], 1)[:, 0] / np.expm1(sigma)
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-5 / np.expm1(sigma))

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import scipy.stats
 import toy
+from etils import epath
+from running import train_here, write_text
 
 from sedd_jax import sampling
 from sedd_jax.errors import InputError
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
+from sedd_jax.training.experiment import load_trained
 from sedd_jax.truncation import Truncation
 
 P0 = toy.data_distribution()
@@ -254,3 +257,21 @@ def test_first_hitting_is_refused_where_tokens_change_more_than_once():
     graph, noise = CASES["uniform"]
     with pytest.raises(InputError, match="needs the absorbing graph"):
         sampling.sample(jax.random.key(0), lambda x, s: None, graph, noise, (1, 2), steps=2, method="first_hitting")
+
+
+@pytest.mark.parametrize("graph", ["absorbing", "uniform"])
+def test_a_timeless_network_is_trained_and_called_only_when_a_token_has_changed(graph, tmp_path):
+    text = write_text(tmp_path / "text.txt")
+    fields = {"parametrisation": "mean", "time_conditioning": False}
+    fields = {f"model__{name}": value for name, value in fields.items()}
+    final = train_here(tmp_path / "run", data__source=str(text), train__steps=2, graph__kind=graph, **fields)
+    assert 0 < final["eval_bits_per_byte"] < 50
+    trained = load_trained(epath.Path(tmp_path / "run"), log=pytest.fail)
+    sample_fn = trained.experiment.sample_fn(trained.experiment.sampling)
+    given = jnp.arange(32) >= 3
+    clamp = jnp.tile(given, (2, 1)), jnp.zeros((2, 32), jnp.int32)
+    with jax.set_mesh(trained.experiment.mesh):
+        drawn = sample_fn(trained.params, jax.random.key(0), clamp, 256, 0)
+    # Six holes; on the uniform graph a token may change more than once, and ends change seldom.
+    assert drawn.calls <= (6 + 1 if graph == "absorbing" else 128)
+    assert (drawn.tokens[:, 3:] == 0).all() and (drawn.tokens < 256).all()

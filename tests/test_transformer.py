@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sedd_jax.errors import InputError
+from sedd_jax.rates import Absorbing
 from sedd_jax.transformer import Transformer, rotary, sinusoidal
 
 TINY = {"num_states": 11, "num_layers": 2, "dim": 32, "num_heads": 4, "cond_dim": 16}
@@ -136,3 +137,24 @@ def test_dropout_acts_in_training_only(params):
 def test_bad_sizes_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         Transformer(**TINY | options)
+
+
+def test_without_time_conditioning_the_features_do_not_depend_on_the_noise_level():
+    model = Transformer(**TINY, time_conditioning=False)
+    variables = nn.unbox(model.init(jax.random.key(0), TOKENS, SIGMA))
+    names = {path[0].key for path, _ in jax.tree_util.tree_flatten_with_path(variables["params"])[0]}
+    assert names == {"embedding", "blocks", "norm", "head"}
+    np.testing.assert_array_equal(
+        model.apply(variables, TOKENS, SIGMA, method="features"),
+        model.apply(variables, TOKENS, 2 * SIGMA, method="features"),
+    )
+
+
+def test_the_mean_parametrisation_gives_scores_of_a_softmax(params):
+    graph = Absorbing(10)
+    tokens = jnp.where(TOKENS < 5, graph.mask, TOKENS)
+    log_score = apply(params, tokens, parametrisation="mean", score_of_mean=graph.score_of_mean)
+    at_mask = np.asarray(tokens == graph.mask)
+    total = jnp.exp(log_score[..., :10]).sum(-1) * jnp.expm1(SIGMA)[:, None]
+    np.testing.assert_allclose(np.asarray(total)[at_mask], 1, rtol=1e-5)
+    assert (log_score[..., 10][at_mask] == 0).all()

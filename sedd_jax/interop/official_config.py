@@ -99,13 +99,16 @@ def to_official_config(config: ConfigDict, *, vocab_size: int) -> dict[str, Any]
     """Theirs, as far as the model, its graph and its schedule go. vocab_size: tokens, without MASK.
 
     Raises InputError for what their implementation cannot do: an MLP that is not 4 times as wide, another log-linear
-    eps than 0.001.
+    eps than 0.001, another parametrisation, no time conditioning.
     """
     schedule = build(noise.make, "noise", config)
     if config.noise.kind == "loglinear" and schedule.eps != 1e-3:
         raise InputError(f"noise.eps={schedule.eps}: the official implementation only knows 0.001")
     if config.model.get("mlp_ratio", 4) != 4:
         raise InputError(f"model.mlp_ratio={config.model.mlp_ratio}: the official implementation only knows 4")
+    for name, only in {"parametrisation": "score", "time_conditioning": True}.items():
+        if config.model.get(name, only) != only:
+            raise InputError(f"model.{name}={config.model[name]!r}: the official implementation only knows {only!r}")
     absorbing = config.graph.kind == "absorbing"
     scale_by_sigma = config.model.get("scale_by_sigma")
     if scale_by_sigma is None:

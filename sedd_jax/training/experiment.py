@@ -85,7 +85,8 @@ class Experiment:
         def apply(method, *arguments):
             return self.model.apply({"params": params}, *arguments, method=method)
 
-        return Network(partial(apply, "features"), partial(apply, "log_score"))
+        timeless = not self.model.time_conditioning
+        return Network(partial(apply, "features"), partial(apply, "log_score"), timeless)
 
     def abstract_state(self) -> TrainState:
         return abstract_state(self.model, self.optimizer, self.mesh)
@@ -197,7 +198,8 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     mesh = build(sharding.make_mesh, "mesh", config, devices=devices)
     # parent and name are fields of every Flax module, and not for a config to set.
     num_states = vocab_size if causal else graph.num_states
-    model = build(Transformer, "model", config, num_states=num_states, causal=causal, parent=None, name=None)
+    given = {"num_states": num_states, "causal": causal, "score_of_mean": graph.score_of_mean}
+    model = build(Transformer, "model", config, **given, parent=None, name=None)
     if model.scale_by_sigma is None:
         model = model.clone(scale_by_sigma=isinstance(graph, rates.Absorbing))
     kind = attention.choose(
