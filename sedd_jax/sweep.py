@@ -62,7 +62,7 @@ def read_sweep(path: str) -> tuple[str | None, list[dict[str, Any]]]:
     if not (isinstance(points, list) and points and all(isinstance(point, dict) for point in points)):
         raise InputError(f"--sweep={path}: get_sweep() must return a list of dicts of overrides, at least one")
     for field in (field for point in points for field in point):
-        if not (isinstance(field, str) and re.fullmatch(r"\w+(\.\w+)+", field)):
+        if not (isinstance(field, str) and re.fullmatch(r"\w+(\.\w+)*", field)):
             raise InputError(f"--sweep={path}: {field!r} is not the name of a field, such as 'optim.lr'")
     config = module.get("CONFIG")
     # Not resolved, so that a relative path stays one in the commands that are printed.
