@@ -40,7 +40,7 @@ class Sample(NamedTuple):
 class Sampler:
     """How to run the chain backwards.
 
-    method: 'analytic' (Tweedie tau-leaping), 'euler', 'trapezoidal' (second order, two calls per step), or
+    method: 'analytic' (Tweedie tau-leaping), 'euler', 'trapezoidal' (smaller error, two calls per step), or
         'first_hitting' (absorbing graph; exact in time); see `sampling.methods` and docs/mathematics.md. With the
         absorbing graph and the log-linear schedule, analytic and Euler are the same step.
     grid: of the times, see `grids.time`; of no meaning for 'first_hitting'.

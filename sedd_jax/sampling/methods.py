@@ -35,7 +35,9 @@ THETA = 0.5
 
 
 def trapezoidal(reverse: Reverse, noise: Noise, state: State, number: Int[Array, ""], t: Time, t_next: Time) -> State:
-    """The theta-trapezoidal method (Ren et al., arXiv 2502.00234, algorithm 2): second order, two network calls.
+    """The theta-trapezoidal method (Ren et al., arXiv 2502.00234, algorithm 2), two network calls.
+
+    Second order where the extrapolation below is positive; where it is cut off at 0 a small first-order error is left.
 
     To the middle with the hazards of t, and on from there with the extrapolation a1 hazard(middle) - a2 hazard(t),
     a1 = 1 / (2 theta (1 - theta)), a2 = a1 - 1, where it is positive. Hazards are per unit of the graph's clock and a
