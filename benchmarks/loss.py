@@ -14,7 +14,7 @@ from absl import app, flags
 
 from benchmarks.rounds import medians
 from sedd_jax import noise, rates
-from sedd_jax.score_entropy import denoising_loss, diffuse, loss_and_grads
+from sedd_jax.score_entropy import ScoreEntropy, denoising_loss, loss_and_grads
 from sedd_jax.training.step import chunk_rows
 from sedd_jax.transformer import Transformer
 
@@ -37,7 +37,8 @@ def main(_):
     features = jnp.asarray(random.normal(size=(*tokens.shape, options.dim)), options.dtype)
     kernel = jnp.asarray(random.normal(size=(options.dim, graph.num_states)) * 0.02, jnp.float32)
     head = {"kernel": kernel, "bias": jnp.zeros(graph.num_states)}
-    noised = diffuse(jax.random.key(0), graph, schedule, tokens)
+    objective = ScoreEntropy(graph, schedule)
+    noised = objective.noised(jax.random.key(0), tokens)
 
     def log_score(head, *rows):
         return model.apply({"params": {"head": head}}, *rows, method="log_score")
@@ -49,7 +50,7 @@ def main(_):
         return jax.value_and_grad(loss, argnums=(0, 1))(head, features)
 
     def chunks(head, features, noised, tokens):
-        return loss_and_grads(log_score, graph, head, features, noised, tokens, rows=chunk_rows(tokens.size))
+        return loss_and_grads(log_score, objective, head, features, noised, tokens, rows=chunk_rows(tokens.size))
 
     inputs = (head, features, noised, tokens)
     compiled = {call.__name__: jax.jit(call).lower(*inputs).compile() for call in (plain, chunks)}

@@ -1,4 +1,4 @@
-"""A step of the sampler beside a bare forward pass of the same batch.
+"""A network call of each sampler, its draws included, beside a bare forward pass of the same batch.
 
 python -m benchmarks.sampler [--config=configs/small.py] [--vocab_size=50257] [--batch=1] [--steps=8]
 """
@@ -11,7 +11,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from benchmarks.rounds import medians
-from sedd_jax.sampling import METHODS
+from sedd_jax.rates import Absorbing
+from sedd_jax.sampling import METHODS, Sampler, methods
 from sedd_jax.training.experiment import make_experiment
 from sedd_jax.training.state import init_state
 
@@ -31,15 +32,22 @@ def main(_):
         x, sigma = jnp.zeros(shape, jnp.int32), jnp.ones(options.batch)
         free = (jnp.zeros(shape, bool), x)
         forward = jax.jit(lambda params: experiment.score_fn(params)(x, sigma))
-        draws = {method: experiment.sample_fn(options.steps, method) for method in METHODS}
+        known = [name for name in METHODS if name in methods.METHODS or isinstance(experiment.graph, Absorbing)]
+        draws = {name: experiment.sample_fn(Sampler(method=name)) for name in known}
         seconds = medians(
             options.repeats,
             forward=lambda: forward(params),
-            **{name: lambda draw=draw: draw(params, jax.random.key(1), free) for name, draw in draws.items()},
+            **{
+                name: lambda draw=draw: draw(params, jax.random.key(1), free, options.steps, 0)
+                for name, draw in draws.items()
+            },
         )
+        calls = {
+            name: int(draw(params, jax.random.key(1), free, options.steps, 0).calls) for name, draw in draws.items()
+        }
     figures = {"forward_seconds": seconds["forward"], "device": jax.devices()[0].device_kind}
-    for method in METHODS:
-        figures[f"{method}_step_over_forward"] = seconds[method] / (options.steps + 1) / seconds["forward"]
+    for method in draws:
+        figures[f"{method}_call_over_forward"] = seconds[method] / calls[method] / seconds["forward"]
     print(json.dumps(figures))
 
 

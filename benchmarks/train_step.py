@@ -72,9 +72,7 @@ def main(_):
         state = init_state(jax.random.key(0), model, experiment.optimizer, mesh)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         steps = {
-            "step": make_train_step(
-                model, experiment.graph, experiment.noise, experiment.optimizer, mesh, decay=options.ema_decay
-            )
+            "step": make_train_step(model, experiment.objective, experiment.optimizer, mesh, decay=options.ema_decay)
         }
         if flags.FLAGS.plain:
             steps["plain"] = plain_step(experiment, options.ema_decay)

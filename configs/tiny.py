@@ -15,7 +15,9 @@ def get_config() -> ConfigDict:
     config.model.update({"num_layers": 3, "dim": 256, "num_heads": 4, "dtype": "float32"})
     # Pieces that are words, mostly: what little order can be learnt in minutes is then between words and not inside
     # them.
-    config.data.update({"source": "embedded", "valid_fraction": 0.1, "vocab_size": 8192, "length": 128})
+    config.data.update(
+        {"source": "embedded", "valid_fraction": 0.1, "tokenizer": "sentencepiece", "vocab_size": 8192, "length": 128}
+    )
     config.optim.update({"lr": 1e-3, "warmup_steps": 50})
     config.train.update(
         {

@@ -1,11 +1,12 @@
-"""softmax(q k^T / sqrt d) v, every position attending to every other, by whichever implementation suits the device.
+"""softmax(q k^T / sqrt d) v by whichever implementation suits the device.
 
+Every position attends to every other; with causal=True to itself and those before.
 Shapes: q, k, v and the result are [B, L, H, D], of one dtype; the softmax is taken in float32.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sedd_jax.errors import InputError
 from sedd_jax.sharding import spec
@@ -16,7 +17,7 @@ Heads = Float[Array, "b l h d"]
 LANES = 128
 
 
-def plain(q: Heads, k: Heads, v: Heads) -> Heads:
+def plain(q: Heads, k: Heads, v: Heads, *, causal: bool = False) -> Heads:
     """In plain XLA, on any device. Holds the weights, [B, H, L, L].
 
     Heads move in front of positions first: on a CPU the batched products are then twice as fast as those of
@@ -24,16 +25,18 @@ def plain(q: Heads, k: Heads, v: Heads) -> Heads:
     """
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v))
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    if causal:
+        scores = jnp.where(jnp.tri(q.shape[2], dtype=bool), scores, -jnp.inf)
     weights = jax.nn.softmax(scores).astype(v.dtype)
     return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2)
 
 
-def cudnn(q: Heads, k: Heads, v: Heads) -> Heads:
+def cudnn(q: Heads, k: Heads, v: Heads, *, causal: bool = False) -> Heads:
     """NVIDIA's fused kernel, for GPUs and bfloat16."""
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
 
 
-def splash(q: Heads, k: Heads, v: Heads, *, interpret: bool = False) -> Heads:
+def splash(q: Heads, k: Heads, v: Heads, *, causal: bool = False, interpret: bool = False) -> Heads:
     """The Pallas kernel for TPUs that ships with JAX; L must be a multiple of 128.
 
     interpret: run it as plain JAX operations, anywhere and slowly, for tests.
@@ -54,7 +57,8 @@ def splash(q: Heads, k: Heads, v: Heads, *, interpret: bool = False) -> Heads:
 
     def local(q, k, v):
         q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * dim**-0.5, k, v))
-        mask = splash_attention.MultiHeadMask([splash_attention.FullMask((length, length))] * q.shape[1])
+        one_head = (splash_attention.CausalMask if causal else splash_attention.FullMask)((length, length))
+        mask = splash_attention.MultiHeadMask([one_head] * q.shape[1])
         kernel = splash_attention.make_splash_mha_single_device(mask, block_sizes=blocks, interpret=interpret)
         return jnp.swapaxes(jax.vmap(kernel)(q, k, v), 1, 2)
 
@@ -64,6 +68,14 @@ def splash(q: Heads, k: Heads, v: Heads, *, interpret: bool = False) -> Heads:
     # The compiler cannot split a kernel: each device runs it on its own sequences and heads.
     places = spec(q.shape, ("batch", None, "heads", None), mesh)
     return jax.shard_map(local, mesh=mesh, in_specs=(places,) * 3, out_specs=places, check_vma=False)(q, k, v)
+
+
+def cached(q: Float[Array, "b 1 h d"], k: Heads, v: Heads, position: Int[Array, ""]) -> Float[Array, "b 1 h d"]:
+    """Causal attention of the one query at `position`: over the keys and values up to there, of all that there will
+    be."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(jnp.arange(k.shape[1]) <= position, scores, -jnp.inf))
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
 
 
 IMPLEMENTATIONS = {"plain": plain, "cudnn": cudnn, "splash": splash}

@@ -35,11 +35,23 @@ def define_processes() -> None:
 
 
 def define_config() -> None:
+    _define_config(flags.FLAGS, sys.argv)
+
+
+def _define_config(values: flags.FlagValues, argv: list[str]) -> None:
     # A config may import its neighbours (`from configs import small`) wherever the command is started.
-    for argument in sys.argv[1:]:
+    for argument in argv[1:]:
         if argument.startswith("--config="):
             sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(argument.removeprefix("--config=")))))
-    config_flags.DEFINE_config_file("config", None, "Experiment, a file such as configs/tiny.py.", lock_config=True)
+    text = "Experiment, a file such as configs/tiny.py."
+    config_flags.DEFINE_config_file("config", None, text, flag_values=values, lock_config=True, sys_argv=argv)
+
+
+def take_overrides() -> list[str]:
+    """Takes each --config.a.b=value out of the command line, for a command that reads its config later."""
+    taken = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in taken]
+    return taken
 
 
 def required(name: str) -> Any:
@@ -52,13 +64,24 @@ def required(name: str) -> Any:
 
 def config() -> ConfigDict:
     """The config of --config, with its overrides."""
-    value = required("config")
+    return _loaded(required("config"), sys.argv)
+
+
+def read_config(*arguments: str) -> ConfigDict:
+    """The config of a command with the arguments --config=FILE and --config.a.b=value."""
+    argv, values = ["", *arguments], flags.FlagValues()
+    _define_config(values, argv)
+    _parse(argv, values)
+    return _loaded(values.config, argv)
+
+
+def _loaded(config: ConfigDict, argv: list[str]) -> ConfigDict:
     try:
         # Of a file that it could not load, ml_collections tells at the first look into the config.
-        value.is_locked  # noqa: B018
+        config.is_locked  # noqa: B018
     except OSError as error:
-        raise InputError(_explain(error, sys.argv)) from error
-    return value
+        raise InputError(_explain(error, argv)) from error
+    return config
 
 
 def workdir() -> epath.Path:
@@ -70,9 +93,9 @@ def workdir() -> epath.Path:
     return path
 
 
-def _parse(argv: list[str]) -> None:
+def _parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
     try:
-        rest = flags.FLAGS(argv)
+        rest = values(argv)
     # ml_collections raises whatever its override meets: an unknown field, a wrong type, a file that is not there.
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
         raise InputError(_explain(error, argv)) from error
@@ -105,26 +128,28 @@ def _explain(error: BaseException, argv: list[str]) -> str:
                 return f"{argument}: the config has no field {part!r} there"
     if isinstance(error, OSError):
         return f"--config cannot be read: {_one_line(error).rpartition('Failed loading config file config_config ')[2]}"
-    return _one_line(error)
+    # Of a config that raises, ml_collections tells the whole traceback; what counts is its end.
+    before, _, traceback = str(error).partition("Error whilst parsing config file:")
+    return " ".join([*before.split(), *traceback.strip().split("\n")[-1].split()]) if traceback else _one_line(error)
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN; a figure that could not be computed is null."""
     if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
+        return {name: plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def run(main: Callable[[], dict[str, Any]]) -> None:
-    """Parses the flags, calls main, prints its result as the last line of stdout, and exits.
+def run(main: Callable[[], dict[str, Any] | None]) -> None:
+    """Parses the flags, calls main, prints its result (if not None) as the last line of stdout, and exits.
 
     Of several processes the first one prints the result. If one fails, all end with its line and its exit code.
     """
@@ -138,8 +163,8 @@ def run(main: Callable[[], dict[str, Any]]) -> None:
         _parse(sys.argv)
         _join_processes()
         result = main()
-        if distributed.is_leader():
-            print(json.dumps(_plain(result)), flush=True)
+        if distributed.is_leader() and result is not None:
+            print(json.dumps(plain(result)), flush=True)
         distributed.finish()
     except InputError as error:
         sys.exit(_fail(error, 2))

@@ -64,8 +64,12 @@ def write_atomically(path: epath.Path, text: str) -> None:
     temporary.replace(path)
 
 
-def save(config: ConfigDict, workdir: epath.Path, data_fingerprint: str) -> None:
-    write_atomically(workdir / "data.json", json.dumps({"fingerprint": data_fingerprint}) + "\n")
+def save(
+    config: ConfigDict, workdir: epath.Path, data_fingerprint: str, tokenizer_fingerprint: str | None = None
+) -> None:
+    """Without tokenizer_fingerprint, `check_same_tokenizer` has nothing to go by."""
+    data = {"fingerprint": data_fingerprint, "tokenizer": tokenizer_fingerprint}
+    write_atomically(workdir / "data.json", json.dumps(data) + "\n")
     write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
 
@@ -84,7 +88,8 @@ def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
     """Raises InputError if workdir holds a run whose config differs in more than MAY_CHANGE."""
     if not (workdir / "config.json").exists():
         return
-    saved, asked = dict(flatten(load(workdir))), dict(flatten(config))
+    # Runs older than the field had the objective that is the default.
+    saved, asked = {"objective": "sedd", **dict(flatten(load(workdir)))}, dict(flatten(config))
     for field in sorted(saved.keys() | asked.keys()):
         if saved.get(field) != asked.get(field) and not field.startswith(MAY_CHANGE):
             raise InputError(
@@ -93,11 +98,28 @@ def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
             )
 
 
+def check_same_tokenizer(fingerprint: str, workdir: epath.Path) -> None:
+    """Raises InputError if the weights in workdir were trained on the ids of another tokenizer, of whatever size."""
+    if _data_record(workdir).get("tokenizer") not in (None, fingerprint):
+        raise InputError(
+            f"--workdir={workdir} was trained with another tokenizer than the one in it: restore tokenizer.json and "
+            "the files beside it from a copy of the run"
+        )
+
+
 def check_same_data(fingerprint: str, workdir: epath.Path) -> None:
     """Raises InputError if the run in workdir was started on other tokens, which the same path may hold by now."""
-    path = workdir / "data.json"
-    if path.exists() and json.loads(path.read_text()).get("fingerprint") != fingerprint:
+    record = _data_record(workdir)
+    if record and record.get("fingerprint") != fingerprint:
         raise InputError(
             f"--workdir={workdir} was trained on other data: the corpus or its tokenizer has changed since (the "
             "embedded corpus does with the version of Python); put the old data back or choose another --workdir"
         )
+
+
+def _data_record(workdir: epath.Path) -> dict[str, Any]:
+    path = workdir / "data.json"
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); restore it from a backup") from error

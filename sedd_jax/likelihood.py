@@ -35,6 +35,12 @@ class Bound(NamedTuple):
         return self.prior + self.diffusion + self.reconstruction
 
 
+class Exact(NamedTuple):
+    """-log p(x0) of a model that has it in closed form, one entry per sequence, in nats per sequence."""
+
+    total: Float[Array, " b"]
+
+
 def bound(
     key: Key[Array, ""],
     score_fn: ScoreFn,
@@ -96,12 +102,12 @@ def _mean_and_variance(draw: Callable, num: int) -> tuple[Float[Array, " b"], Fl
 
 
 def over_chunks(
-    bound_fn: Callable[[Int[np.ndarray, "b l"], int], Bound],
+    bound_fn: Callable[[Int[np.ndarray, "b l"], int], Bound | Exact],
     chunks: Int[np.ndarray, "n l"],
     *,
     batch_size: int,
     progress: Callable[[Iterable], Iterable] = iter,
-) -> Bound:
+) -> Bound | Exact:
     """`bound_fn(rows, number of the first)` over a data set in batches; the last one is filled up with repeats.
 
     progress: wraps the iterable of batches, `tqdm` for one.
@@ -114,7 +120,7 @@ def over_chunks(
     return jax.tree.map(lambda *values: np.concatenate(values)[: len(chunks)], *parts)
 
 
-def summarise(bounds: Bound, length: int, tokens_per_byte: float | None) -> dict[str, float]:
+def summarise(bounds: Bound | Exact, length: int, tokens_per_byte: float | None) -> dict[str, float]:
     """The figures that papers quote, each with its standard error over sequences (NaN for a single one).
 
     tokens_per_byte: of the text that the sequences were cut from; None where the raw length is not known.
@@ -129,6 +135,6 @@ def summarise(bounds: Bound, length: int, tokens_per_byte: float | None) -> dict
     summary = {}
     for name, (value, error) in figures.items():
         summary |= {name: float(value), f"{name}_stderr": float(error)}
-    for part in ("prior", "diffusion", "reconstruction"):
+    for part in () if isinstance(bounds, Exact) else ("prior", "diffusion", "reconstruction"):
         summary[f"{part}_nats_per_token"] = float(np.mean(getattr(bounds, part), dtype=np.float64) / length)
     return summary

@@ -60,7 +60,18 @@ class Graph(Protocol):
         """KL( p_{1|0}(.|x0) || p_base ) in nats per token, where sigma = sigma(1); the same for every x0."""
 
     def contributes(self, x: Int[Array, "*shape"]) -> Bool[Array, "*shape"]:
-        """Where x_t = x has a score entropy at all; elsewhere it is 0 whatever the score."""
+        """Where the reverse process can leave x_t = x; elsewhere the score entropy is 0 whatever the score."""
+
+    def clock(self, sigma: Sigma) -> Float[Array, "..."]:
+        """A reparametrisation of sigma in which the reverse process runs at an even pace: see `hazard`."""
+
+    def from_clock(self, clock: Float[Array, "..."]) -> Float[Array, "..."]:
+        """sigma, the inverse of `clock`."""
+
+    def hazard(
+        self, x: Int[Array, "*shape"], log_score: Float[Array, "*shape n"], sigma: Sigma
+    ) -> Float[Array, "*shape n"]:
+        """Reverse rates from x to every y != x per unit of `clock`, and 0 at x."""
 
     def score_entropy(
         self,
@@ -130,6 +141,18 @@ class Absorbing(Graph):
     def contributes(self, x: Int[Array, "*shape"]) -> Bool[Array, "*shape"]:
         return x == self.mask
 
+    def clock(self, sigma: Sigma) -> Float[Array, "..."]:
+        # The logarithm of the masked fraction: with s = p(x0 = y) / (e^sigma - 1) the hazard is p(x0 = y).
+        return jax.nn.log1mexp(jnp.asarray(sigma, jnp.float32))
+
+    def from_clock(self, clock: Float[Array, "..."]) -> Float[Array, "..."]:
+        return -jax.nn.log1mexp(-clock)
+
+    def hazard(
+        self, x: Int[Array, "*shape"], log_score: Float[Array, "*shape n"], sigma: Sigma
+    ) -> Float[Array, "*shape n"]:
+        return jnp.maximum(self.reverse_rate(x, log_score), 0) * jnp.expm1(_column(sigma))
+
     def score_entropy(
         self,
         log_score: Float[Array, "*shape n"],
@@ -188,6 +211,17 @@ class Uniform(Graph):
 
     def contributes(self, x: Int[Array, "*shape"]) -> Bool[Array, "*shape"]:
         return jnp.ones_like(x, bool)
+
+    def clock(self, sigma: Sigma) -> Float[Array, "..."]:
+        return jnp.asarray(sigma, jnp.float32)
+
+    def from_clock(self, clock: Float[Array, "..."]) -> Float[Array, "..."]:
+        return clock
+
+    def hazard(
+        self, x: Int[Array, "*shape"], log_score: Float[Array, "*shape n"], sigma: Sigma
+    ) -> Float[Array, "*shape n"]:
+        return jnp.maximum(self.reverse_rate(x, log_score), 0)
 
     def score_entropy(
         self,

@@ -1,13 +1,17 @@
-"""The training loss: denoising score entropy integrated over the noise levels (DWDSE, equation 10)."""
+"""The training loss: denoising score entropy integrated over the noise levels (DWDSE, equation 10).
+
+What is done in chunks here is done to any `Objective`, of which score entropy is one.
+"""
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
@@ -22,6 +26,52 @@ class Noised(NamedTuple):
     x: Int[Array, "b l"]
     sigma: Float[Array, " b"]
     weight: Float[Array, " b"]  # sigma'(t) / density of t
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What training minimises: the mean over sequences of weight * sum over positions of `loss`."""
+
+    def noised(self, key: Key[Array, ""], tokens: Int[Array, "b l"]) -> Noised:
+        """What the network is given of the sequences, and their weights: a draw."""
+        ...
+
+    def contributes(self, x: Int[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        """Where the loss is not 0 whatever the network says."""
+        ...
+
+    def loss(
+        self,
+        output: Float[Array, "*shape n"],
+        sigma: Float[Array, "..."],
+        x: Int[Array, "*shape"],
+        x0: Int[Array, "*shape"],
+    ) -> Float[Array, "*shape"]:
+        """Of each position, from what the network's head says there."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScoreEntropy:
+    """The objective of this file."""
+
+    graph: Graph
+    noise: Noise
+
+    def noised(self, key: Key[Array, ""], tokens: Int[Array, "b l"]) -> Noised:
+        return diffuse(key, self.graph, self.noise, tokens)
+
+    def contributes(self, x: Int[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        return self.graph.contributes(x)
+
+    def loss(
+        self,
+        output: Float[Array, "*shape n"],
+        sigma: Float[Array, "..."],
+        x: Int[Array, "*shape"],
+        x0: Int[Array, "*shape"],
+    ) -> Float[Array, "*shape"]:
+        return self.graph.score_entropy(output, sigma, x, x0)
 
 
 def stratified_times(key: Key[Array, ""], num: int) -> Float[Array, " num"]:
@@ -73,8 +123,8 @@ def denoising_loss(score_fn: ScoreFn, graph: Graph, noised: Noised, tokens: Int[
 
 
 def loss_and_grads(
-    log_score: Callable[..., Float[Array, "r 1 n"]],
-    graph: Graph,
+    head: Callable[..., Float[Array, "r 1 n"]],
+    objective: Objective,
     params: Any,
     features: Float[Array, "b l d"],
     noised: Noised,
@@ -82,23 +132,24 @@ def loss_and_grads(
     *,
     rows: int,
 ) -> tuple[Float[Array, ""], tuple[Any, Float[Array, "b l d"]]]:
-    """The sum over sequences of `denoising_loss` and its gradient by params and features, without [B, L, N].
+    """The sum over sequences of the weighted loss (for score entropy `denoising_loss`) and its gradient by params and
+    features, without [B, L, N].
 
-    log_score: (params, features [R, 1, D], tokens [R, 1], sigma [R]) -> [R, 1, N], the last part of the network.
-    rows: positions at a time, R. Only positions that `graph.contributes` are looked at, however many they are.
+    head: (params, features [R, 1, D], tokens [R, 1], sigma [R]) -> [R, 1, N], the last part of the network.
+    rows: positions at a time, R. Only positions that `objective.contributes` are looked at, however many they are.
 
     The loss is a sum over positions with weights that are known beforehand, so each chunk's gradient is taken at once,
     in the same pass: nothing is stored and nothing is computed twice.
     """
     batch, length, dim = features.shape
     flat = features.reshape(-1, dim)
-    active = graph.contributes(noised.x).ravel()
+    active = objective.contributes(noised.x).ravel()
     # The numbers of the active positions, then a number that is out of range.
     order = jnp.nonzero(active, size=-(-active.size // rows) * rows, fill_value=active.size)[0]
 
     def chunk_loss(params, rows_features, x, x0, sigma, weight):
-        entropy = graph.score_entropy(log_score(params, rows_features[:, None], x, sigma), sigma[:, None], x, x0)
-        return jnp.sum(weight * entropy[:, 0])
+        loss = objective.loss(head(params, rows_features[:, None], x, sigma), sigma[:, None], x, x0)
+        return jnp.sum(weight * loss[:, 0])
 
     def add_chunk(i, carry):
         loss, d_params, d_features = carry

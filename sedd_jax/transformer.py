@@ -1,75 +1,22 @@
 """The network: (tokens, sigma) -> log-score. A bidirectional transformer conditioned on the noise level (DiT style).
 
+With causal=True it is the autoregressive twin: no noise level, and logits of each token from those before it.
 It knows nothing of rates, noise or loss. Weights carry logical axis names, which `sharding.py` maps to a mesh.
 Architecture: Lou et al. 2023, appendix C.2; Peebles & Xie 2022 for adaLN-zero; Su et al. 2021 for the rotary embedding.
 """
 
-from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.attention import IMPLEMENTATIONS
+from sedd_jax.attention import IMPLEMENTATIONS, cached
 from sedd_jax.errors import InputError
-from sedd_jax.sharding import constrain, gather
-
-# Uniform on +-1/sqrt(fan_in), for weights [fan_in, ...]: what torch gives a Linear layer, and the reference has.
-_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=-1)
-
-
-def _bias_init(fan_in: int) -> Callable:
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
-
-
-def _product(x: Array, kernel: Array, out_dtype: str) -> Array:
-    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=out_dtype)
-
-
-@jax.custom_vjp
-def _widening_product(x: Array, kernel: Array) -> Array:
-    """bfloat16 operands, float32 result; and bfloat16 operands in the backward pass too, which would otherwise have
-    the float32 gradient of the result as one, at a fraction of the speed."""
-    return _product(x, kernel, "float32")
-
-
-def _widening_backward(operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    return jax.vjp(lambda x, kernel: _product(x, kernel, x.dtype), *operands)[1](gradient.astype(operands[0].dtype))
-
-
-_widening_product.defvjp(lambda x, kernel: (_widening_product(x, kernel), (x, kernel)), _widening_backward)
-
-
-class Linear(nn.Module):
-    """x [..., in] -> [..., *features], with one matrix product however many feature axes there are.
-
-    axes: the logical names of the weight's axes, input first.
-    """
-
-    features: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    use_bias: bool = True
-    zero_init: bool = False
-    dtype: str = "float32"
-    out_dtype: str | None = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        fan_in = x.shape[-1]
-        zeros = nn.initializers.zeros_init()
-        kernel_init = nn.with_logical_partitioning(zeros if self.zero_init else _kernel_init, self.axes)
-        kernel = self.param("kernel", kernel_init, (fan_in, *self.features), jnp.float32)
-        kernel = gather(kernel.astype(self.dtype), self.axes)
-        out_dtype = self.out_dtype or self.dtype
-        x = x.astype(self.dtype)
-        y = _product(x, kernel, out_dtype) if out_dtype == self.dtype else _widening_product(x, kernel)
-        if self.use_bias:
-            bias_init = nn.with_logical_partitioning(zeros if self.zero_init else _bias_init(fan_in), self.axes[1:])
-            y = y + self.param("bias", bias_init, self.features, jnp.float32).astype(out_dtype)
-        return y
-
+from sedd_jax.linear import Linear, bias_init
+from sedd_jax.sharding import constrain
 
 # The backward pass computes these again from their inputs: that costs less than to store and load what they consist of,
 # and takes a third off the memory of a step (931 to 604 MB in the setting of configs/baseline.py). In a scan, nothing
@@ -108,18 +55,31 @@ def sinusoidal(sigma: Float[Array, " b"], features: int = 256, period: float = 1
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 
-def rotary(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
-    """Rotary position embedding, base 10000, rotate-half layout: feature i is paired with feature i + d/2."""
+def rotary(x: Float[Array, "b l h d"], start: Int[Array, ""] | int = 0) -> Float[Array, "b l h d"]:
+    """Rotary position embedding, base 10000, rotate-half layout: feature i is paired with feature i + d/2.
+
+    start: the position of x[:, 0].
+    """
     length, head_dim = x.shape[1], x.shape[-1]
     frequency = 10000.0 ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = jnp.arange(length, dtype=jnp.float32)[:, None, None] * frequency
+    angle = (start + jnp.arange(length, dtype=jnp.float32))[:, None, None] * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
 
 
+class Cache(NamedTuple):
+    """Keys (rotated) and values of all positions of the causal network, as far as they are known; zero elsewhere."""
+
+    keys: Float[Array, "*layers b l h d"]
+    values: Float[Array, "*layers b l h d"]
+
+
 class Block(nn.Module):
-    """Attention and MLP, each as x + gate * f(modulate(norm(x))), with shift, scale and gate from the condition."""
+    """Attention and MLP, each as x + gate * f(modulate(norm(x))), with shift, scale and gate from the condition.
+
+    Without a condition, nothing is modulated. With a cache, x is the one position given and the rest is in the cache.
+    """
 
     num_heads: int
     mlp_ratio: int
@@ -127,18 +87,35 @@ class Block(nn.Module):
     dtype: str
     attention: str
     train: bool
+    causal: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l d"], condition: Float[Array, "b c"]) -> tuple[Float[Array, "b l d"], None]:
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        condition: Float[Array, "b c"] | None,
+        cache: Cache | None,
+        position: Int[Array, ""] | None,
+    ) -> tuple[Float[Array, "b l d"], Cache | None]:
         batch, length, dim = x.shape
         drop = nn.Dropout(self.dropout, deterministic=not self.train)
-        modulation = Linear((6, dim), ("cond", None, "embed"), zero_init=True, dtype=self.dtype, name="modulation")
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation(condition), 1, 0)
+        if condition is None:
+            shift1 = scale1 = shift2 = scale2 = jnp.zeros((batch, dim))
+            gate1 = gate2 = jnp.ones((batch, dim))
+        else:
+            modulation = Linear((6, dim), ("cond", None, "embed"), zero_init=True, dtype=self.dtype, name="modulation")
+            shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation(condition), 1, 0)
 
         h = ModulatedNorm(name="norm1")(x, shift1, scale1)
         qkv = Linear((3, dim), ("embed", None, "heads"), use_bias=False, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, self.num_heads, -1), 2, 0)
-        h = IMPLEMENTATIONS[self.attention](rotary(q), rotary(k), v).reshape(batch, length, dim)
+        if cache is None:
+            h = IMPLEMENTATIONS[self.attention](rotary(q), rotary(k), v, causal=self.causal)
+        else:
+            new = Cache(rotary(k, position), v)
+            cache = jax.tree.map(lambda known, one: known.at[:, position].set(one[:, 0]), cache, new)
+            h = cached(rotary(q, position), *cache, position)
+        h = h.reshape(batch, length, dim)
         h = Linear((dim,), ("heads", "embed"), use_bias=False, dtype=self.dtype, name="attention_out")(h)
         x = x + gate1[:, None] * drop(h)
 
@@ -146,7 +123,7 @@ class Block(nn.Module):
         h = Linear((self.mlp_ratio * dim,), ("embed", "mlp"), dtype=self.dtype, name="mlp_in")(h)
         h = Linear((dim,), ("mlp", "embed"), dtype=self.dtype, name="mlp_out")(gelu(h))
         x = x + gate2[:, None] * drop(h)
-        return constrain(x, "batch", None, None), None
+        return constrain(x, "batch", None, None), cache
 
 
 REMAT = {
@@ -159,6 +136,9 @@ REMAT = {
 class Transformer(nn.Module):
     """`.apply({'params': p}, tokens, sigma)` -> log-score [B, L, N] float32, exactly 0 at the current token.
 
+    causal: the autoregressive twin. Its result are logits [B, L, N] float32: log p(tokens[i] | tokens[:i]) but for
+        normalisation. Position i is given token i - 1, the first one zeros: nothing is assumed to come before a
+        window, and every token of it has a probability. sigma is not looked at, and there are no parameters for it.
     num_states: N, the tokens and MASK if the graph has one.
     scale_by_sigma: subtract log(e^sigma - 1) + log(N - 1), the scale of the absorbing graph's scores, so that the
         untrained network starts near it. True for absorbing, False for uniform.
@@ -177,6 +157,7 @@ class Transformer(nn.Module):
     cond_dim: int = 128
     mlp_ratio: int = 4
     dropout: float = 0.1
+    causal: bool = False
     scale_by_sigma: bool | None = True
     dtype: str = "float32"
     attention: str = "plain"
@@ -205,19 +186,46 @@ class Transformer(nn.Module):
     ) -> Float[Array, "b l n"]:
         return self.log_score(self.features(tokens, sigma, train), tokens, sigma)
 
-    @nn.compact
     def features(
         self, tokens: Int[Array, "b l"], sigma: Float[Array, " b"], train: bool = False
     ) -> Float[Array, "b l d"]:
         """Everything but the last matrix product. With `log_score`, for a loss that never has the whole [B, L, N]."""
-        condition = Linear((self.cond_dim,), (None, "cond"), name="sigma_in")(sinusoidal(sigma))
-        condition = Linear((self.cond_dim,), ("cond", None), name="sigma_out")(nn.silu(condition))
-        condition = nn.silu(condition)
+        return self._features(tokens, sigma, train)[0]
+
+    def empty_cache(self, batch: int, length: int) -> Cache:
+        """Where `next_logits` starts: nothing is known of any position."""
+        shape = (self.num_layers, batch, length, self.num_heads, self.dim // self.num_heads)
+        return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+
+    def next_logits(
+        self, previous: Int[Array, " b"], position: Int[Array, ""], cache: Cache
+    ) -> tuple[Float[Array, "b n"], Cache]:
+        """The causal network's logits at `position`, and the cache with that position known.
+
+        previous: the token before; at position 0 it is not looked at. cache: of all positions before.
+        """
+        features, cache = self._features(previous[:, None], None, False, cache, position)
+        return self.head(features)[:, 0], cache
+
+    @nn.compact
+    def _features(
+        self,
+        tokens: Int[Array, "b l"],
+        sigma: Float[Array, " b"] | None,
+        train: bool,
+        cache: Cache | None = None,
+        position: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "b l d"], Cache | None]:
+        condition = None
+        if not self.causal:
+            condition = Linear((self.cond_dim,), (None, "cond"), name="sigma_in")(sinusoidal(sigma))
+            condition = Linear((self.cond_dim,), ("cond", None), name="sigma_out")(nn.silu(condition))
+            condition = nn.silu(condition)
 
         # Torch's kaiming_uniform(a=sqrt 5) on [N, dim] has fan_in = dim.
         embedding = self.param(
             "embedding",
-            nn.with_logical_partitioning(_bias_init(self.dim), (None, "embed")),
+            nn.with_logical_partitioning(bias_init(self.dim), (None, "embed")),
             (self.num_states, self.dim),
             jnp.float32,
         )
@@ -225,26 +233,36 @@ class Transformer(nn.Module):
         # are looked up are less than the table, and the table's gradient stays split as the table is.
         x = constrain(embedding[constrain(tokens, "replica", None)], "replica", None, "embed")
         x = constrain(x, "batch", None, None)
+        if cache is not None:
+            x = jnp.where(position == 0, 0, x)
+        elif self.causal:
+            x = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
         blocks = nn.scan(
             REMAT[self.remat](Block),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, 0, nn.broadcast),
             length=self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(self.num_heads, self.mlp_ratio, self.dropout, self.dtype, self.attention, train, name="blocks")
-        x, _ = blocks(x, condition)
+        )(self.num_heads, self.mlp_ratio, self.dropout, self.dtype, self.attention, train, self.causal, name="blocks")
+        x, cache = blocks(x, condition, cache, position)
 
-        modulation = Linear((2, self.dim), ("cond", None, "embed"), zero_init=True, dtype=self.dtype, name="modulation")
-        shift, scale = jnp.moveaxis(modulation(condition), 1, 0)
-        return ModulatedNorm(name="norm")(x, shift, scale).astype(self.dtype)
+        if condition is None:
+            shift = scale = jnp.zeros((len(x), self.dim))
+        else:
+            axes = ("cond", None, "embed")
+            modulation = Linear((2, self.dim), axes, zero_init=True, dtype=self.dtype, name="modulation")
+            shift, scale = jnp.moveaxis(modulation(condition), 1, 0)
+        return ModulatedNorm(name="norm")(x, shift, scale).astype(self.dtype), cache
 
     def log_score(
         self, features: Float[Array, "b l d"], tokens: Int[Array, "b l"], sigma: Float[Array, " b"]
     ) -> Float[Array, "b l n"]:
         """The log-score from `features`; needs no parameters but `head`."""
         log_score = self.head(features)
+        if self.causal:
+            return constrain(log_score, "batch", None, "vocab")
         if self.scale_by_sigma:
             log_score = log_score - (jnp.log(jnp.expm1(sigma)) + jnp.log(self.num_states - 1.0))[:, None, None]
         log_score = jnp.where(jnp.arange(self.num_states) == tokens[..., None], 0, log_score)

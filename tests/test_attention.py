@@ -40,6 +40,23 @@ def test_splash_on_one_device_and_on_a_mesh(expected):
         assert_same(value_and_gradient(splash), expected)
 
 
+def test_causal_in_every_implementation():
+    expected = value_and_gradient(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True))
+    splash = lambda q, k, v: attention.splash(q, k, v, causal=True, interpret=True)  # noqa: E731
+    for found in (lambda q, k, v: attention.plain(q, k, v, causal=True), splash):
+        assert_same(value_and_gradient(found), expected)
+
+
+def test_cached_is_a_row_of_the_causal_one():
+    q, k, v = QKV
+    whole = attention.plain(q, k, v, causal=True)
+    for position in (0, 1, 127):
+        # What stands behind the position is not known yet, and not looked at.
+        keys, values = (jnp.where(jnp.arange(128)[:, None, None] <= position, a, 7.0) for a in (k, v))
+        found = attention.cached(q[:, position : position + 1], keys, values, jnp.asarray(position))
+        np.testing.assert_allclose(found[:, 0], whole[:, position], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "platform", "dtype", "length", "chosen"),
     [

@@ -10,7 +10,7 @@ from running import files, make_config, run, train_here, write_text
 
 from sedd_jax.data.tokenizers import Bytes
 from sedd_jax.errors import InputError
-from sedd_jax.sample import parse_window
+from sedd_jax.infilling import parse_window
 from sedd_jax.training.experiment import load_trained
 from sedd_jax.training.loop import train
 
@@ -217,6 +217,9 @@ def test_flags_of_the_commands_on_a_run(trained, name, flag, named):
         ({"template": "a [[3x]] hole"}, "[[3x]] hole"),
         ({"template": "a [[]] hole"}, "[[]] hole"),
         ({"template": "a [[-3]] hole"}, "[[-3]] hole"),
+        ({"template": "a [[~]] hole"}, "[[~]] hole"),
+        ({"template": "a [[3~]] hole"}, "[[3~]] hole"),
+        ({"template": "[[~99]]"}, "more than the model's length of 32"),
         ({"template": "open [[3"}, "[[3"),
         ({"template": "closed 3]]"}, "closed 3]]"),
         ({"template": "[[[[3]]]]"}, "[["),

@@ -186,7 +186,11 @@ def test_template_keeps_every_given_character_in_its_place(trained):
     [
         ("train", "config workdir"),
         ("evaluate", "workdir data num_times num_sequences batch_size seed"),
-        ("sample", "workdir num steps method prefix suffix template seed"),
+        (
+            "sample",
+            "workdir num steps method grid corrector_steps corrector_size temperature top_k top_p precision batch_size "
+            "prefix suffix template templates text_field output live html gif seed",
+        ),
     ],
 )
 def test_help_names_every_flag(name, flags):

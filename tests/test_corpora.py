@@ -1,6 +1,9 @@
 import json
 import re
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from sedd_jax.data import corpora
@@ -117,3 +120,129 @@ def test_fractions_outside_zero_to_one_are_refused(fraction):
 def test_text_too_short_to_divide_is_refused(write):
     with refused("of 3 characters leaves a part empty"):
         corpora.read(write("a", "abc"), valid_fraction=0.1)
+
+
+TEXTS = ("one\ntwo", "line\u2028separator", "\U0001f642", "x" * 100_000)
+
+
+def lines_of(texts) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def compress(path, content: bytes) -> bytes:
+    """Writes the file as its name says, and returns what it then holds."""
+    with pyarrow.output_stream(str(path)) as file:
+        file.write(content)
+    assert path.stat().st_size < len(content)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_compressed_files_are_read_as_what_they_hold(tmp_path, ending):
+    member = compress(tmp_path / f"a.jsonl.{ending}", lines_of(TEXTS))
+    compress(tmp_path / f"b.txt.{ending}", ("plain é " * 1000).encode())
+    assert corpora.documents(f"{tmp_path}/*.{ending}") == (*TEXTS, "plain é " * 1000)
+    # Concatenated files are a file.
+    (tmp_path / f"a.jsonl.{ending}").write_bytes(member + member)
+    assert corpora.documents(f"{tmp_path}/a*") == TEXTS + TEXTS
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-5], lambda content: b"garbage" + content])
+def test_damaged_compressed_files_are_refused(tmp_path, ending, damage):
+    path = tmp_path / f"a.jsonl.{ending}"
+    path.write_bytes(damage(compress(path, lines_of(TEXTS))))
+    with refused(f"cannot read {path}"):
+        corpora.documents(str(path))
+
+
+def test_rows_of_parquet_are_documents(tmp_path):
+    table = pyarrow.table({"body": [*TEXTS, None], "id": range(5)})
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(table, path, row_group_size=2)
+    assert corpora.documents(str(path), text_field="body") == TEXTS
+    with refused("a.parquet: no field 'text'; set text_field to one of 'body', 'id'"):
+        corpora.documents(str(path))
+    with refused("a.parquet, row 1: field 'id' is a int, not a string"):
+        corpora.documents(str(path), text_field="id")
+    path.write_bytes(path.read_bytes()[:-10])
+    with refused("a.parquet"):
+        corpora.documents(str(path), text_field="body")
+
+
+@pytest.fixture(scope="module")
+def tfds_folder(tmp_path_factory):
+    """A data set of the embedded text, built by TFDS."""
+    import tensorflow_datasets as tfds
+
+    class EmbeddedText(tfds.core.GeneratorBasedBuilder):
+        """Its documents: all but the last ten to train, the last ten to test."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"text": tfds.features.Text(), "number": np.int64}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            texts = list(enumerate(corpora.documents("embedded")))
+            return {"train": self._generate_examples(texts[:-10]), "test": self._generate_examples(texts[-10:])}
+
+        def _generate_examples(self, texts):
+            for number, text in texts:
+                yield number, {"text": text, "number": number}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    EmbeddedText(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+def test_tfds_data_sets_are_read_by_name_or_folder_and_split(tfds_folder, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    whole = corpora.documents("embedded")
+    folder = f"tfds:{tfds_folder}/embedded_text/1.0.0"
+    train, test = corpora.documents(folder), corpora.documents(f"{folder}@test")
+    # TFDS shuffles as it builds.
+    assert sorted(train) == sorted(whole[:-10]) and sorted(test) == sorted(whole[-10:])
+    assert corpora.documents(f"{folder}@train[:5]+test") == train[:5] + test
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tfds_folder))
+    assert corpora.documents("tfds:embedded_text") == train
+    parts = corpora.parts(folder, size=100_000)
+    assert len(parts) > 3
+    assert tuple(text for part in parts for text in part()) == train
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        ("/embedded_text/1.0.0@valid", "its splits are"),
+        ("/embedded_text/2.0.0", "is no TFDS data set"),
+    ],
+)
+def test_what_is_no_tfds_data_set_or_split_is_refused(tfds_folder, rest, message):
+    with refused(message):
+        corpora.documents(f"tfds:{tfds_folder}{rest}")
+    with refused("'tfds:no_such_name' is no TFDS data set"):
+        corpora.documents("tfds:no_such_name")
+    with refused("set text_field to one of"):
+        corpora.documents(f"tfds:{tfds_folder}/embedded_text/1.0.0", text_field="body")
+    with refused("'tfds:lm1b' is not in"):
+        corpora.documents("tfds:lm1b")
+
+
+def test_folders_of_hugging_face_datasets_are_read(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs the extra hf", exc_type=ImportError)
+    one = datasets.Dataset.from_dict({"text": [*TEXTS, None]})
+    one.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=one, test=one.select([1])).save_to_disk(tmp_path / "two")
+    assert corpora.documents(f"hf:{tmp_path}/one") == corpora.documents(f"hf:{tmp_path}/two") == TEXTS
+    assert corpora.documents(f"hf:{tmp_path}/two@test") == TEXTS[1:2]
+    with refused("has no split 'valid'"):
+        corpora.documents(f"hf:{tmp_path}/two@valid")
+    with refused("one part and no splits"):
+        corpora.documents(f"hf:{tmp_path}/one@test")
+    with refused("no field 'body'"):
+        corpora.documents(f"hf:{tmp_path}/one", text_field="body")
+    with refused("is no folder that datasets' save_to_disk wrote"):
+        corpora.documents(f"hf:{tmp_path}")

@@ -9,7 +9,7 @@ def stream_of(size: int) -> packing.Stream:
     return packing.Stream(tokens=np.arange(size, dtype=np.uint16), num_bytes=size, num_documents=1)
 
 
-@pytest.mark.parametrize("kind", tokenizers.KINDS)
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
 def test_the_stream_is_every_document_and_its_end(kind):
     documents = corpora.documents("embedded")[:5]
     tokenizer = tokenizers.make(kind, vocab_size=None if kind == "bytes" else 400, texts=documents)
@@ -24,6 +24,12 @@ def test_tokens_per_byte_counts_the_ends_of_text_among_the_tokens_only():
     stream = packing.tokenize(["é", "ab"], tokenizers.Bytes())
     assert stream.num_bytes == 4
     assert stream.tokens_per_byte == (4 + 2) / 4
+
+
+def test_without_an_end_of_text_nothing_comes_between_documents():
+    stream = packing.tokenize(["ab ", "c"], tokenizers.Text8())
+    assert stream.tokens.tolist() == [1, 2, 0, 3]
+    assert (stream.num_documents, stream.tokens_per_byte) == (2, 1.0)
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])

@@ -7,7 +7,15 @@ import pytest
 
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
-from sedd_jax.score_entropy import Noised, denoising_loss, diffuse, importance_times, loss_and_grads, stratified_times
+from sedd_jax.score_entropy import (
+    Noised,
+    ScoreEntropy,
+    denoising_loss,
+    diffuse,
+    importance_times,
+    loss_and_grads,
+    stratified_times,
+)
 
 V, BATCH, LENGTH, DIM = 40, 6, 10, 8
 CASES = {"absorbing": (Absorbing(V), LogLinear()), "uniform": (Uniform(V), Geometric())}
@@ -52,8 +60,8 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("rows", [7, 20, 60])
 def test_chunks_give_the_plain_loss_and_gradient(case, rows):
-    inputs = example(case)
-    found = jax.jit(lambda *args: loss_and_grads(log_score, inputs[0], *args, rows=rows))(*inputs[1:])
+    inputs, objective = example(case), ScoreEntropy(*CASES[case])
+    found = jax.jit(lambda *args: loss_and_grads(log_score, objective, *args, rows=rows))(*inputs[1:])
     assert_same(found, plain(*inputs))
 
 
@@ -63,7 +71,9 @@ def test_no_position_is_dropped_however_many_are_noised(masked):
     x = np.asarray(tokens).copy()
     x.flat[np.random.default_rng(0).permutation(x.size)[:masked]] = graph.mask
     noised = Noised(jnp.asarray(x), noised.sigma, noised.weight)
-    found = jax.jit(lambda noised: loss_and_grads(log_score, graph, params, features, noised, tokens, rows=16))(noised)
+    objective = ScoreEntropy(*CASES["absorbing"])
+    chunks = lambda noised: loss_and_grads(log_score, objective, params, features, noised, tokens, rows=16)  # noqa: E731
+    found = jax.jit(chunks)(noised)
     assert_same(found, plain(graph, params, features, noised, tokens))
     assert (found[0] > 0) == (masked > 0)
 
@@ -74,7 +84,8 @@ def test_chunks_need_an_eighth_of_the_memory():
     params = {"kernel": jnp.ones((dim, 4001)), "bias": jnp.ones(4001)}
     noised = Noised(tokens, jnp.ones(4), jnp.ones(4))
     inputs = (params, jnp.ones((4, length, dim)), noised, tokens)
-    chunks = jax.jit(lambda *args: loss_and_grads(log_score, graph, *args, rows=64)).lower(*inputs).compile()
+    objective = ScoreEntropy(graph, LogLinear())
+    chunks = jax.jit(lambda *args: loss_and_grads(log_score, objective, *args, rows=64)).lower(*inputs).compile()
     whole = jax.jit(lambda *args: plain(graph, *args)).lower(*inputs).compile()
     ratio = chunks.memory_analysis().temp_size_in_bytes / whole.memory_analysis().temp_size_in_bytes
     assert ratio <= 1 / 8

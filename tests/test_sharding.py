@@ -12,6 +12,7 @@ from sedd_jax import likelihood, sampling, sharding
 from sedd_jax.errors import InputError
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
+from sedd_jax.score_entropy import ScoreEntropy
 from sedd_jax.training.state import abstract_state, init_state, make_optimizer
 from sedd_jax.training.step import make_train_step
 from sedd_jax.transformer import Transformer
@@ -37,7 +38,8 @@ def three_steps(case, shape, *, microbatches=1, dropout=0.1):
     model = model_of(graph, dropout=dropout, scale_by_sigma=case == "absorbing")
     with jax.set_mesh(mesh):
         state = init_state(jax.random.key(0), model, optimizer, mesh)
-        step = make_train_step(model, graph, noise, optimizer, mesh, decay=0.99, microbatches=microbatches)
+        objective = ScoreEntropy(graph, noise)
+        step = make_train_step(model, objective, optimizer, mesh, decay=0.99, microbatches=microbatches)
         metrics = []
         for _ in range(3):
             state, values = step(state, jax.random.key(1), sharding.place_batch(TOKENS, mesh))
@@ -149,7 +151,7 @@ def test_the_state_is_updated_in_place():
     graph, noise = CASES["absorbing"]
     mesh, optimizer = mesh_of((1, 1, 1)), make_optimizer()
     with jax.set_mesh(mesh):
-        step = make_train_step(model_of(graph), graph, noise, optimizer, mesh, decay=0.99)
+        step = make_train_step(model_of(graph), ScoreEntropy(graph, noise), optimizer, mesh, decay=0.99)
         state = abstract_state(model_of(graph), optimizer, mesh)
         key = jax.eval_shape(lambda: jax.random.key(0))
         memory = step.lower(state, key, jax.ShapeDtypeStruct(TOKENS.shape, TOKENS.dtype)).compile().memory_analysis()

@@ -3,13 +3,19 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from etils import epath
 
-from sedd_jax.data import corpora, tokenizers
-from sedd_jax.data.packing import Stream, check_length, tokenize
+from sedd_jax.data import corpora, mixture, shards, tokenizers
+from sedd_jax.data.mixture import Mixture
+from sedd_jax.data.packing import TokenStream, check_length, tokenize
+from sedd_jax.data.shards import Shards
 from sedd_jax.data.tokenizers import Tokenizer
+from sedd_jax.errors import InputError
+
+# What is to be tokenised yet, or has been.
+Part = tuple[str, ...] | TokenStream
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,17 +23,18 @@ class Dataset:
     """length: tokens per sequence. shift: whether each epoch cuts the training stream at other places."""
 
     tokenizer: Tokenizer
-    train: Stream
-    valid: Stream
+    train: TokenStream | Mixture
+    valid: TokenStream
     length: int
     shift: bool
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest of the tokenizer and of all tokens: what a resumed run must find again."""
+        """Hex digest of the tokenizer and of all tokens (of shards: of their checksums): what a resumed run must find
+        again."""
         digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
         for stream in (self.train, self.valid):
-            digest.update(stream.tokens.tobytes())
+            digest.update(stream.content())
         return digest.hexdigest()
 
 
@@ -45,20 +52,61 @@ def load(
     directory: epath.PathLike | None = None,
     once: Callable[[Callable[[], bytes]], bytes] = lambda make: make(),
 ) -> Dataset:
-    """Reads and tokenises a corpus. Writes nothing.
+    """Opens a corpus: shards stay on disk, text is read and tokenised. Writes nothing.
 
-    source, valid_source, valid_fraction, text_field: see `corpora.read`.
-    tokenizer, vocab_size, tokenizer_path, directory, once: see `tokenizers.make`.
-    Raises InputError: see there, or a part of the corpus is shorter than one sequence.
+    Args:
+      source: what `corpora.documents` reads, `shards:DIR` that `prepare` made, or a mixture `mix:3*SOURCE,1*SOURCE` of
+        such by weights.
+      valid_source: likewise, but no mixture; of shards their validation part. By default the validation part of the
+        first source, of which `valid_fraction` decides in the case of text.
+      valid_fraction, text_field: see `corpora.read`.
+      tokenizer, vocab_size, tokenizer_path, directory, once: see `tokenizers.make`. Shards bring their own tokenizer,
+        and these have to agree with it.
+
+    Raises:
+      InputError: see there, or a part of the corpus is shorter than one sequence.
     """
-    corpus = corpora.read(source, valid_source=valid_source, valid_fraction=valid_fraction, text_field=text_field)
-    chosen = tokenizers.make(
-        tokenizer, vocab_size=vocab_size, path=tokenizer_path, texts=corpus.train, directory=directory, once=once
-    )
+    weights, names = zip(*mixture.parse(source), strict=True)
+    prepared: list[Shards] = []
 
-    def stream(documents: Sequence[str]) -> Stream:
-        tokens = tokenize(documents, chosen, progress=True)
+    def read(name: str) -> tuple[Part, Part]:
+        if name.startswith(shards.PREFIX):
+            prepared.append(shards.load(name.removeprefix(shards.PREFIX)))
+            return prepared[-1].train, prepared[-1].valid
+        if valid_source is not None:
+            whole = corpora.documents(name, text_field=text_field)
+            return whole, whole
+        corpus = corpora.read(name, valid_fraction=valid_fraction, text_field=text_field)
+        return corpus.train, corpus.valid
+
+    parts = [read(name) for name in names]
+    train = [part for part, _ in parts]
+    valid = parts[0][1] if valid_source is None else read(valid_source)[1]
+    if prepared:
+        chosen = _tokenizer_of(prepared, tokenizer, vocab_size, tokenizer_path)
+    else:
+        texts = [text for part in train for text in part]
+        chosen = tokenizers.make(
+            tokenizer, vocab_size=vocab_size, path=tokenizer_path, texts=texts, directory=directory, once=once
+        )
+
+    def stream(part: Part) -> TokenStream:
+        tokens = tokenize(part, chosen, progress=True) if isinstance(part, tuple) else part
         check_length(tokens, length)
         return tokens
 
-    return Dataset(chosen, stream(corpus.train), stream(corpus.valid), length, shift)
+    streams = tuple(map(stream, train))
+    mixed = streams[0] if len(streams) == 1 else Mixture(streams, weights)
+    return Dataset(chosen, mixed, stream(valid), length, shift)
+
+
+def _tokenizer_of(prepared: list[Shards], kind: str, vocab_size: int | None, path: str | None) -> Tokenizer:
+    first = prepared[0].tokenizer
+    if any(other.tokenizer.fingerprint != first.fingerprint for other in prepared):
+        raise InputError("the shards of this mixture were made with different tokenizers: prepare them with one")
+    if kind != prepared[0].manifest.kind or vocab_size not in (None, first.vocab_size):
+        made_with = f"{prepared[0].manifest.kind!r} of {first.vocab_size} tokens"
+        raise InputError(f"tokenizer {kind!r}, vocab_size={vocab_size}, but these shards were made with {made_with}")
+    if path is not None and tokenizers.make(kind, vocab_size=vocab_size, path=path).fingerprint != first.fingerprint:
+        raise InputError(f"tokenizer path {path!r} is not the tokenizer that made the shards: leave it out")
+    return first

@@ -5,9 +5,14 @@ from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
+from absl import flags
 
-from sedd_jax.data.packing import Stream, check_length
+from sedd_jax.data.mixture import Mixture
+from sedd_jax.data.packing import TokenStream, check_length
 from sedd_jax.errors import InputError
+
+# Grain would write a note about hidden frames into the message of whatever goes wrong while reading.
+flags.FLAGS.set_default("grain_py_traceback_filtering", "off")
 
 # Batches in a run without end; the row numbers of that many still fit 64 bits.
 _ENDLESS = 1 << 40
@@ -29,7 +34,7 @@ class Loader(Iterator[np.ndarray]):
 
     def __init__(
         self,
-        stream: Stream,
+        stream: TokenStream | Mixture,
         *,
         length: int,
         batch_size: int,
@@ -54,7 +59,9 @@ class Loader(Iterator[np.ndarray]):
         Raises:
           InputError: names the argument that does not fit.
         """
-        check_length(stream, length)
+        streams = stream.streams if isinstance(stream, Mixture) else (stream,)
+        for part in streams:
+            check_length(part, length)
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: give at least 1 row")
         ours = np.arange(batch_size) if rows is None else np.asarray(rows)
@@ -64,17 +71,15 @@ class Loader(Iterator[np.ndarray]):
             raise InputError(f"seed={seed}: give a number from 0 to {(1 << 32) - 1}")
         if position < 0:
             raise InputError(f"position={position}: give a number of batches, 0 or more")
-        self._tokens = stream.tokens
+        self._epochs = [_Epochs(part, length, seed, shift) for part in streams]
+        self._choice = stream.order(_ENDLESS) if isinstance(stream, Mixture) else None
         self._length = length
         self._batch_size = batch_size
         self._ours = ours
-        self._seed = seed
-        self._shift = shift
-        self.num_chunks = len(stream.tokens) // length
+        self.num_chunks = sum(epochs.num_chunks for epochs in self._epochs)
         self.batches_per_epoch = self.num_chunks / batch_size
         self.position = position
 
-        self._order = grain.MapDataset.range(self.num_chunks).seed(seed).shuffle().repeat()
         batches = grain.MapDataset.range(position, _ENDLESS).map(self._make)
         # Making a batch holds the interpreter lock: more threads gain nothing, and Grain's own buffer of 500 batches
         # would take a gigabyte.
@@ -87,10 +92,28 @@ class Loader(Iterator[np.ndarray]):
 
     def _make(self, number: int) -> np.ndarray:
         rows = int(number) * self._batch_size + self._ours
+        if self._choice is None:
+            return self._epochs[0].read(rows)
+        chosen, theirs = np.array([self._choice[row] for row in rows.tolist()]).T
+        batch = np.empty((len(rows), self._length), np.int32)
+        for index in np.unique(chosen):
+            batch[chosen == index] = self._epochs[index].read(theirs[chosen == index])
+        return batch
+
+
+class _Epochs:
+    """The endless rows of one stream, by their number."""
+
+    def __init__(self, stream: TokenStream, length: int, seed: int, shift: bool):
+        self._stream, self._length, self._seed, self._shift = stream, length, seed, shift
+        self.num_chunks = len(stream) // length
+        self._order = grain.MapDataset.range(self.num_chunks).seed(seed).shuffle().repeat()
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
         starts = np.array([self._order[row] for row in rows.tolist()]) * self._length
         if self._shift:
-            starts += [_offset(self._seed, int(epoch), len(self._tokens)) for epoch in rows // self.num_chunks]
-        return self._tokens.take(starts[:, None] + np.arange(self._length), mode="wrap").astype(np.int32)
+            starts += [_offset(self._seed, int(epoch), len(self._stream)) for epoch in rows // self.num_chunks]
+        return self._stream.read(starts, self._length)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import tqdm
@@ -10,40 +11,82 @@ from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 
 
+@runtime_checkable
+class TokenStream(Protocol):
+    """Documents laid end to end, each closed by the end-of-text token if the tokenizer has one.
+
+    Wherever they lie. Its `len` is in tokens.
+
+    num_bytes: UTF-8 bytes of the raw text, ends of text not counted.
+    num_documents: how many they are.
+    """
+
+    num_bytes: int
+    num_documents: int
+
+    def __len__(self) -> int: ...
+
+    @property
+    def tokens_per_byte(self) -> float:
+        """Turns bits per token into bits per byte; the ends of text are among the tokens, so they are paid for."""
+        ...
+
+    def content(self) -> bytes:
+        """What a fingerprint is taken of: different for different tokens."""
+        ...
+
+    def read(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Tokens, int32 [num_starts, length], from each of `starts` on; behind the last token comes the first."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """Documents laid end to end, each closed by the end-of-text token.
+    """A `TokenStream` in memory.
 
     tokens: [num_tokens], uint16, or uint32 for vocabularies above 65536.
     num_bytes: UTF-8 bytes of the raw text, ends of text not counted.
-    num_documents: how many ends of text `tokens` holds.
+    num_documents: how many they are.
     """
 
     tokens: np.ndarray
     num_bytes: int
     num_documents: int
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
     @property
     def tokens_per_byte(self) -> float:
-        """Turns bits per token into bits per byte; the ends of text are among the tokens, so they are paid for."""
         return len(self.tokens) / self.num_bytes
+
+    def content(self) -> bytes:
+        return self.tokens.tobytes()
+
+    def read(self, starts: np.ndarray, length: int) -> np.ndarray:
+        return self.tokens.take(starts[:, None] + np.arange(length), mode="wrap").astype(np.int32)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 def tokenize(documents: Sequence[str], tokenizer: Tokenizer, *, progress: bool = False) -> Stream:
     """Encodes documents in order. With `progress`, a bar on stderr once a second has passed."""
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    dtype = token_dtype(tokenizer.vocab_size)
     sizes = [len(document.encode("utf-8")) for document in documents]
     parts = [np.empty(0, dtype)]
+    end = np.array([] if tokenizer.eot is None else [tokenizer.eot], dtype)
     bar = tqdm.tqdm(total=sum(sizes), desc="tokenizing", unit="B", unit_scale=True, delay=1, disable=not progress)
     with bar:
         for document, size in zip(documents, sizes, strict=True):
-            parts += [tokenizer.encode(document).astype(dtype), np.array([tokenizer.eot], dtype)]
+            parts += [tokenizer.encode(document).astype(dtype), end]
             bar.update(size)
     return Stream(tokens=np.concatenate(parts), num_bytes=sum(sizes), num_documents=len(sizes))
 
 
-def chunks(stream: Stream, length: int) -> tuple[np.ndarray, int]:
-    """Cuts the stream, from its start, into chunks that do not overlap.
+def chunks(stream: TokenStream, length: int, *, limit: int | None = None) -> tuple[np.ndarray, int]:
+    """Cuts the stream, from its start, into chunks that do not overlap; no more than `limit` are read.
 
     Returns:
       The chunks, int32 [num_chunks, length], and the number of tokens left over at the end, fewer than `length`.
@@ -52,15 +95,13 @@ def chunks(stream: Stream, length: int) -> tuple[np.ndarray, int]:
       InputError: `length` is not positive, or the stream is shorter than one chunk.
     """
     check_length(stream, length)
-    count, dropped = divmod(len(stream.tokens), length)
-    return stream.tokens[: count * length].reshape(count, length).astype(np.int32), dropped
+    count, dropped = divmod(len(stream), length)
+    return stream.read(np.arange(count)[:limit] * length, length), dropped
 
 
-def check_length(stream: Stream, length: int) -> None:
+def check_length(stream: TokenStream, length: int) -> None:
     """Raises InputError unless the stream holds at least one chunk of `length` tokens."""
     if length < 1:
         raise InputError(f"length={length}: give at least 1 token")
-    if len(stream.tokens) < length:
-        raise InputError(
-            f"length={length} exceeds the {len(stream.tokens)} tokens of the text: give more text or less length"
-        )
+    if len(stream) < length:
+        raise InputError(f"length={length} exceeds the {len(stream)} tokens of the text: give more text or less length")

@@ -3,12 +3,16 @@
 Torch stores a linear layer as [out, in] and we as [in, *out]; it has one entry per block and we stack them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from sedd_jax.errors import InputError
+
+# A constant table, which may be among the weights.
+ROTARY = "rotary_emb.inv_freq"
 
 # Our path -> the reference's name. The blocks' paths below are relative to blocks.<i>.
 _TOP = {
@@ -60,20 +64,76 @@ def _set(tree: dict[str, Any], path: str, value: np.ndarray) -> None:
     tree[leaf] = value
 
 
+def _paths(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name
+
+
 def _get(tree: Mapping[str, Any], path: str) -> np.ndarray:
     for name in path.split("/"):
         tree = tree[name]
     return np.asarray(tree)
 
 
+def check_shapes(weights: Mapping[str, np.ndarray], config: ConfigDict, *, num_states: int) -> None:
+    """Raises InputError if the arrays, under the reference's names, are not those of the model that config describes.
+
+    config: the section model, of which num_layers, dim, num_heads and cond_dim count. num_states: tokens and MASK.
+    """
+    model = config.model
+    layers = sorted({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    if set(layers) != {str(i) for i in range(min(model.num_layers, len(layers) + 1))}:
+        raise InputError(f"the weights have {len(layers)} blocks, and n_blocks={model.num_layers} in their config")
+    top, block = _shapes(num_states, model.dim, model.cond_dim)
+    expected = {_TOP[path]: shape for path, shape in top.items()}
+    expected |= {f"blocks.{i}.{_BLOCK[path]}": shape for i in layers for path, shape in block.items()}
+    expected[ROTARY] = (model.dim // model.num_heads // 2,)
+    for name, shape in expected.items():
+        if name in weights and weights[name].shape != shape:
+            found = list(weights[name].shape)
+            raise InputError(f"{name} is {found}, and {list(shape)} by the config; they are of two models")
+
+
+def _shapes(rows: int, dim: int, cond_dim: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Of the reference's arrays, under our paths. rows: of the vocabulary, MASK among them."""
+    top = {
+        "embedding": (rows, dim),
+        "sigma_in/kernel": (cond_dim, 256),
+        "sigma_in/bias": (cond_dim,),
+        "sigma_out/kernel": (cond_dim, cond_dim),
+        "sigma_out/bias": (cond_dim,),
+        "modulation/kernel": (2 * dim, cond_dim),
+        "modulation/bias": (2 * dim,),
+        "norm/scale": (dim,),
+        "head/kernel": (rows, dim),
+        "head/bias": (rows,),
+    }
+    block = {
+        "modulation/kernel": (6 * dim, cond_dim),
+        "modulation/bias": (6 * dim,),
+        "norm1/scale": (dim,),
+        "qkv/kernel": (3 * dim, dim),
+        "attention_out/kernel": (dim, dim),
+        "norm2/scale": (dim,),
+        "mlp_in/kernel": (4 * dim, dim),
+        "mlp_in/bias": (4 * dim,),
+        "mlp_out/kernel": (dim, 4 * dim),
+        "mlp_out/bias": (dim,),
+    }
+    return top, block
+
+
 def from_official(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Parameters of `Transformer` from arrays under the reference's names.
 
     The rotary table (`rotary_emb.inv_freq`), which is a constant, may be there or not.
-    Raises InputError for a missing or an unknown name.
+    Raises InputError for a missing or an unknown name. Shapes are for `check_shapes`.
     """
     left = dict(weights)
-    left.pop("rotary_emb.inv_freq", None)
+    left.pop(ROTARY, None)
 
     def take(name: str) -> np.ndarray:
         if name not in left:
@@ -93,7 +153,14 @@ def from_official(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def to_official(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `from_official`, bit for bit; the rotary table is left out."""
+    """The inverse of `from_official`, bit for bit; the rotary table is left out.
+
+    Raises InputError if `params` are not those of a SEDD model.
+    """
+    expected = {*_TOP, *(f"blocks/{path}" for path in _BLOCK)}
+    if odd := sorted(expected ^ set(_paths(params))):
+        word = "without" if odd[0] in expected else "with"
+        raise InputError(f"the official implementation knows no model {word} the parameter {odd[0]}")
     weights = {name: _to_torch(path, _get(params, path), _FUSED_TOP) for path, name in _TOP.items()}
     for path, name in _BLOCK.items():
         for i, layer in enumerate(_get(params["blocks"], path)):

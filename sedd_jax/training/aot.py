@@ -34,7 +34,6 @@ from ml_collections import ConfigDict
 from sedd_jax import sharding
 from sedd_jax.config import build
 from sedd_jax.errors import InputError, TrainingError
-from sedd_jax.score_entropy import diffuse
 from sedd_jax.training import chips, costs, metrics
 from sedd_jax.training.chips import Chip
 from sedd_jax.training.experiment import Experiment, make_experiment
@@ -112,9 +111,9 @@ def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: in
 
 def mean_chunks(experiment: Experiment, options: TrainOptions, length: int) -> int:
     """How many chunks the loss of one chip takes for a microbatch of average noise: its loop ends with the last
-    noised position (`score_entropy.loss_and_grads`)."""
-    noised = diffuse(jax.random.key(0), experiment.graph, experiment.noise, jnp.zeros((512, 128), jnp.int32))
-    share = float(experiment.graph.contributes(noised.x).mean())
+    position that contributes (`score_entropy.loss_and_grads`)."""
+    noised = experiment.objective.noised(jax.random.key(0), jnp.zeros((512, 128), jnp.int32))
+    share = float(experiment.objective.contributes(noised.x).mean())
     positions = options.batch_size * length // sharding.batch_shards(experiment.mesh) // options.microbatches
     return math.ceil(share * positions / chunk_rows(positions))
 
@@ -123,8 +122,7 @@ def _train(experiment: Experiment, options: TrainOptions, length: int, chip: Chi
     mesh, state, batch_size = experiment.mesh, experiment.abstract_state(), options.batch_size
     step = make_train_step(
         experiment.model,
-        experiment.graph,
-        experiment.noise,
+        experiment.objective,
         experiment.optimizer,
         mesh,
         decay=options.ema_decay,
@@ -153,12 +151,14 @@ def _sample(experiment: Experiment, length: int, chip: Chip) -> dict[str, Any]:
     place = sharding.of_batch(mesh) if split else sharding.replicated(mesh)
     shape = (options.num, length)
     clamp = tuple(jax.ShapeDtypeStruct(shape, dtype, sharding=place) for dtype in (jnp.bool_, jnp.int32))
-    params, calls = experiment.abstract_state().params, options.steps + 1
+    params = experiment.abstract_state().params
+    causal = experiment.model.causal  # One position per call, of each sequence.
+    calls, rows = (length, options.num) if causal else (options.steps + 1, options.num * length)
     # A forward pass is a third of a step. Samples that the mesh does not divide are drawn by every chip.
-    flops_per_call = metrics.train_flops_per_token(experiment.model, length) // 3 * options.num * length
+    flops_per_call = metrics.train_flops_per_token(experiment.model, length) // 3 * rows
     copies = 1 if split else sharding.batch_shards(mesh)
     figures = _figures(
-        experiment.sample_fn(options.steps, options.method),
+        experiment.sample_fn(options, options.steps),
         (params, _key(), clamp),
         "the sampler",
         mesh,
@@ -175,7 +175,7 @@ def _sample(experiment: Experiment, length: int, chip: Chip) -> dict[str, Any]:
         "memory_traffic_per_call": figures["memory_traffic"] / calls,
         "seconds_per_call": figures["roofline"]["step_seconds"] / calls,
     }
-    tokens = options.num * length * copies
+    tokens = rows * copies
     minimum = least_traffic(params, experiment, tokens=tokens, microbatches=calls, training=False)
     return _against(figures, minimum)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sedd_jax import attention, likelihood, noise, rates, sampling, sharding
+from sedd_jax import attention, autoregressive, likelihood, noise, rates, sampling, sharding
 from sedd_jax import config as configuration
 from sedd_jax.config import build
 from sedd_jax.data import tokenizers
@@ -20,10 +21,13 @@ from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
-from sedd_jax.score_entropy import ScoreFn
+from sedd_jax.sampling.reverse import Network
+from sedd_jax.score_entropy import Objective, ScoreEntropy, ScoreFn
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.state import TrainState, abstract_state, make_optimizer
 from sedd_jax.transformer import Transformer
+
+OBJECTIVES = ("sedd", "ar")
 
 
 @dataclass(frozen=True)
@@ -44,25 +48,28 @@ class EvalOptions:
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
-    """num: samples drawn during training, and by default. steps, method: see `sampling.simulate`."""
+class SamplingOptions(sampling.Sampler):
+    """num: samples drawn during training, and by default. steps: see `sampling.simulate`."""
 
     num: int = 4
     steps: int = 128
-    method: str = "analytic"
 
     def __post_init__(self):
-        sampling.check_options(self.method, self.steps)
+        super().__post_init__()
         if self.num < 1:
             raise InputError(f"sampling.num={self.num} must be at least 1")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that a config says but for the data, and jitted functions of the parameters on the mesh."""
+    """Everything that a config says but for the data, and jitted functions of the parameters on the mesh.
+
+    With the objective 'ar' the model is causal, and graph and noise are not used.
+    """
 
     graph: Graph
     noise: Noise
+    objective: Objective
     model: Transformer
     optimizer: optax.GradientTransformation
     mesh: Mesh
@@ -71,6 +78,14 @@ class Experiment:
 
     def score_fn(self, params: Any) -> ScoreFn:
         return lambda tokens, sigma: self.model.apply({"params": params}, tokens, sigma)
+
+    def network(self, params: Any) -> Network:
+        """`score_fn` in two parts, for `sampling`."""
+
+        def apply(method, *arguments):
+            return self.model.apply({"params": params}, *arguments, method=method)
+
+        return Network(partial(apply, "features"), partial(apply, "log_score"))
 
     def abstract_state(self) -> TrainState:
         return abstract_state(self.model, self.optimizer, self.mesh)
@@ -82,8 +97,13 @@ class Experiment:
             jax.eval_shape(self.model.init, jax.random.key(0), tokens, sigma)["params"], self.mesh
         )
 
-    def bound_fn(self, num_times: int) -> Callable[..., likelihood.Bound]:
-        """(params, key, tokens [B, L], number of the first sequence) -> `likelihood.Bound`."""
+    def bound_fn(self, num_times: int) -> Callable[..., likelihood.Bound | likelihood.Exact]:
+        """(params, key, tokens [B, L], number of the first sequence) -> `likelihood.Bound`, or what it bounds where
+        the model says that."""
+
+        def exact(params, key, tokens, first_index):
+            logits = self.score_fn(params)(tokens, jnp.zeros(len(tokens)))
+            return likelihood.Exact(autoregressive.cross_entropy(logits, tokens).sum(-1))
 
         def bound(params, key, tokens, first_index):
             return likelihood.bound(
@@ -96,18 +116,68 @@ class Experiment:
                 first_index=first_index,
             )
 
-        return jax.jit(bound, out_shardings=sharding.replicated(self.mesh))
+        return jax.jit(exact if self.model.causal else bound, out_shardings=sharding.replicated(self.mesh))
 
-    def sample_fn(self, steps: int, method: str) -> jax.stages.Wrapped:
-        """(params, key, (given [B, L], values [B, L])) -> `sampling.Sample`."""
+    def sample_fn(self, sampler: sampling.Sampler, steps: int | None = None) -> jax.stages.Wrapped:
+        """(params, key, (given [B, L], values [B, L]), steps, number of the first sequence) -> `sampling.Sample`.
 
-        def draw(params, key, clamp):
-            score_fn = self.score_fn(params)
+        steps: to compile for that number alone, which is then no argument. The autoregressive twin makes no steps, and
+        has of the sampler its truncation.
+        """
+        if not self.model.causal:
+            sampler.check(self.graph, steps or 1)
+
+        def generate(params, key, clamp, steps, first_index):
+            step_fn = lambda *args: self.model.apply({"params": params}, *args, method="next_logits")  # noqa: E731
+            cache, truncation = self.model.empty_cache(*clamp[1].shape), sampler.truncation
+            tokens = autoregressive.generate(key, step_fn, cache, clamp, truncation=truncation, first_index=first_index)
+            length = tokens.shape[1]
+            changed = jnp.where(clamp[0], 0, 1 + jnp.arange(length))
+            return sampling.Sample(tokens, changed, calls=jnp.array(length), clipped=jnp.zeros(()))
+
+        def draw(params, key, clamp, steps, first_index):
             return sampling.simulate(
-                key, score_fn, self.graph, self.noise, clamp[1].shape, steps=steps, method=method, clamp=clamp
+                key,
+                self.network(params),
+                self.graph,
+                self.noise,
+                clamp[1].shape,
+                steps=steps,
+                sampler=sampler,
+                clamp=clamp,
+                first_index=first_index,
             )
 
-        return jax.jit(draw, out_shardings=sharding.replicated(self.mesh))
+        chosen = generate if self.model.causal else draw
+        fixed = chosen if steps is None else lambda params, key, clamp: chosen(params, key, clamp, steps, 0)
+        return jax.jit(fixed, out_shardings=sharding.replicated(self.mesh))
+
+    def event_fns(self, sampler: sampling.Sampler) -> tuple[jax.stages.Wrapped, ...]:
+        """The events of `sample_fn` one at a time, each after the same arguments as there.
+
+        start(...) -> `sampling.State`. advance(..., state, number) -> the state after event `number`, from 1.
+        length(...) -> how many events there are.
+        """
+
+        def process(params, key, clamp, steps, first_index):
+            return sampling.make_process(
+                key,
+                self.network(params),
+                self.graph,
+                self.noise,
+                clamp[1].shape,
+                steps=steps,
+                sampler=sampler,
+                clamp=clamp,
+                first_index=first_index,
+            )
+
+        events = (
+            lambda *arguments: process(*arguments).start(),
+            lambda *arguments: process(*arguments[:-2]).advance(*arguments[-2:]),
+            lambda *arguments: process(*arguments).length,
+        )
+        return tuple(jax.jit(event, out_shardings=sharding.replicated(self.mesh)) for event in events)
 
     def place(self, rows: np.ndarray) -> jax.Array:
         """Rows [B, ...], the same on every process, split over the mesh as far as B goes."""
@@ -118,10 +188,16 @@ class Experiment:
 def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Experiment:
     """On all devices, or on those given. Raises InputError for anything in the config that is unknown, missing or does
     not fit."""
+    chosen = config.get("objective", "sedd")
+    if chosen not in OBJECTIVES:
+        raise InputError(f"config.objective={chosen!r} is unknown; choose 'sedd' or 'ar'")
+    causal = chosen == "ar"
     graph = build(rates.make, "graph", config, vocab_size=vocab_size)
+    schedule = build(noise.make, "noise", config)
     mesh = build(sharding.make_mesh, "mesh", config, devices=devices)
     # parent and name are fields of every Flax module, and not for a config to set.
-    model = build(Transformer, "model", config, num_states=graph.num_states, parent=None, name=None)
+    num_states = vocab_size if causal else graph.num_states
+    model = build(Transformer, "model", config, num_states=num_states, causal=causal, parent=None, name=None)
     if model.scale_by_sigma is None:
         model = model.clone(scale_by_sigma=isinstance(graph, rates.Absorbing))
     kind = attention.choose(
@@ -130,14 +206,18 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     model = model.clone(attention=kind)
     if model.num_heads % mesh.shape["tensor"]:
         raise InputError(f"mesh.tensor={mesh.shape['tensor']} must divide model.num_heads={model.num_heads}")
+    options = build(SamplingOptions, "sampling", config)
+    if not causal:
+        options.check(graph, options.steps)
     return Experiment(
         graph=graph,
-        noise=build(noise.make, "noise", config),
+        noise=schedule,
+        objective=autoregressive.CrossEntropy() if causal else ScoreEntropy(graph, schedule),
         model=model,
         optimizer=build(make_optimizer, "optim", config),
         mesh=mesh,
         eval=build(EvalOptions, "eval", config),
-        sampling=build(SamplingOptions, "sampling", config),
+        sampling=options,
     )
 
 
@@ -155,10 +235,11 @@ class Trained:
 def load_trained(workdir: epath.Path, *, log: Callable[[str], None]) -> Trained:
     """The newest sound checkpoint of a workdir, on all devices here, whatever mesh it was trained on.
 
-    Raises InputError where workdir holds no run or no checkpoint.
+    Raises InputError where workdir holds no run, no checkpoint, or another tokenizer than the run's.
     """
     config = configuration.load(workdir)
     tokenizer = tokenizers.load(workdir)
+    configuration.check_same_tokenizer(tokenizer.fingerprint, workdir)
     # The mesh and the kernels of the training run may not fit this machine; a forward pass only wants its batch split.
     config.mesh = ConfigDict({"data": -1})
     config.update({"model": {"attention": "auto"}})

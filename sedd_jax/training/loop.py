@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sedd_jax import config as configuration
 from sedd_jax import distributed, likelihood, sharding
 from sedd_jax.config import build
-from sedd_jax.data import dataset
+from sedd_jax.data import dataset, tokenizers
 from sedd_jax.data.dataset import Dataset
 from sedd_jax.data.loader import Loader
 from sedd_jax.data.packing import chunks
@@ -100,7 +100,7 @@ def _write_record(config: ConfigDict, workdir: epath.Path, data: Dataset) -> byt
     except OSError as error:
         raise InputError(f"--workdir={workdir} cannot be made a directory: {error.strerror}") from error
     data.tokenizer.save(workdir)
-    configuration.save(config, workdir, data.fingerprint)
+    configuration.save(config, workdir, data.fingerprint, data.tokenizer.fingerprint)
     return b"written"
 
 
@@ -135,19 +135,17 @@ class Run:
         self.report = Report(workdir, step=self.step)
         train_step = make_train_step(
             experiment.model,
-            experiment.graph,
-            experiment.noise,
+            experiment.objective,
             experiment.optimizer,
             experiment.mesh,
             decay=options.ema_decay,
             microbatches=options.microbatches,
         )
-        draw = experiment.sample_fn(experiment.sampling.steps, experiment.sampling.method)
+        draw = experiment.sample_fn(experiment.sampling)
         self.train_step = distributed.in_step("train step", train_step)
         self.bound = distributed.in_step("bound", experiment.bound_fn(experiment.eval.num_times))
         self.draw = distributed.in_step("draw", draw)
-        self.valid, _ = chunks(data.valid, data.length)
-        self.valid = self.valid[: experiment.eval.num_sequences or None]
+        self.valid, _ = chunks(data.valid, data.length, limit=experiment.eval.num_sequences or None)
         self.watch = metrics.Stopwatch()
         self.flops_per_token = metrics.train_flops_per_token(experiment.model, data.length)
         self.peak = peak
@@ -163,8 +161,9 @@ class Run:
 
     def run(self, signals: StopSignals) -> dict[str, Any]:
         say(self._summary())
-        for line in self.experiment.left_whole():
-            say(f"warning: {line}")
+        for line in [*self.experiment.left_whole(), tokenizers.lossy_warning(self.data.tokenizer)]:
+            if line:
+                say(f"warning: {line}")
         self._make_up()
         steps = self.options.steps
         with self.report.bar(step=self.step, steps=steps) as bar:
@@ -183,7 +182,7 @@ class Run:
                     number = signals.after(self.step)
                     self._pause(stopping=bool(number))
                     if number:
-                        raise Stopped(number, self.step)
+                        raise Stopped(number, f"after step {self.step}")
         self.checkpoints.wait()
         return self.report.final(self.step)
 
@@ -265,18 +264,18 @@ class Run:
         shape = (self.experiment.sampling.num, self.data.length)
         free = tuple(map(self.experiment.place, (np.zeros(shape, bool), np.zeros(shape, np.int32))))
         key = jax.random.fold_in(self.sample_key, self.step)
-        drawn = np.asarray(self.draw(self.state.ema, key, free).tokens)
+        drawn = np.asarray(self.draw(self.state.ema, key, free, self.experiment.sampling.steps, 0).tokens)
         self.report.samples(self.step, [self.data.tokenizer.decode(tokens) for tokens in drawn.tolist()])
 
     def _summary(self) -> str:
         data, mesh = self.data, self.experiment.mesh
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
-        dropped = len(data.valid.tokens) % data.length
+        dropped = len(data.valid) % data.length
         return (
             f"{parameters:,} parameters on {mesh.size} x {mesh.devices.flat[0].device_kind} "
             f"({', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}), "
             f"{jax.process_count()} process{'es' if jax.process_count() > 1 else ''}; "
-            f"{len(data.train.tokens):,} training tokens, {self.loader.batches_per_epoch:.1f} batches per epoch "
-            f"({len(data.train.tokens) % data.length} tokens are left over in each); "
-            f"{len(data.valid.tokens):,} validation tokens ({dropped} at the end do not fill a sequence: dropped)"
+            f"{len(data.train):,} training tokens, {self.loader.batches_per_epoch:.1f} batches per epoch "
+            f"({len(data.train) - self.loader.num_chunks * data.length} tokens are left over in each); "
+            f"{len(data.valid):,} validation tokens ({dropped} at the end do not fill a sequence: dropped)"
         )

@@ -17,11 +17,14 @@ from sedd_jax.transformer import Transformer
 def train_flops_per_token(model: Transformer, length: int) -> int:
     """FLOPs of the matrix products of a training step, per token: 6 per weight, and attention's 12 L dim per layer.
 
+    Of a causal model's attention half: its queries have (L + 1) / 2 keys on average.
+
     Three times the forward pass (2 per weight, 4 L dim per layer). The embedding is a look-up and the conditioning is
     per sequence: neither counts. Recomputation (remat) is not counted either, so MFU is a share of useful work.
     """
+    keys = (length + 1) // 2 if model.causal else length
     weights = model.num_layers * (4 + 2 * model.mlp_ratio) * model.dim**2 + model.dim * model.num_states
-    return 6 * weights + 12 * model.num_layers * length * model.dim
+    return 6 * weights + 12 * model.num_layers * keys * model.dim
 
 
 def matmul_rate(size: int = 1536, dtype: str = "float32", seconds: float = 0.3) -> float:

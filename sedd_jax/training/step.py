@@ -10,9 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax import sharding
-from sedd_jax.noise import Noise
-from sedd_jax.rates import Graph
-from sedd_jax.score_entropy import Noised, diffuse, loss_and_grads
+from sedd_jax.score_entropy import Noised, Objective, loss_and_grads
 from sedd_jax.training.state import TrainState, abstract_state
 from sedd_jax.transformer import Transformer
 
@@ -32,11 +30,12 @@ def split_microbatches(tree: Any, num: int) -> Any:
 
 def chunk_rows(positions: int) -> int:
     """Positions per chunk of the loss: a sixteenth of a device's, which keeps its temporaries far below [B, L, N]. At
-    most 2048: then a chunk's matrix products take longer than adding its gradient to the sum."""
-    return min(max(positions // 16, 128), 2048, positions)
+    least 320, where a chunk's matrix products begin to outweigh the adding of its gradient to the sum; above 2048 they
+    gain nothing more."""
+    return min(max(positions // 16, 320), 2048, positions)
 
 
-def make_head_loss(model: Transformer, graph: Graph, mesh: Mesh, places: dict[str, NamedSharding]) -> Callable:
+def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places: dict[str, NamedSharding]) -> Callable:
     """(head's parameters, features [B, L, D], noised, tokens) -> (loss, gradients by the first two), the loss a mean
     over the batch of nats per sequence. See `score_entropy.loss_and_grads`.
 
@@ -69,10 +68,10 @@ def make_head_loss(model: Transformer, graph: Graph, mesh: Mesh, places: dict[st
         return jax.lax.psum(grad, tuple(rest))
 
     def local(head, features, noised, tokens):
-        log_score = lambda head, *rows: model.apply({"params": {"head": head}}, *rows, method="log_score")  # noqa: E731
+        output = lambda head, *rows: model.apply({"params": {"head": head}}, *rows, method="log_score")  # noqa: E731
         head = {name: whole(name, leaf) for name, leaf in head.items()}
         loss, (d_head, d_features) = loss_and_grads(
-            log_score, graph, head, features, noised, tokens, rows=chunk_rows(tokens.size)
+            output, objective, head, features, noised, tokens, rows=chunk_rows(tokens.size)
         )
         return jax.lax.psum(loss, batch_axes), ({name: summed(name, grad) for name, grad in d_head.items()}, d_features)
 
@@ -92,8 +91,7 @@ def make_head_loss(model: Transformer, graph: Graph, mesh: Mesh, places: dict[st
 
 def make_train_step(
     model: Transformer,
-    graph: Graph,
-    noise: Noise,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
@@ -104,12 +102,12 @@ def make_train_step(
 
     key: the run's key; the step folds its own number into it, so that a step depends on nothing but the state, the
         run's key and its batch.
-    metrics: `loss` in nats per token (a draw of the diffusion part of the bound), `grad_norm` before the clip, of the
-        gradient of nats per sequence.
+    metrics: `loss` in nats per token (of score entropy: a draw of the diffusion part of the bound), `grad_norm` before
+        the clip, of the gradient of nats per sequence.
     """
 
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
-    head_loss = make_head_loss(model, graph, mesh, places.params["head"])
+    head_loss = make_head_loss(model, objective, mesh, places.params["head"])
 
     def batch_loss_and_grads(params, key, noised: Noised, tokens):
         def features_of(params):
@@ -134,7 +132,7 @@ def make_train_step(
 
     def step(state: TrainState, key: Key[Array, ""], tokens: Int[Array, "b l"]) -> tuple[TrainState, Metrics]:
         noise_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        noised = diffuse(noise_key, graph, noise, tokens)
+        noised = objective.noised(noise_key, tokens)
         loss, grads = whole_loss_and_grads(state.params, dropout_key, noised, tokens)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

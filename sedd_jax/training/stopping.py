@@ -14,8 +14,8 @@ from sedd_jax.errors import TrainingError
 class Stopped(TrainingError):
     """A signal ended the run after its state was saved."""
 
-    def __init__(self, number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; the same command goes on there")
+    def __init__(self, number: int, where: str):
+        super().__init__(f"stopped by {signal.Signals(number).name} {where}; the same command goes on there")
         self.exit_code = 128 + number
 
 

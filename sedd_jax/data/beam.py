@@ -1,0 +1,69 @@
+"""The shards of `preparation` as a Beam pipeline, for corpora that one machine would read for too long.
+
+The parts of a source go to workers, which have to see the source and the output under the same paths. The shards are
+byte for byte those that one process makes.
+"""
+
+import functools
+import os
+import pathlib
+from collections.abc import Iterator
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from sedd_jax.data import corpora, preparation, shards, tokenizers, workers
+from sedd_jax.data.preparation import Plan
+from sedd_jax.data.shards import Manifest, Shard
+from sedd_jax.errors import InputError
+
+
+def prepare(plan: Plan, output: str, *, options: list[str]) -> Manifest:
+    """Makes the shards of a plan in the directory `output`. Repeating what fails is left to Beam's runner.
+
+    Args:
+      plan: what one process would have to read the corpus for is to be given: `valid_data`, and a tokenizer.
+      output: a directory that is empty or not there yet, on a file system that all workers share.
+      options: what Beam takes on a command line, such as `--runner=...`.
+
+    Raises:
+      InputError: the plan or the output is not so, or the source does not read.
+    """
+    if plan.valid_data is None:
+        raise InputError("valid_data is missing: a Beam pipeline does not divide a corpus, give a validation text")
+    if plan.vocab_size is not None and plan.tokenizer_path is None:
+        raise InputError(f"vocab_size={plan.vocab_size}: a Beam pipeline trains no tokenizer, give a tokenizer_path")
+    root = pathlib.Path(os.path.expanduser(output)).absolute()
+    if workers.find(plan, root):
+        raise InputError(f"output {root} holds shards: give a directory that is empty or not there yet")
+    parts = [
+        (split, number, part)
+        for split, source in zip(shards.SPLITS, (plan.data, plan.valid_data), strict=True)
+        for number, part in enumerate(plan.parts(source))
+    ]
+    workers.begin(plan, root, preparation.make_tokenizer(plan, root, None), {})
+    with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
+        _ = (
+            pipeline
+            | "Parts" >> beam.Create(parts)
+            | "Spread" >> beam.Reshuffle()
+            | "Make shards" >> beam.FlatMap(_make_shards, plan, root)
+            | "Gather" >> beam.combiners.ToList()
+            | "Finish" >> beam.Map(_finish, plan, root)
+        )
+    return shards.read_manifest(root)
+
+
+def _make_shards(part: tuple[str, int, corpora.Part], plan: Plan, root: pathlib.Path) -> Iterator[Shard]:
+    split, number, read = part
+    for block in preparation.part_blocks(split, number, read(), plan.shard_bytes):
+        yield preparation.make_shard(root, block, _tokenizer(root), plan.record_tokens)
+
+
+def _finish(made: list[Shard], plan: Plan, root: pathlib.Path) -> None:
+    workers.finish(root, preparation.make_manifest(plan, _tokenizer(root), made))
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(root: pathlib.Path) -> tokenizers.Tokenizer:
+    return tokenizers.load(root / shards.TOKENIZER)

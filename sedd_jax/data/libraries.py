@@ -1,0 +1,121 @@
+"""Documents of data sets that a library keeps: TensorFlow Datasets by name, Hugging Face datasets saved to a folder.
+
+Both are read by random access, so that parts of one can be read apart, and neither needs TensorFlow or torch.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+from sedd_jax.data.files import check_text
+from sedd_jax.errors import InputError
+
+TFDS = "tfds:"
+HUGGING_FACE = "hf:"
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """By number, each a mapping from fields to values."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+def parts(source: str, *, text_field: str, size: int) -> list[Callable[[], Iterator[str]]]:
+    """Ranges of examples of about `size` bytes, each as a function that reads its documents.
+
+    Args:
+      source: `tfds:NAME` or `hf:PATH`, and `@SPLIT` behind it for another split than train; see `corpora.documents`.
+      text_field: the feature that holds the text.
+      size: bytes.
+    """
+    examples, num_bytes = _open(source, text_field)
+    step = max(1, round(size * len(examples) / max(num_bytes, 1)))
+    starts = range(0, len(examples), step)
+    return [functools.partial(_range, source, text_field, start, start + step) for start in starts]
+
+
+def _range(source: str, text_field: str, start: int, stop: int) -> Iterator[str]:
+    examples, _ = _open(source, text_field)
+    for index in range(start, min(stop, len(examples))):
+        where = f"{source}, example {index}"
+        text = examples[index][text_field]
+        if isinstance(text, bytes):
+            try:
+                text = text.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{where} is not UTF-8 at byte {error.start}: build the data set anew") from error
+        yield "" if text is None else check_text(text, text_field, where=where)
+
+
+@functools.lru_cache(maxsize=4)
+def _open(source: str, text_field: str) -> tuple[Examples, int]:
+    """The examples and about how many bytes they take."""
+    kind, _, name = source.partition(":")
+    name, _, split = name.partition("@")
+    if not name:
+        raise InputError(f"data source {source!r} has no name: give {kind}:NAME or {kind}:NAME@SPLIT")
+    opened = _open_tfds if f"{kind}:" == TFDS else _open_hugging_face
+    examples, fields, num_bytes = opened(source, name, split or "train")
+    if text_field not in fields:
+        raise InputError(f"{source}: no field {text_field!r}; set text_field to one of {', '.join(map(repr, fields))}")
+    return examples, num_bytes
+
+
+def _open_tfds(source: str, name: str, split: str) -> tuple[Examples, list[str], int]:
+    import tensorflow_datasets as tfds  # here, since it takes seconds to import
+
+    try:
+        if name.startswith(("/", ".", "~")) or "://" in name:
+            builder = tfds.builder_from_directory(os.path.expanduser(name))
+        else:
+            builder = tfds.builder(name)
+    except (ValueError, OSError, ImportError) as error:
+        raise InputError(f"data source {source!r} is no TFDS data set: {_first_line(error)}") from error
+    if not builder.is_prepared():
+        raise InputError(
+            f"data source {source!r} is not in {builder.data_dir}: build it with "
+            f"`tfds build {name} --file_format=array_record`, or set TFDS_DATA_DIR to where it is"
+        )
+    try:
+        examples = builder.as_data_source(split=split)
+    except NotImplementedError as error:
+        raise InputError(
+            f"data source {source!r} cannot be read by random access: build it with --file_format=array_record"
+        ) from error
+    except (ValueError, AssertionError, OSError) as error:
+        splits = ", ".join(builder.info.splits)
+        raise InputError(f"data source {source!r}: {_first_line(error)}; its splits are {splits}") from error
+    total = sum(info.num_examples for info in builder.info.splits.values())
+    return examples, list(builder.info.features), int(builder.info.dataset_size) * len(examples) // max(total, 1)
+
+
+def _open_hugging_face(source: str, path: str, split: str) -> tuple[Examples, list[str], int]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(f"data source {source!r} needs the library datasets: pip install 'sedd_jax[hf]'") from error
+
+    try:
+        # ValueError, KeyError: JSON files beside the data that are not what they should be.
+        found = datasets.load_from_disk(os.path.expanduser(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"data source {source!r} is no folder that datasets' save_to_disk wrote: {_first_line(error)}"
+        ) from error
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            raise InputError(
+                f"data source {source!r} has no split {split!r}: give {HUGGING_FACE}PATH@ one of {[*found]}"
+            )
+        found = found[split]
+    elif split != "train":
+        raise InputError(f"data source {source!r} has one part and no splits: leave out @{split}")
+    return found, found.column_names, found.data.nbytes
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

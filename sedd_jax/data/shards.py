@@ -1,0 +1,265 @@
+"""Tokens on disk: ArrayRecord shards with a manifest, of which any position is read by random access.
+
+A shard is the tokens of some neighbouring documents, cut into records of equal length; the last one may be shorter. A
+record is little-endian unsigned integers of 16 bits, or of 32 for vocabularies above 65536. Shards lie end to end in
+the order of the manifest.
+"""
+
+import bisect
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module as array_record
+
+from sedd_jax.data import tokenizers
+from sedd_jax.data.packing import token_dtype
+from sedd_jax.data.tokenizers import Tokenizer
+from sedd_jax.errors import InputError
+
+PREFIX = "shards:"
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+VERSION = 1
+SPLITS = ("train", "valid")
+
+# A name leads nowhere but into the directory of the manifest.
+_NAME = re.compile(r"(train|valid)-(\d{5,})-(\d{5,})\.array_record")
+_READERS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file. tokens: ends of text included; documents, bytes (UTF-8), characters: of the text in it; size, sha256:
+    of the file; text: digest of the documents that it was made from."""
+
+    name: str
+    tokens: int
+    documents: int
+    bytes: int
+    characters: int
+    size: int
+    sha256: str
+    text: str
+
+    def __post_init__(self):
+        counts = (self.tokens, self.documents, self.bytes, self.characters, self.size)
+        strings = (self.name, self.sha256, self.text)
+        if not all(type(count) is int and count > 0 for count in counts):
+            raise ValueError(f"counts {counts}")
+        if not all(isinstance(string, str) for string in strings) or not _NAME.fullmatch(self.name):
+            raise ValueError(f"shard name {self.name!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """record_tokens: tokens per record. kind: the kind of the tokenizer. made_from: what `prepare` was asked for."""
+
+    fingerprint: str
+    kind: str
+    vocab_size: int
+    record_tokens: int
+    shards: dict[str, tuple[Shard, ...]]
+    made_from: dict[str, Any]
+
+    def counts(self, split: str) -> dict[str, int]:
+        """Tokens, documents, bytes and characters of one part."""
+        names = ("tokens", "documents", "bytes", "characters")
+        return {name: sum(getattr(shard, name) for shard in self.shards[split]) for name in names}
+
+    def to_json(self) -> str:
+        splits = {
+            split: self.counts(split) | {"shards": [dataclasses.asdict(shard) for shard in shards]}
+            for split, shards in self.shards.items()
+        }
+        content = {
+            "version": VERSION,
+            "tokenizer": {"kind": self.kind, "fingerprint": self.fingerprint, "vocab_size": self.vocab_size},
+            "dtype": token_dtype(self.vocab_size).name,
+            "record_tokens": self.record_tokens,
+            "made_from": self.made_from,
+            "splits": splits,
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+
+def read_manifest(directory: pathlib.Path) -> Manifest:
+    """Raises InputError where it is missing, damaged, or does not agree with itself. Does not look at the shards."""
+    path = directory / MANIFEST
+    try:
+        content = json.loads(path.read_text())
+        version = content["version"]
+        if version != VERSION:
+            raise InputError(f"{path} is of format version {version!r}, this version reads {VERSION}: prepare anew")
+        shards = {split: tuple(Shard(**shard) for shard in content["splits"][split]["shards"]) for split in SPLITS}
+        manifest = Manifest(
+            **{name: content["tokenizer"][name] for name in ("kind", "fingerprint", "vocab_size")},
+            record_tokens=content["record_tokens"],
+            shards=shards,
+            made_from=content["made_from"],
+        )
+        sound = (
+            json.loads(manifest.to_json()) == content and all(shards.values()) and type(content["made_from"]) is dict
+        )
+        names = [shard.name for split in SPLITS for shard in shards[split]]
+        if not sound or manifest.record_tokens < 1 or len(set(names)) < len(names):
+            raise ValueError("its figures do not agree")
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"no {path}: give a directory in which `prepare` has come to its end") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is damaged ({reason}): prepare into another directory") from error
+    return manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """A prepared corpus."""
+
+    manifest: Manifest
+    tokenizer: Tokenizer
+    train: "ShardedStream"
+    valid: "ShardedStream"
+
+
+def load(directory: str) -> Shards:
+    """Opens what `prepare` made.
+
+    Raises InputError: the manifest is not sound, the tokenizer is not the one that made the shards, or a file is
+    missing or has not its size. Their contents are checked as they are read.
+    """
+    root = pathlib.Path(os.path.expanduser(directory))
+    manifest = read_manifest(root)
+    tokenizer = tokenizers.load(root / TOKENIZER)
+    if (tokenizer.fingerprint, tokenizer.vocab_size) != (manifest.fingerprint, manifest.vocab_size):
+        raise InputError(f"{root / TOKENIZER} is not the tokenizer that made these shards: put that one back")
+    train, valid = (ShardedStream(root, manifest, split) for split in SPLITS)
+    return Shards(manifest, tokenizer, train, valid)
+
+
+class ShardedStream:
+    """A `packing.TokenStream` on disk. Memory does not grow with what has been read."""
+
+    def __init__(self, root: pathlib.Path, manifest: Manifest, split: str):
+        self._shards = manifest.shards[split]
+        for shard in self._shards:
+            _check_size(root / shard.name, shard)
+        self.num_bytes = sum(shard.bytes for shard in self._shards)
+        self.num_characters = sum(shard.characters for shard in self._shards)
+        self.num_documents = sum(shard.documents for shard in self._shards)
+        self._root = root
+        self._vocab_size = manifest.vocab_size
+        self._dtype = token_dtype(manifest.vocab_size).newbyteorder("<")
+        self._per_record = manifest.record_tokens
+        self._ends = list(itertools.accumulate(shard.tokens for shard in self._shards))
+        # An open shard costs a file handle and an index; those used last stay open.
+        self._reader = functools.lru_cache(maxsize=_READERS)(self._open)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def tokens_per_byte(self) -> float:
+        return len(self) / self.num_bytes
+
+    def content(self) -> bytes:
+        return "".join(f"{shard.sha256} {shard.tokens}\n" for shard in self._shards).encode()
+
+    def read(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """See `TokenStream.read`. Reads each record once. Raises InputError for a shard that is damaged."""
+        tokens = np.empty((len(starts), length), np.int32)
+        pieces: dict[int, list[tuple[int, int, np.ndarray]]] = {}
+        for row, start in zip(tokens, starts.tolist(), strict=True):
+            position, done = start % len(self), 0
+            while done < length:
+                number = bisect.bisect_right(self._ends, position)
+                end, size = self._ends[number], self._shards[number].tokens
+                record, offset = divmod(position - end + size, self._per_record)
+                count = min(length - done, self._per_record - offset, end - position)
+                pieces.setdefault(number, []).append((record, offset, row[done : done + count]))
+                done += count
+                position = (position + count) % len(self)
+        for number, parts in pieces.items():
+            records = self._records(number, sorted({record for record, _, _ in parts}))
+            for record, offset, target in parts:
+                target[:] = records[record][offset : offset + len(target)]
+        if tokens.size and tokens.max() >= self._vocab_size:
+            raise InputError(
+                f"the shards in {self._root} hold the token {tokens.max()}, of {self._vocab_size}: {_AGAIN}"
+            )
+        return tokens
+
+    def _records(self, number: int, wanted: list[int]) -> dict[int, np.ndarray]:
+        shard = self._shards[number]
+        try:
+            found = [np.frombuffer(record, self._dtype) for record in self._reader(number).read(wanted)]
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self._root / shard.name} is damaged ({reason}): {_AGAIN}") from error
+        sizes = [min(self._per_record, shard.tokens - record * self._per_record) for record in wanted]
+        if [len(record) for record in found] != sizes:
+            raise InputError(f"{self._root / shard.name} has records of another length than its manifest: {_AGAIN}")
+        return dict(zip(wanted, found, strict=True))
+
+    def _open(self, number: int) -> array_record.ArrayRecordReader:
+        return array_record.ArrayRecordReader(
+            str(self._root / self._shards[number].name),
+            "readahead_buffer_size:0,max_parallelism:0",
+            file_reader_buffer_size=1 << 14,
+        )
+
+
+_AGAIN = "start `prepare` again with the same flags, it makes what is missing or damaged"
+
+
+def write_records(path: pathlib.Path, tokens: np.ndarray, record_tokens: int) -> None:
+    """Writes a shard in one move: whatever is killed when, `path` is whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # One record per group, so that nothing is read but what is asked for; and tokens hardly compress.
+    writer = array_record.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+    little = tokens.astype(tokens.dtype.newbyteorder("<"))
+    for start in range(0, len(tokens), record_tokens):
+        writer.write(little[start : start + record_tokens].tobytes())
+    writer.close()
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def place_of(name: str) -> tuple[int, int]:
+    """(part of the source, block in it), in which order shards lie."""
+    found = _NAME.fullmatch(name)
+    assert found is not None
+    return int(found[2]), int(found[3])
+
+
+def is_sound(root: pathlib.Path, shard: Shard) -> bool:
+    """Whether the file is there, byte for byte. Reads all of it."""
+    try:
+        return sha256(root / shard.name) == shard.sha256
+    except OSError:
+        return False
+
+
+def sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_size(path: pathlib.Path, shard: Shard) -> None:
+    # ArrayRecord takes a truncated file for an empty one.
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; {_AGAIN}") from error
+    if size != shard.size:
+        raise InputError(f"{path} has {size} bytes instead of {shard.size}: {_AGAIN}")

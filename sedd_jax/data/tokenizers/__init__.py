@@ -1,0 +1,103 @@
+"""Text to token ids and back: bytes, text8's characters, SentencePiece, GPT-2's BPE, or a Hugging Face file."""
+
+import json
+from collections.abc import Callable, Sequence
+
+from etils import epath
+
+from sedd_jax.data.tokenizers import base
+from sedd_jax.data.tokenizers.base import DESCRIPTION_FILE, END_OF_TEXT, Tokenizer, lossy_warning
+from sedd_jax.data.tokenizers.characters import Bytes, Text8
+from sedd_jax.data.tokenizers.gpt2 import GPT2
+from sedd_jax.data.tokenizers.huggingface import HuggingFace
+from sedd_jax.data.tokenizers.subwords import SentencePiece, train_sentencepiece
+from sedd_jax.errors import InputError
+
+__all__ = [
+    "END_OF_TEXT",
+    "GPT2",
+    "KINDS",
+    "Bytes",
+    "HuggingFace",
+    "SentencePiece",
+    "Text8",
+    "Tokenizer",
+    "load",
+    "lossy_warning",
+    "make",
+    "train_sentencepiece",
+]
+
+_ALPHABETS = {"bytes": Bytes, "text8": Text8}
+_VOCABULARIES = {"sentencepiece": SentencePiece, "gpt2": GPT2, "huggingface": HuggingFace}
+KINDS = (*_ALPHABETS, *_VOCABULARIES)
+
+
+def make(
+    kind: str,
+    *,
+    vocab_size: int | None = None,
+    path: str | None = None,
+    texts: Sequence[str] = (),
+    directory: epath.PathLike | None = None,
+    once: Callable[[Callable[[], bytes]], bytes] = lambda make: make(),
+) -> Tokenizer:
+    """The tokenizer that a configuration asks for. Writes nothing.
+
+    Args:
+      kind: one of `KINDS`.
+      vocab_size: needed to train; where the vocabulary is given already, None or its very size.
+      path: of the vocabulary to use: a SentencePiece model file; a directory with GPT-2's two files, or one of them; a
+        `tokenizer.json`, its directory, or the name of a repository that is in the local Hugging Face cache.
+      texts: without a `path`, what to train SentencePiece on.
+      directory: without a `path`, where `save` may have put a tokenizer, which is then used again.
+      once: of several processes, calls what it is given on one and returns the result on all, to train once only.
+
+    Raises:
+      InputError: unknown kind, a file that is missing or damaged, or a vocabulary that is not the one asked for.
+    """
+    if kind not in KINDS:
+        raise InputError(f"tokenizer kind {kind!r}: give one of {', '.join(KINDS)}")
+    if kind in _ALPHABETS:
+        if path is not None:
+            raise InputError(f"tokenizer path {path!r}: the kind {kind!r} takes none; use {', '.join(_VOCABULARIES)}")
+        tokenizer: Tokenizer = _ALPHABETS[kind]()
+    elif path is not None:
+        tokenizer = _VOCABULARIES[kind].read(epath.Path(path))
+    elif directory is not None and (epath.Path(directory) / DESCRIPTION_FILE).exists():
+        tokenizer = load(directory)
+        if not isinstance(tokenizer, _VOCABULARIES[kind]):
+            raise InputError(f"{directory} holds a tokenizer that is not of the kind {kind!r}: use another directory")
+    elif kind != "sentencepiece":
+        tokenizer = _VOCABULARIES[kind].default()
+    elif vocab_size is None:
+        raise InputError("tokenizer vocab_size=None: give the number of pieces to train, or the path of a model")
+    else:
+        tokenizer = SentencePiece(once(lambda: train_sentencepiece(texts, vocab_size).model))
+    if vocab_size not in (None, tokenizer.vocab_size):
+        size = tokenizer.vocab_size
+        raise InputError(
+            f"tokenizer vocab_size={vocab_size}, but this {kind} tokenizer has {size}: give {size} or None"
+        )
+    return tokenizer
+
+
+def load(directory: epath.PathLike) -> Tokenizer:
+    """Reads what `Tokenizer.save` wrote. Raises InputError if it is missing, damaged, or not what was written."""
+    directory = epath.Path(directory)
+    path = directory / DESCRIPTION_FILE
+    content = base.read(path)
+    try:
+        description = json.loads(content)
+        kind, fingerprint = description["kind"], description["fingerprint"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: restore it from a copy of the run") from error
+    if kind not in KINDS:
+        raise InputError(f"{path} names the unknown kind {kind!r}: this version knows {', '.join(KINDS)}")
+    if kind in _ALPHABETS:
+        tokenizer: Tokenizer = _ALPHABETS[kind]()
+    else:
+        tokenizer = _VOCABULARIES[kind].read(directory / _VOCABULARIES[kind].FILES[0])
+    if tokenizer.fingerprint != fingerprint:
+        raise InputError(f"the tokenizer in {directory} is not the one saved there: restore it from a copy of the run")
+    return tokenizer

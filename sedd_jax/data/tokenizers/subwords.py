@@ -1,0 +1,152 @@
+"""SentencePiece: subwords of a model that is trained on the corpus alone, or read from a file."""
+
+import functools
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import SupportsIndex
+
+import numpy as np
+import sentencepiece
+from etils import epath
+
+from sedd_jax.data.tokenizers import base
+from sedd_jax.data.tokenizers.base import END_OF_TEXT
+from sedd_jax.errors import InputError
+
+
+class SentencePiece:
+    """A SentencePiece model (the bytes of a `.model` file).
+
+    A model from `train_sentencepiece` gives every text back exactly. One from elsewhere may normalise text, or lack
+    characters: then bits per byte compare badly with other models, since what is lost costs nothing.
+    """
+
+    FILES = ("tokenizer.model",)
+
+    def __init__(self, model: bytes):
+        """Keeps `model` as an attribute.
+
+        Raises InputError if it is no model, or has neither <|endoftext|> nor an end-of-sentence symbol.
+        """
+        try:
+            # An empty model would load, and complain at every use.
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
+        except RuntimeError:
+            processor = None
+        if processor is None:
+            raise InputError(f"not a SentencePiece model, or a damaged one ({len(model)} bytes): give a sound copy")
+        named = processor.piece_to_id(END_OF_TEXT)
+        self.eot: int = processor.eos_id() if named == processor.unk_id() else named
+        if self.eot < 0:
+            raise InputError(
+                f"no {END_OF_TEXT} and no end of sentence in this SentencePiece model: give one with either"
+            )
+        self.vocab_size: int = processor.vocab_size()
+        self.model = model
+        self._processor = processor
+        # SentencePiece stores a space as U+2581, so a U+2581 of the text would come back as a space. Its bytes do not.
+        self._u2581 = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in "\u2581".encode()]
+        self._has_bytes = all(processor.is_byte(piece) for piece in self._u2581)
+        # True where a newline is never merged with what follows, and no space is put before a text.
+        self._restarts_at_newline = processor.encode("a\nb") == processor.encode("a\n") + processor.encode("b")
+        self.lossless: bool = base.gives_back(self.encode, self._decode)
+
+    @classmethod
+    def read(cls, path: epath.Path) -> "SentencePiece":
+        """path: of a `.model` file."""
+        model = base.read(path)
+        try:
+            return cls(model)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"sentencepiece, end of text {self.eot}\n".encode() + self.model).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        base.utf8(text)
+        blocks = _blocks(text) if self._restarts_at_newline else [text]
+        return np.concatenate([np.empty(0, np.int32), *(np.array(self._encode(block), np.int32) for block in blocks)])
+
+    def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
+        return base.decode_documents(self, tokens, self._decode)
+
+    def save(self, directory: epath.PathLike) -> None:
+        base.save(directory, "sentencepiece", self, {self.FILES[0]: self.model})
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return self._processor.decode(ids.tolist())
+
+    def _encode(self, text: str) -> list[int]:
+        if not self._has_bytes:
+            return self._processor.encode(text)
+        first, *others = text.split("\u2581")
+        ids = self._processor.encode(first)
+        for part in others:
+            ids += self._u2581 + self._processor.encode(part)
+        return ids
+
+
+def train_sentencepiece(texts: Sequence[str], vocab_size: int) -> SentencePiece:
+    """A byte-pair model of exactly `vocab_size` pieces, the same for the same texts.
+
+    It is lossless: no normalisation, indentation kept (a run of spaces can be one piece), and characters without a
+    piece spelt in bytes; a newline is one of them, so no piece spans lines. Of more than 50 million characters, evenly
+    spread lines are used.
+
+    Raises:
+      InputError: there is no text, or `vocab_size` does not suit it; the message says which size would.
+    """
+    output = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_training_lines(texts),
+            model_writer=output,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            byte_fallback=True,
+            unk_id=0,
+            eos_id=1,
+            eos_piece=END_OF_TEXT,
+            bos_id=-1,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise InputError(_training_remedy(vocab_size, str(error))) from error
+    return SentencePiece(output.getvalue())
+
+
+def _blocks(text: str, size: int = 1 << 16) -> Iterator[str]:
+    """Cuts at newlines: SentencePiece needs some 50 bytes of memory per character of one call, and slows down."""
+    start = 0
+    while start < len(text):
+        stop = text.find("\n", start + size) + 1 or len(text)
+        yield text[start:stop]
+        start = stop
+
+
+def _training_lines(texts: Sequence[str], limit: int = 50_000_000, width: int = 1000) -> Iterator[str]:
+    # SentencePiece silently drops lines above 4192 bytes, which 1000 characters never reach.
+    every = 1 + sum(map(len, texts)) // limit
+    lines = (line for text in texts for line in text.split("\n") if line)
+    pieces = (line[start : start + width] for line in lines for start in range(0, len(line), width))
+    return (piece for index, piece in enumerate(pieces) if index % every == 0)
+
+
+def _training_remedy(vocab_size: int, message: str) -> str:
+    if "sentences_.empty()" in message:
+        return "no text to train a tokenizer on: give a corpus that is not empty"
+    if found := re.search(r"smaller than required_chars\. -?\d+ vs (\d+)", message):
+        return f"tokenizer vocab_size={vocab_size} is too small for the characters there are: give {found[1]} or more"
+    if found := re.search(r"size too high .* value <= (\d+)", message):
+        return f"tokenizer vocab_size={vocab_size} is too large for the text there is: give {found[1]} or less"
+    return f"tokenizer vocab_size={vocab_size} cannot be trained: {' '.join(message.split())}"

@@ -1,0 +1,148 @@
+"""GPT-2 (Radford et al. 2019), to judge samples: its weights as Hugging Face publishes them, and its logits.
+
+Not our Transformer: it has learned positions, biases everywhere, a head tied to the embedding, and no modulation.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Array, Float, Int
+
+from sedd_jax import attention
+from sedd_jax.errors import InputError
+
+_FILES = ("config.json", "model.safetensors")
+_VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
+# What `logits` does, and the other settings of Hugging Face's GPT-2 ask for something else.
+_FIXED = {
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+_BLOCK = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The names of Hugging Face's config.json. n_positions: the longest sequence."""
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int
+    layer_norm_epsilon: float
+
+
+def logits(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l v"]:
+    """log p(tokens[i + 1] | tokens[:i + 1]) but for normalisation, at [i]. L is at most n_positions."""
+
+    def norm(x, weights):
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + config.layer_norm_epsilon)
+        return x * weights["weight"] + weights["bias"]
+
+    def linear(x, weights):
+        return x @ weights["weight"] + weights["bias"]
+
+    def block(x, weights):
+        qkv = linear(norm(x, weights["ln_1"]), weights["attn.c_attn"])
+        q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, config.n_head, -1), 2, 0)
+        x = x + linear(attention.plain(q, k, v, causal=True).reshape(x.shape), weights["attn.c_proj"])
+        h = jax.nn.gelu(linear(norm(x, weights["ln_2"]), weights["mlp.c_fc"]), approximate=True)
+        return x + linear(h, weights["mlp.c_proj"]), None
+
+    x = params["wte"][tokens] + params["wpe"][: tokens.shape[1]]
+    x, _ = jax.lax.scan(block, x, params["blocks"])
+    return norm(x, params["ln_f"]) @ params["wte"].T
+
+
+def load(name: str) -> tuple[dict[str, Any], Config, Path]:
+    """Weights (float32), sizes, and the folder: `name` itself, or if there is none, downloaded from the hub by the id
+    `name`, with its vocabulary.
+
+    Raises InputError for a folder or file that is absent or damaged, another architecture, or weights that do not fit.
+    """
+    folder = _find(name)
+    config = _read_config(folder / _FILES[0])
+    path = folder / _FILES[1]
+    try:
+        weights = safetensors.numpy.load_file(path)
+    # TypeError: of a dtype that numpy does not have.
+    except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is absent, damaged or not a safetensors file ({error}); get a sound copy") from error
+    # A model with a head has this prefix before all names but the head's own, which is the embedding once more.
+    weights = {name.removeprefix("transformer."): value for name, value in weights.items()}
+
+    def take(name: str, *shape: int) -> np.ndarray:
+        found = weights.get(name)
+        if found is None or found.shape != shape:
+            what = "no such weight" if found is None else f"the shape {list(found.shape)}"
+            raise InputError(f"{path}: {name} should be {list(shape)} by config.json, but there is {what}")
+        if found.dtype.kind != "f" and found.dtype.name != "bfloat16":
+            raise InputError(f"{path}: {name} is of the type {found.dtype.name}, which is no weight's")
+        return found.astype(np.float32)
+
+    dim, inner = config.n_embd, config.n_inner
+    products = {"attn.c_attn": (dim, 3 * dim), "attn.c_proj": (dim, dim), "mlp.c_fc": (dim, inner)}
+    products["mlp.c_proj"] = (inner, dim)
+
+    def stack(part: str) -> dict[str, np.ndarray]:
+        shape = products.get(part, (dim,))
+        return {
+            kind: np.stack([take(f"h.{i}.{part}.{kind}", *size) for i in range(config.n_layer)])
+            for kind, size in {"weight": shape, "bias": shape[-1:]}.items()
+        }
+
+    params = {
+        "wte": take("wte.weight", config.vocab_size, dim),
+        "wpe": take("wpe.weight", config.n_positions, dim),
+        "blocks": {part: stack(part) for part in _BLOCK},
+        "ln_f": {kind: take(f"ln_f.{kind}", dim) for kind in ("weight", "bias")},
+    }
+    return params, config, folder
+
+
+def _read_config(path: Path) -> Config:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields.get("model_type") != "gpt2":
+            raise InputError(f"{path}: model_type is {fields.get('model_type')!r}; only 'gpt2' can judge")
+        for name, value in _FIXED.items():
+            if fields.get(name, value) != value:
+                raise InputError(f"{path}: {name}={fields[name]!r} is not supported, only {value!r}")
+        sizes = {name: fields[name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
+        sizes["n_inner"] = fields.get("n_inner") or 4 * fields["n_embd"]
+        if not all(type(size) is int and size > 0 for size in sizes.values()) or fields["n_embd"] % fields["n_head"]:
+            raise InputError(f"{path}: the sizes {sizes} make no GPT-2; get a sound copy")
+        return Config(**sizes, layer_norm_epsilon=float(fields.get("layer_norm_epsilon", 1e-5)))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a Hugging Face folder of GPT-2") from error
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged, or not a GPT-2's ({error!r}); get a sound copy") from error
+
+
+def _find(name: str) -> Path:
+    folder = Path(name)
+    if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return folder
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise InputError(f"{name} does not exist here; to get it from the hub, pip install huggingface_hub") from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*_FILES, *_VOCABULARY]))
+    # An absent model, no network, no permission, a full disk: some ten types, of three libraries.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name} is not a folder here, and could not be had from the hub: {reason}") from error

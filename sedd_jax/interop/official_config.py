@@ -1,0 +1,127 @@
+"""The config of the PyTorch implementation of SEDD as one of ours, and back.
+
+Theirs is what Hydra composed, saved as `.hydra/config.yaml` of a run and as `config.json` of the published models.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ml_collections import ConfigDict
+
+from sedd_jax import noise
+from sedd_jax.config import build
+from sedd_jax.errors import InputError
+
+_GRAPHS = {"absorb": "absorbing", "uniform": "uniform"}
+_SIZES = {"num_layers": "n_blocks", "dim": "hidden_size", "num_heads": "n_heads", "cond_dim": "cond_dim"}
+
+
+def read(path: Path) -> ConfigDict:
+    """Our config from a file of theirs, JSON or YAML; see `from_official_config`. Raises InputError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        if not isinstance(config, dict):
+            raise ValueError("no fields")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}; check the path") from error
+    # RecursionError: nested some thousand times.
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is not a config ({' '.join(str(error).split())[:100]}); get a sound copy") from error
+    try:
+        return from_official_config(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def from_official_config(official: Mapping[str, Any]) -> ConfigDict:
+    """A config with all sections; what theirs does not say, or does not matter to a trained model, is left to defaults.
+
+    `data` has the length and the vocabulary (without MASK), and no corpus. Raises InputError for a field that is
+    missing, of another type, or that asks for what there is not here.
+    """
+
+    def field(name: str, kind: type | tuple[type, ...]) -> Any:
+        value: Any = official
+        for part in name.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                raise InputError(f"{name} is missing; this is not the config of a SEDD model")
+            value = value[part]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise InputError(f"{name}={value!r} is not what is expected there; this is not the config of a SEDD model")
+        return value
+
+    def size(name: str) -> int:
+        value = field(name, int)
+        if not 0 < value < 1 << 31:
+            raise InputError(f"{name}={value} must be at least 1, and an int32")
+        return value
+
+    def level(name: str) -> float:
+        value = field(name, (int, float, str))
+        try:
+            return float(value)  # 1e-4, without a point, is text to YAML
+        except ValueError as error:
+            raise InputError(f"{name}={value!r} is not a number") from error
+
+    graph, schedule = field("graph.type", str), field("noise.type", str)
+    if graph not in _GRAPHS:
+        raise InputError(f"graph.type={graph!r} is unknown here; choose one of {', '.join(map(repr, _GRAPHS))}")
+    if schedule == "geometric":
+        levels = {"sigma_min": level("noise.sigma_min"), "sigma_max": level("noise.sigma_max")}
+    else:
+        levels = {}
+    model = {ours: size(f"model.{theirs}") for ours, theirs in _SIZES.items()}
+    scale_by_sigma = field("model.scale_by_sigma", bool)
+    if scale_by_sigma and graph != "absorb":
+        raise InputError("model.scale_by_sigma=True goes with graph.type='absorb' alone")
+    config = ConfigDict(
+        {
+            "graph": {"kind": _GRAPHS[graph]},
+            "noise": {"kind": schedule} | levels,
+            "model": model | {"dropout": level("model.dropout"), "scale_by_sigma": scale_by_sigma, "attention": "auto"},
+            "data": {"length": size("model.length"), "vocab_size": size("tokens")},
+            "optim": {},
+            "train": {},
+            "mesh": {},
+            "eval": {},
+            "sampling": {},
+        }
+    )
+    build(noise.make, "noise", config)
+    return config
+
+
+def to_official_config(config: ConfigDict, *, vocab_size: int) -> dict[str, Any]:
+    """Theirs, as far as the model, its graph and its schedule go. vocab_size: tokens, without MASK.
+
+    Raises InputError for what their implementation cannot do: an MLP that is not 4 times as wide, another log-linear
+    eps than 0.001.
+    """
+    schedule = build(noise.make, "noise", config)
+    if config.noise.kind == "loglinear" and schedule.eps != 1e-3:
+        raise InputError(f"noise.eps={schedule.eps}: the official implementation only knows 0.001")
+    if config.model.get("mlp_ratio", 4) != 4:
+        raise InputError(f"model.mlp_ratio={config.model.mlp_ratio}: the official implementation only knows 4")
+    absorbing = config.graph.kind == "absorbing"
+    scale_by_sigma = config.model.get("scale_by_sigma")
+    if scale_by_sigma is None:
+        scale_by_sigma = absorbing
+    if scale_by_sigma and not absorbing:
+        raise InputError("model.scale_by_sigma=True: the official implementation only has it for the absorbing graph")
+    levels = {name: getattr(schedule, name) for name in ("sigma_min", "sigma_max") if hasattr(schedule, name)}
+    return {
+        "tokens": vocab_size,
+        "graph": {"type": "absorb" if absorbing else "uniform", "file": "data", "report_all": False},
+        "noise": {"type": config.noise.kind} | levels,
+        "model": {
+            "type": "ddit",
+            **{theirs: config.model[ours] for ours, theirs in _SIZES.items()},
+            "length": config.data.length,
+            "scale_by_sigma": scale_by_sigma,
+            "dropout": config.model.get("dropout", 0.1),
+        },
+    }

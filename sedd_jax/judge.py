@@ -1,0 +1,43 @@
+"""How good samples are by a judge: python -m sedd_jax.judge --samples=FILE --model=FOLDER [--output=FILE]
+
+FILE holds samples as `python -m sedd_jax.sample --output=FILE` writes them (JSON lines with a field 'text'), or as it
+prints them. FOLDER is GPT-2 (Hugging Face's config.json, model.safetensors and vocabulary, or an id on the hub such as
+openai-community/gpt2-large), or the workdir of an autoregressive twin.
+All is counted in the judge's tokens, of each sample at most as many as the judge reads at once. A sample's first token
+is not judged, as in the papers that quote GPT-2's perplexity. Generative perplexity means little without the entropy
+and the distinct n-grams beside it: repetitive text is likely text.
+"""
+
+import json
+from typing import Any
+
+from absl import flags
+from etils import epath
+
+from sedd_jax import cli
+from sedd_jax.config import write_atomically
+from sedd_jax.errors import InputError
+from sedd_jax.judging import judge_samples, load_judge, read_samples
+
+flags.DEFINE_string("samples", None, "File of samples: JSON lines, or what `sample` prints.")
+flags.DEFINE_string("model", None, "Folder or hub id of a GPT-2, or the workdir of an autoregressive twin.")
+flags.DEFINE_string("tokenizer_path", None, "Folder of GPT-2's vocabulary; by default that of --model.")
+flags.DEFINE_integer("batch_size", 8, "Samples per network call.", lower_bound=1)
+flags.DEFINE_string("output", None, "File for the figures as well, JSON.")
+
+
+def main() -> dict[str, Any]:
+    values = flags.FLAGS
+    output = None if values.output is None else epath.Path(values.output)
+    if output is not None and not output.parent.is_dir():
+        raise InputError(f"--output={output}: its folder does not exist; make it first")
+    texts = read_samples(epath.Path(cli.required("samples")))
+    judge = load_judge(cli.required("model"), values.tokenizer_path)
+    result = judge_samples(judge, texts, values.batch_size) | {"model": values.model}
+    if output is not None:
+        write_atomically(output, json.dumps(cli.plain(result)) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    cli.run(main)

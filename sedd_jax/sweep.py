@@ -1,0 +1,218 @@
+"""Runs a sweep: python -m sedd_jax.sweep --sweep=configs/sweeps/noise.py --workdir=DIR [--config.a.b=value ...]
+
+Trains the points of the sweep one after another, each in a directory of its own under DIR; overrides apply to all of
+them. The same command goes on where it stopped, and takes in points that were trained elsewhere. Ends with a table on
+stderr, results.{json,csv,md,png} in DIR and one JSON line on stdout. Exit code 1: points failed (the others were run).
+With --print_commands it runs nothing and prints the commands of the points that are not done, one per line.
+
+A sweep file has CONFIG, the path of its config from there, and get_sweep(), which returns a list of overrides.
+"""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from etils import epath
+
+from sedd_jax import cli
+from sedd_jax import config as configuration
+from sedd_jax.config import write_atomically
+from sedd_jax.errors import InputError, TrainingError
+from sedd_jax.training import comparison
+from sedd_jax.training.comparison import Run
+from sedd_jax.training.report import say
+from sedd_jax.training.stopping import Stopped
+
+OVERRIDES = cli.take_overrides()
+cli.define_workdir("Directory of the sweep, with one for each point.")
+flags.DEFINE_string("sweep", None, "Sweep, a file such as configs/sweeps/noise.py.")
+flags.DEFINE_string("config", None, "Experiment that the points are overrides of; by default the sweep's.")
+flags.DEFINE_boolean("print_commands", False, "Prints the commands for a cluster instead of running them.")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One experiment of a sweep. arguments: those of its training command."""
+
+    run: Run
+    arguments: list[str]
+
+
+def read_sweep(path: str) -> tuple[str | None, list[dict[str, Any]]]:
+    """(path of the config, overrides of each point) of a sweep file. Raises InputError."""
+    try:
+        module = runpy.run_path(path)
+        points = module["get_sweep"]()
+    except OSError as error:
+        raise InputError(f"--sweep={path} cannot be read: {error.strerror}") from error
+    # Whatever the file does wrong: it is input.
+    except Exception as error:
+        raise InputError(f"--sweep={path} gives no sweep: {type(error).__name__}: {error}") from error
+    if not (isinstance(points, list) and points and all(isinstance(point, dict) for point in points)):
+        raise InputError(f"--sweep={path}: get_sweep() must return a list of dicts of overrides, at least one")
+    for field in (field for point in points for field in point):
+        if not (isinstance(field, str) and re.fullmatch(r"\w+(\.\w+)+", field)):
+            raise InputError(f"--sweep={path}: {field!r} is not the name of a field, such as 'optim.lr'")
+    config = module.get("CONFIG")
+    # Not resolved, so that a relative path stays one in the commands that are printed.
+    return config and os.path.normpath(os.path.join(os.path.dirname(path), config)), points
+
+
+def name_of(overrides: dict[str, Any]) -> str:
+    """A directory name that says what a point overrides, the same one whatever other points there are."""
+    text = ",".join(f"{field}={value}" for field, value in sorted(overrides.items())) or "base"
+    name = re.sub(r"[^\w.,=+-]", "_", text)[:100]
+    return name if name == text else f"{name}-{zlib.crc32(text.encode()):08x}"
+
+
+def make_points(
+    config: str, points: Sequence[dict[str, Any]], overrides: Sequence[str], workdir: epath.Path
+) -> list[Point]:
+    """The points with their configs. Raises InputError for one that does not fit the config, or that is there twice."""
+    made: list[Point] = []
+    for point in points:
+        name = name_of(point)
+        arguments = [f"--config={config}", *overrides, *(f"--config.{field}={value}" for field, value in point.items())]
+        run = Run(name, cli.read_config(*arguments), workdir / name)
+        values = dict(configuration.flatten(run.config))
+        for field, value in point.items():
+            if any(override.startswith(f"--config.{field}=") for override in overrides):
+                raise InputError(f"--config.{field} is given for all points, and the sweep sets it too")
+            if values.get(field) != value:
+                raise InputError(
+                    f"--config.{field}={value} in the sweep means {values.get(field)!r} on a command line and not "
+                    f"{value!r}; give a field that holds one number, string or truth value"
+                )
+        for other in made:
+            if dict(configuration.flatten(other.run.config)) == values:
+                raise InputError(f"the points {other.run.name} and {name} of the sweep are the same experiment")
+        made.append(Point(run, [arguments[0], f"--workdir={run.workdir}", *arguments[1:]]))
+    return made
+
+
+def check_workdir(points: Sequence[Point], workdir: epath.Path) -> None:
+    """Raises InputError if workdir holds something else than these points."""
+    if (workdir / "config.json").exists():
+        raise InputError(f"--workdir={workdir} holds a run of its own; choose another --workdir for the sweep")
+    names, record = [point.run.name for point in points], workdir / "sweep.json"
+    try:
+        held = json.loads(record.read_text())["points"] if record.exists() else []
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{record} is damaged ({error}); if {workdir} is of this sweep, remove it") from error
+    for name in held:
+        if name not in names:
+            raise InputError(f"--workdir={workdir} holds another sweep, with the point {name}; choose another one")
+    for point in points:
+        configuration.check_same_experiment(point.run.config, point.run.workdir)
+
+
+class Trainer:
+    """Trains points as processes of their own. Within its context a signal goes on to the one that runs."""
+
+    def __init__(self):
+        self.stopped = 0
+        self._process: subprocess.Popen | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Trainer":
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: object) -> None:
+        self.stopped = number
+        if self._process:
+            # Training saves at SIGTERM and SIGINT. A terminal that is closed is no reason to lose steps.
+            self._process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    def train(self, arguments: Sequence[str]) -> int:
+        """The exit code. Its progress comes out on stderr, its answer too: the last line of stdout is ours."""
+        command = [sys.executable, "-m", "sedd_jax.train", *arguments]
+        # A process group of its own: Ctrl-C reaches it through us, once. Twice would end it without saving.
+        with subprocess.Popen(command, stdout=sys.stderr.fileno(), process_group=0) as self._process:
+            if self.stopped:
+                self._process.send_signal(signal.SIGTERM)
+            code = self._process.wait()
+        self._process = None
+        return code
+
+
+def _explain(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+
+def run_sweep(points: Sequence[Point], fields: Sequence[str], workdir: epath.Path) -> list[dict[str, Any]]:
+    """Trains what is not done yet and returns the rows of the results. Raises TrainingError if points fail."""
+    runs, states = [point.run for point in points], {}
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} cannot be made a directory: {error.strerror}") from error
+    record = {"points": [run.name for run in runs]}
+    write_atomically(workdir / "sweep.json", json.dumps(record, indent=2) + "\n")
+    with Trainer() as trainer:
+        for number, point in enumerate(points, 1):
+            what = f"point {number} of {len(points)}, {point.run.name}"
+            if point.run.is_done():
+                say(f"{what}: done already")
+                continue
+            if trainer.stopped:
+                break
+            say(f"{what}: {shlex.join(['train', *point.arguments])}")
+            code = trainer.train(point.arguments)
+            if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):  # stopped by somebody else, or by us
+                trainer.stopped = trainer.stopped or code - 128
+            if trainer.stopped:
+                break
+            states[point.run.name] = "done" if code == 0 else f"failed: {_explain(code)}"
+            comparison.write(workdir, runs, comparison.rows(runs, fields, states), fields)
+        table = comparison.rows(runs, fields, states)
+        comparison.write(workdir, runs, table, fields)
+        say(comparison.markdown(table, fields))
+        left = [row["name"] for row in table if row["state"] == "unfinished"]
+        if left:
+            raise Stopped(trainer.stopped, f"at the point {left[0]}")
+    failed = [f"{name} ({state.removeprefix('failed: ')})" for name, state in states.items() if state != "done"]
+    if failed:
+        raise TrainingError(f"{len(failed)} of {len(points)} points failed: {'; '.join(failed)}; see above for why")
+    return table
+
+
+def main() -> dict[str, Any] | None:
+    path, workdir = cli.required("sweep"), cli.workdir()
+    config, overrides = read_sweep(path)
+    config = flags.FLAGS.config or config
+    if not config:
+        raise InputError(f"--sweep={path} names no CONFIG; give --config")
+    points = make_points(config, overrides, OVERRIDES, workdir)
+    check_workdir(points, workdir)
+    if flags.FLAGS.print_commands:
+        for point in points:
+            if point.run.is_done():
+                say(f"{point.run.name}: done already")
+            else:
+                print(shlex.join(["python", "-m", "sedd_jax.train", *point.arguments]))
+        return None
+    fields = list(dict.fromkeys(field for point in overrides for field in point))
+    table = run_sweep(points, fields, workdir)
+    return {"sweep": Path(path).stem, "points": table, "best": comparison.best(table), "workdir": str(workdir)}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,46 @@
+"""A workdir around weights that were trained elsewhere, for `evaluate` and `sample`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from ml_collections import ConfigDict
+
+from sedd_jax import config as configuration
+from sedd_jax.data.tokenizers import Tokenizer
+from sedd_jax.errors import InputError
+from sedd_jax.training.checkpoint import Checkpoints
+from sedd_jax.training.experiment import make_experiment
+from sedd_jax.training.state import TrainState
+
+
+def write_workdir(workdir: epath.Path, params: Mapping[str, Any], config: ConfigDict, tokenizer: Tokenizer) -> None:
+    """Writes config.json, the tokenizer and a checkpoint whose parameters and averages are `params`.
+
+    config: with all sections; `train.steps`, where it is there, is the number of updates behind the parameters.
+    The optimiser's state is a fresh one. `workdir` need not exist; what is in it is overwritten.
+
+    Raises InputError if the tokenizer's vocabulary is not the model's, or the config does not make a model.
+    """
+    vocab_size = config.data.vocab_size
+    if tokenizer.vocab_size != vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the weights are for {vocab_size}; "
+            "give the one that the model was trained with"
+        )
+    experiment = make_experiment(config, vocab_size, jax.local_devices()[:1])
+    places = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state())
+    step = config.train.get("steps", 0)
+
+    def state(params: Any) -> TrainState:
+        return TrainState(jnp.int32(step), params, params, experiment.optimizer.init(params))
+
+    with jax.set_mesh(experiment.mesh):
+        whole = jax.jit(state, out_shardings=places)(jax.device_put(params, places.params))
+    workdir.mkdir(parents=True, exist_ok=True)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints.save(step, whole, position=0, config=config.to_dict())
+    tokenizer.save(workdir)
+    configuration.save(config, workdir, tokenizer.fingerprint)

@@ -1,0 +1,371 @@
+"""Weights of the PyTorch implementation, through real files, give its log-scores; and they come back bit for bit."""
+
+import io
+import json
+import pathlib
+import pickle
+import shutil
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import sentencepiece
+import yaml
+from etils import epath
+from running import files, make_config, run, start, write_text
+
+from sedd_jax.config import build
+from sedd_jax.data import tokenizers
+from sedd_jax.errors import InputError
+from sedd_jax.interop import load_official, save_official, torch_files
+from sedd_jax.interop.directory import written_whole
+from sedd_jax.interop.official_config import from_official_config
+from sedd_jax.training.experiment import load_trained, make_experiment
+from sedd_jax.training.state import init_state
+from sedd_jax.training.workdir import write_workdir
+from sedd_jax.transformer import Transformer
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+CHECKPOINT = pathlib.Path(__file__).parent / "torch_files" / "checkpoint.pth"
+
+
+def official_config(kind, **model):
+    """What the published config.json has."""
+    sizes = {"hidden_size": 64, "cond_dim": 32, "length": 32, "n_blocks": 2, "n_heads": 4, "dropout": 0.1} | model
+    return {
+        "ngpus": 8,
+        "tokens": 50,
+        "training": {"batch_size": 512, "n_iters": 1300001, "ema": 0.9999},
+        "graph": {"type": kind, "file": "data", "report_all": False},
+        "noise": {"type": "loglinear" if kind == "absorb" else "geometric", "sigma_min": 1e-4, "sigma_max": 20},
+        "model": {
+            "name": "small",
+            "type": "ddit",
+            **sizes,
+            "scale_by_sigma": kind == "absorb",
+            "dropout": 0.1,
+            **model,
+        },
+    }
+
+
+def figures(kind):
+    with np.load(GOLDEN / f"model_{kind}.npz") as file:
+        return dict(file)
+
+
+def golden_weights(kind):
+    return {name.removeprefix("param/"): v for name, v in figures(kind).items() if name.startswith("param/")}
+
+
+def write_folder(folder, weights, config, *, format="safetensors"):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    if format == "safetensors":
+        safetensors.numpy.save_file(weights, folder / "model.safetensors")
+    else:
+        torch_files.save(epath.Path(folder / "pytorch_model.bin"), weights)
+    return folder
+
+
+def read_folder(folder):
+    """Weights of a folder, by name, however they are stored."""
+    if (folder / "model.safetensors").exists():
+        return safetensors.numpy.load_file(folder / "model.safetensors")
+    file = torch_files.load(folder / "pytorch_model.bin")
+    return {name: file.read(tensor) for name, tensor in file.tree.items()}
+
+
+def same_bits(left, right):
+    return left.keys() == right.keys() and all(left[name].tobytes() == right[name].tobytes() for name in left)
+
+
+def require_golden_scores(score_fn, kind):
+    golden = figures(kind)
+    log_score = score_fn(jnp.asarray(golden["x"][:2]), jnp.asarray(golden["sigma"][:2]))
+    np.testing.assert_allclose(log_score, golden["log_score"], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory):
+    """A SentencePiece model of the 50 tokens that the golden weights are for."""
+    folder, output = tmp_path_factory.mktemp("tokenizer"), io.BytesIO()
+    text = write_text(folder / "text.txt").read_text(encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.lower().split("\n")),
+        model_writer=output,
+        model_type="bpe",
+        vocab_size=50,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (folder / "fifty.model").write_bytes(output.getvalue())
+    return folder / "fifty.model"
+
+
+@pytest.fixture(scope="module", params=["absorb", "uniform"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(tmp_path):
+    weights = golden_weights("absorb") | {"rotary_emb.inv_freq": np.ones(8, np.float32)}
+    return write_folder(tmp_path / "hf", weights, official_config("absorb"))
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch"])
+def test_golden_scores_and_bits_through_files(tmp_path, kind, format):
+    weights = golden_weights(kind)
+    params, config = load_official(write_folder(tmp_path / "hf", weights, official_config(kind), format=format))
+    model = build(Transformer, "model", config, num_states=50 + (kind == "absorb"), parent=None, name=None)
+    model = model.clone(attention="plain")
+    require_golden_scores(lambda x, sigma: model.apply({"params": params}, x, sigma), kind)
+    save_official(tmp_path / "back", params, config, format=format)
+    assert same_bits(read_folder(tmp_path / "back"), weights)
+    again, config_again = load_official(tmp_path / "back")
+    assert config_again == config
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
+
+
+def test_golden_scores_through_a_workdir(tmp_path, kind, tokenizer_file):
+    source = write_folder(tmp_path / "hf", golden_weights(kind), official_config(kind))
+    write_workdir(
+        epath.Path(tmp_path / "run"), *load_official(source), tokenizers.make("sentencepiece", path=str(tokenizer_file))
+    )
+    trained = load_trained(epath.Path(tmp_path / "run"), log=pytest.fail)
+    assert type(trained.experiment.graph).__name__.lower().startswith(kind)
+    require_golden_scores(trained.experiment.score_fn(trained.params), kind)
+
+
+def test_commands_there_and_back(tmp_path, tokenizer_file):
+    source = write_folder(tmp_path / "hf", golden_weights("absorb"), official_config("absorb"))
+    text = write_text(tmp_path / "text.txt", 2000)
+    workdir, back = tmp_path / "run", tmp_path / "back"
+    flags = ["--tokenizer=sentencepiece", f"--tokenizer_path={tokenizer_file}"]
+    out, _ = run("convert", "--from=official", f"--input={source}", f"--output={workdir}", *flags)
+    answer = json.loads(out)
+    weights = golden_weights("absorb")
+    assert answer["output"] == str(workdir)
+    assert answer["parameters"] == sum(value.size for value in weights.values())
+    processes = [
+        start("evaluate", f"--workdir={workdir}", f"--data={text}", "--num_times=2", "--num_sequences=2"),
+        start("sample", f"--workdir={workdir}", "--num=1", "--steps=2"),
+        start("convert", "--to=official", f"--input={workdir}", f"--output={back}", "--format=torch"),
+        start("evaluate", f"--workdir={workdir}"),
+    ]
+    outs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0, 2], outs
+    evaluated, sampled, _ = [json.loads(out.splitlines()[-1]) for out, _ in outs[:3]]
+    assert evaluated["bits_per_token"] > 0 and len(sampled["samples"]) == 1
+    assert "--data is missing" in outs[3][1]
+    assert same_bits(read_folder(back), weights)
+
+
+def test_training_checkpoint_gives_its_averages(tmp_path):
+    sizes = {"hidden_size": 4, "cond_dim": 1, "n_blocks": 1, "n_heads": 1}
+    official = official_config("absorb", **sizes) | {"tokens": 5}
+    run_folder = tmp_path / "run"
+    (run_folder / "checkpoints-meta").mkdir(parents=True)
+    (run_folder / ".hydra").mkdir()
+    (run_folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(official))
+    path = run_folder / "checkpoints-meta" / "checkpoint.pth"
+    shutil.copy(CHECKPOINT, path)
+    for source in (path, run_folder):
+        params, config = load_official(source)
+        assert config.train.steps == 7 and config.data.vocab_size == 5
+        # Parameter number n holds n + i / 1024 at its place i, and its average half a unit more.
+        assert params["embedding"][1, 2] == 0.5 + 6 / 1024
+        assert params["blocks"]["norm1"]["scale"][0, 3] == 5.5 + 3 / 1024
+        assert params["blocks"]["qkv"]["kernel"].shape == (1, 4, 3, 4)
+        assert params["blocks"]["qkv"]["kernel"][0, 1, 2, 3] == 6.5 + (11 * 4 + 1) / 1024
+        assert params["modulation"]["bias"][1, 3] == 19.5 + 7 / 1024
+    (tmp_path / "elsewhere").mkdir()
+    alone = shutil.copy(CHECKPOINT, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="checkpoint.pth has no config.json"):
+        load_official(alone)
+    official["graph"]["type"] = "uniform"
+    official["model"]["scale_by_sigma"] = False
+    (tmp_path / "config.json").write_text(json.dumps(official))
+    with pytest.raises(InputError, match=r"vocab_embed.embedding is \[6, 4\], and \[5, 4\] by the config"):
+        load_official(alone, config_file=tmp_path / "config.json")
+
+
+def test_prefix_and_narrow_types(tmp_path):
+    weights = golden_weights("absorb")
+    narrow = {f"module.{name}": value.astype("float16") for name, value in weights.items()}
+    params, _ = load_official(write_folder(tmp_path / "narrow", narrow, official_config("absorb")))
+    assert params["embedding"].dtype == np.float32
+    np.testing.assert_array_equal(params["embedding"], weights["vocab_embed.embedding"].astype("float16"))
+    wide = {name: value.astype("float64") for name, value in weights.items()}
+    with pytest.raises(InputError, match="of the type float64"):
+        load_official(write_folder(tmp_path / "wide", wide, official_config("absorb")))
+
+
+def test_bad_files_are_one_line_and_exit_code_2(tmp_path, folder):
+    inputs = {name: tmp_path / name for name in ("truncated", "wrong", "hostile", "absent", "short", "tokens")}
+    for name in ("truncated", "wrong", "hostile", "short", "tokens"):
+        shutil.copytree(folder, inputs[name])
+    weights = inputs["truncated"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    (inputs["wrong"] / "config.json").write_text(json.dumps(official_config("absorb", hidden_size=128)))
+    (inputs["hostile"] / "model.safetensors").unlink()
+    with zipfile.ZipFile(inputs["hostile"] / "pytorch_model.bin", "w") as file:
+        file.writestr("archive/data.pkl", b"\x80\x02cposix\nsystem\nX\x09\x00\x00\x00touch run\x85R.")
+    (inputs["short"] / "model.safetensors").unlink()
+    torch_files.save(epath.Path(inputs["short"] / "pytorch_model.bin"), golden_weights("absorb"))
+    weights = inputs["short"] / "pytorch_model.bin"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    named = {
+        "truncated": "truncated/model.safetensors is damaged",
+        "wrong": "[51, 64], and [51, 128] by the config",
+        "hostile": "'posix.system'",
+        "absent": "absent does not exist",
+        "short": "short/pytorch_model.bin is cut short",
+        "tokens": "257 tokens and the weights are for 50",
+    }
+    before = files(tmp_path)
+    output = f"--output={tmp_path / 'new' / 'run'}"
+    for names in ("truncated", "wrong", "hostile"), ("absent", "short", "tokens"):
+        argv = ["--from=official", output, "--tokenizer=bytes"]
+        processes = {name: start("convert", *argv, f"--input={inputs[name]}") for name in names}
+        for name, process in processes.items():
+            out, err = process.communicate(timeout=300)
+            assert (process.returncode, out) == (2, ""), err
+            (line,) = err.splitlines()
+            assert line.startswith("error: ") and named[name] in line
+    after = files(tmp_path)
+    assert after.keys() - before.keys() <= {"new"} and before.items() <= after.items()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"tokens": None}, "tokens=None"),
+        ({"tokens": True}, "tokens=True"),
+        ({"tokens": 0}, "tokens=0"),
+        ({"graph": {"type": "star"}}, "graph.type='star'"),
+        ({"graph": "absorb"}, "graph.type is missing"),
+        ({"noise": {"type": "cosine"}}, "noise.kind='cosine'"),
+        ({"noise": {"type": "geometric", "sigma_min": 20, "sigma_max": 1}}, "noise.sigma_min=20"),
+        ({"noise": {"type": "geometric", "sigma_min": "low", "sigma_max": 1}}, "noise.sigma_min='low'"),
+        ({"model": {}}, "model.n_blocks is missing"),
+        (official_config("absorb", n_blocks=10**12), "model.n_blocks=1000000000000"),
+        (official_config("absorb", n_blocks=2.0), "model.n_blocks=2.0"),
+        (official_config("absorb", dropout="much"), "model.dropout='much'"),
+        (official_config("uniform", scale_by_sigma=True), "model.scale_by_sigma=True"),
+    ],
+    ids=str,
+)
+def test_configs_that_do_not_describe_a_model(change, named):
+    with pytest.raises(InputError) as refusal:
+        from_official_config(official_config("absorb") | change)
+    assert named in str(refusal.value)
+
+
+@pytest.mark.parametrize("model", [{"n_blocks": 3}, {"n_blocks": 10**9}, {"n_heads": 2}, {"cond_dim": 16}])
+def test_configs_of_another_model(folder, model):
+    (folder / "config.json").write_text(json.dumps(official_config("absorb", **model)))
+    with pytest.raises(InputError, match=r"model.safetensors: .* config"):
+        load_official(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000])
+def test_damaged_configs(folder, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(InputError, match="config.json is not a config"):
+        load_official(folder)
+    (folder / "config.yaml").write_text(content)
+    with pytest.raises(InputError, match="config.yaml is not a config"):
+        load_official(folder, config_file=folder / "config.yaml")
+
+
+def test_yaml_is_data(folder):
+    (folder / "config.yaml").write_text("!!python/object/apply:os.system ['touch run']")
+    with pytest.raises(InputError, match="config.yaml is not a config"):
+        load_official(folder, config_file=folder / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("tree", "named"),
+    [
+        ([1, 2], "neither weights by name"),
+        ({1: 2}, "neither weights by name"),
+        ({"embedding": 3}, "a int under 'embedding'"),
+        ({"model": {}, "ema": {}, "step": "7"}, "step=7"),
+        ({"model": {}, "ema": {}, "step": 7}, "no averaged weights"),
+        ({"model": {}, "ema": {"shadow_params": [1]}, "step": 7}, "1 averaged weights"),
+        ({"model": {"a": {}}, "ema": {"shadow_params": [1]}, "step": 7}, "a dict under 'a'"),
+        ({}, "the weights have 0 blocks"),
+    ],
+)
+def test_other_contents_of_torch_files(folder, tree, named):
+    (folder / "model.safetensors").unlink()
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps(tree, 2))
+    with pytest.raises(InputError) as refusal:
+        load_official(folder)
+    assert named in str(refusal.value) and "pytorch_model.bin" in str(refusal.value)
+
+
+def test_without_a_network_the_hub_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("huggingface_hub", reason="the extra 'hub' is not installed")
+    # Nothing listens there: as without a network, at once.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError) as refusal:
+        load_official("louaaron/sedd-small")
+    assert "louaaron/sedd-small is not a path here, and could not be had from the hub" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_outputs_are_whole_or_absent(tmp_path):
+    for name in ("full", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(InputError, match="full is there already"), written_whole(tmp_path / "full"):
+        pass
+    with written_whole(tmp_path / "empty") as folder:
+        (folder / "file").touch()
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "broken") as folder:
+        (folder / "file").touch()
+        raise KeyboardInterrupt
+    assert files(tmp_path).keys() == {"full", "full/file", "empty", "empty/file"}
+    with pytest.raises(InputError, match="cannot be written"), written_whole(tmp_path / "full" / "file" / "below"):
+        pass
+
+
+def test_models_that_the_official_code_cannot_run(tmp_path, folder):
+    params, config = load_official(folder)
+    config.noise.eps = 1e-4
+    with pytest.raises(InputError, match="noise.eps=0.0001"):
+        save_official(tmp_path / "back", params, config)
+    config.noise.eps = 1e-3
+    config.model.mlp_ratio = 2
+    with pytest.raises(InputError, match="model.mlp_ratio=2"):
+        save_official(tmp_path / "back", params, config)
+    config.model.mlp_ratio = 4
+    with pytest.raises(InputError, match="with the parameter extra"):
+        save_official(tmp_path / "back", params | {"extra": np.zeros(1)}, config)
+    without = {name: value for name, value in params.items() if name != "sigma_in"}
+    with pytest.raises(InputError, match="without the parameter sigma_in/bias"):
+        save_official(tmp_path / "back", without, config)
+    with pytest.raises(InputError, match="format='onnx'"):
+        save_official(tmp_path / "back", params, config, format="onnx")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_model_from_here_goes_out_and_comes_back(tmp_path):
+    ours = make_config()
+    experiment = make_experiment(ours, 257, jax.devices()[:1])
+    state = init_state(jax.random.key(0), experiment.model, experiment.optimizer, experiment.mesh)
+    save_official(tmp_path / "out", state.params, ours)
+    params, config = load_official(tmp_path / "out")
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, state.params))
+    assert (config.data.vocab_size, config.data.length) == (257, 32)
+    for field in ("num_layers", "dim", "num_heads", "cond_dim", "dropout"):
+        assert config.model[field] == ours.model[field]
+    assert config.model.scale_by_sigma

@@ -1,0 +1,241 @@
+"""GPT-2 computes what its description says, from real files; and what a judge says of samples is what it should be."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import scipy.special
+import tokenizers as library
+from etils import epath
+from running import run, train_here, write_text
+
+from sedd_jax import judging, quality
+from sedd_jax.data.tokenizers import Bytes
+from sedd_jax.errors import InputError
+from sedd_jax.interop import gpt2
+from sedd_jax.training.experiment import load_trained
+
+MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the")]
+SYMBOLS = [*sorted(library.pre_tokenizers.ByteLevel.alphabet()), *map("".join, MERGES), "<|endoftext|>"]
+SIZES = {"vocab_size": len(SYMBOLS), "n_positions": 24, "n_embd": 12, "n_layer": 2, "n_head": 3}
+CONFIG = {"model_type": "gpt2", **SIZES, "layer_norm_epsilon": 1e-3, "activation_function": "gelu_new"}
+TEXTS = ["the cat is on the mat the end", "ab<|endoftext|>the th", "x", "a" * 40]
+
+
+def make_weights(prefix=""):
+    """By the names and shapes of Hugging Face's GPT-2, all random."""
+    draw = np.random.default_rng(0)
+    dim, shapes = SIZES["n_embd"], {}
+    for i in range(SIZES["n_layer"]):
+        for part, (rows, columns) in {"attn.c_attn": (1, 3), "attn.c_proj": (1, 1), "mlp.c_fc": (1, 4)}.items():
+            shapes |= {f"h.{i}.{part}.weight": (rows * dim, columns * dim), f"h.{i}.{part}.bias": (columns * dim,)}
+        shapes |= {f"h.{i}.mlp.c_proj.weight": (4 * dim, dim), f"h.{i}.mlp.c_proj.bias": (dim,)}
+        shapes |= {f"h.{i}.{norm}.{kind}": (dim,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
+        shapes[f"h.{i}.attn.bias"] = (1, 1, 24, 24)  # A buffer with the causal mask that old files have.
+    shapes |= {"wte.weight": (len(SYMBOLS), dim), "wpe.weight": (24, dim), "ln_f.weight": (dim,), "ln_f.bias": (dim,)}
+    return {prefix + name: draw.normal(0, 0.4, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def write_gpt2(folder, *, prefix="", config=CONFIG):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file(make_weights(prefix), folder / "model.safetensors")
+    (folder / "vocab.json").write_text(json.dumps({symbol: i for i, symbol in enumerate(SYMBOLS)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in MERGES))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_gpt2(tmp_path_factory.mktemp("judge") / "gpt2")
+
+
+def reference_logits(tokens):
+    """GPT-2 for one sequence, position by position and head by head, in float64."""
+    w = {name: value.astype(np.float64) for name, value in make_weights().items()}
+    dim, heads = SIZES["n_embd"], SIZES["n_head"]
+    width = dim // heads
+
+    def norm(x, name):
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-3) * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def gelu(x):
+        return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    xs = [w["wte.weight"][token] + w["wpe.weight"][i] for i, token in enumerate(tokens)]
+    for layer in range(SIZES["n_layer"]):
+        linear = lambda x, part, h=f"h.{layer}": x @ w[f"{h}.{part}.weight"] + w[f"{h}.{part}.bias"]  # noqa: E731
+        qkv = [np.split(linear(norm(x, f"h.{layer}.ln_1"), "attn.c_attn"), 3) for x in xs]
+        after = []
+        for i, x in enumerate(xs):
+            mixed = np.zeros(dim)
+            for head in range(heads):
+                part = slice(head * width, (head + 1) * width)
+                scores = np.array([qkv[i][0][part] @ qkv[j][1][part] for j in range(i + 1)]) / math.sqrt(width)
+                weights = scipy.special.softmax(scores)
+                mixed[part] = sum(weight * qkv[j][2][part] for j, weight in enumerate(weights))
+            x = x + linear(mixed, "attn.c_proj")
+            after.append(x + linear(gelu(linear(norm(x, f"h.{layer}.ln_2"), "mlp.c_fc")), "mlp.c_proj"))
+        xs = after
+    return np.stack([norm(x, "ln_f") @ w["wte.weight"].T for x in xs])
+
+
+def reference_nats(tokens):
+    log_probs = scipy.special.log_softmax(reference_logits(tokens), axis=-1)
+    return -np.take_along_axis(log_probs[:-1], np.asarray(tokens)[1:, None], -1)[:, 0]
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_gpt2_computes_what_its_description_says(tmp_path, prefix):
+    params, config, _ = gpt2.load(str(write_gpt2(tmp_path / "gpt2", prefix=prefix)))
+    tokens = np.random.default_rng(1).integers(0, len(SYMBOLS), (2, 24))
+    found = gpt2.logits(params, config, jnp.asarray(tokens))
+    for row, expected in zip(found, map(reference_logits, tokens), strict=True):
+        # Float32 against float64: some hundred roundings of 2^-24 of logits of order 10.
+        np.testing.assert_allclose(row, expected, atol=2e-4)
+
+
+def test_command_judges_by_gpt2(folder, tmp_path):
+    """Perplexity, errors and counts by hand, from the file that `sample --output` writes."""
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    file = tmp_path / "figures.json"
+    out, _ = run("judge", f"--samples={samples}", f"--model={folder}", "--batch_size=2", f"--output={file}")
+    found = json.loads(out.splitlines()[-1])
+    assert json.loads(file.read_text()) == found
+    ids = {symbol: i for i, symbol in enumerate(SYMBOLS)}
+    letters = lambda text: [ids[letter] for letter in text]  # noqa: E731
+    tokens = [
+        [ids["the"], *letters("Ġcat"), *letters("Ġis"), *letters("Ġon"), ids["Ġthe"], *letters("Ġmat"), ids["Ġthe"]],
+        [*letters("ab"), ids["<|endoftext|>"], ids["the"], ids["Ġ"], ids["th"]],
+        letters("a" * 24),
+    ]
+    tokens[0] += letters("Ġend")
+    nats = [reference_nats(each) for each in tokens]
+    total, count = sum(map(np.sum, nats)), sum(map(len, nats))
+    rate = total / count
+    assert found["nats_per_token"] == pytest.approx(rate, rel=1e-5)
+    assert found["generative_perplexity"] == pytest.approx(math.exp(rate), rel=1e-4)
+    residuals = np.array([each.sum() - rate * len(each) for each in nats])
+    error = math.sqrt(np.mean(residuals**2) / (3 - 1)) / (count / 3)
+    assert found["nats_per_token_stderr"] == pytest.approx(error, rel=1e-4)
+    assert found["generative_perplexity_stderr"] == pytest.approx(math.exp(rate) * error, rel=1e-4)
+    assert (found["num_samples"], found["num_too_short"], found["tokens_cut"]) == (3, 1, 16)
+    assert (found["tokens"], found["tokens_judged"]) == (count + 3, count)
+    entropies = [quality.unigram_entropy(np.array(each)) for each in tokens]
+    assert found["unigram_entropy"] == pytest.approx(np.mean(entropies))
+    assert found["unigram_entropy_stderr"] == pytest.approx(np.std(entropies, ddof=1) / 3**0.5)
+    assert all(0 < found[f"distinct_{n}"] <= 1 and found[f"distinct_{n}_stderr"] > 0 for n in (1, 2, 3))
+
+
+def test_filling_and_batches_change_nothing(folder):
+    judge = judging.load_judge(str(folder))
+    together, alone = (judging.judge_samples(judge, TEXTS, size) for size in (4, 1))
+    # Only the order of float32 sums may differ.
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_twin_as_judge(tmp_path):
+    text = write_text(tmp_path / "text.txt")
+    quiet = {"train__steps": 1, "train__eval_every": 0, "train__sample_every": 0}
+    train_here(tmp_path / "run", data__source=str(text), objective="ar", **quiet)
+    found = judging.judge_samples(judging.load_judge(str(tmp_path / "run")), ["Once upon a time", "é" * 30], 2)
+    trained = load_trained(epath.Path(tmp_path / "run"), log=pytest.fail)
+    total = 0.0
+    for tokens in (Bytes().encode("Once upon a time"), Bytes().encode("é" * 30)[:32]):
+        scores = trained.experiment.score_fn(trained.params)(jnp.asarray(tokens[None]), jnp.zeros(1))[0]
+        log_probs = scipy.special.log_softmax(np.asarray(scores, np.float64), axis=-1)
+        total -= np.take_along_axis(log_probs, tokens[:, None], -1)[1:].sum()
+    assert (found["tokens_judged"], found["tokens_cut"]) == (15 + 31, 60 - 32)
+    assert found["nats_per_token"] == pytest.approx(total / 46, rel=1e-5)
+
+
+def test_diversity_of_known_sequences():
+    same, different = np.zeros(8, int), np.arange(8)
+    figures = quality.diversity([same, different])
+    assert quality.unigram_entropy(same) == 0
+    assert quality.unigram_entropy(different) == pytest.approx(math.log(8))
+    assert figures["unigram_entropy"] == pytest.approx(math.log(8) / 2)
+    assert figures["distinct_1"] == pytest.approx((1 / 8 + 1) / 2)
+    assert figures["distinct_2"] == pytest.approx((1 / 7 + 1) / 2)
+    assert figures["distinct_3_stderr"] == pytest.approx((1 - 1 / 6) / 2)
+    assert figures["distinct_2_of_all"] == pytest.approx(8 / 14)
+    assert math.isnan(quality.distinct([np.array([1, 2])], 3))
+    alone = quality.perplexity(np.array([3.0]), np.array([2]))
+    assert alone["generative_perplexity"] == pytest.approx(math.exp(1.5))
+    assert math.isnan(alone["generative_perplexity_stderr"])
+
+
+def test_perplexity_error_is_that_of_repeated_draws():
+    draw = np.random.default_rng(0)
+    counts = draw.integers(5, 50, (400, 100))
+    nats = counts * draw.normal(3, 0.4, counts.shape)
+    found = [quality.perplexity(*pair) for pair in zip(nats, counts, strict=True)]
+    spread = np.std([figures["nats_per_token"] for figures in found])
+    # 400 draws of a spread know it to 1 / sqrt(800), 3.5 %.
+    assert np.mean([figures["nats_per_token_stderr"] for figures in found]) == pytest.approx(spread, rel=0.12)
+
+
+def test_samples_as_printed_and_as_written(tmp_path):
+    texts = ["one\n\ntwo", "", '{"samples": 3} three\n']
+    printed = "".join(f"=== sample {i} ===\n{text}\n" for i, text in enumerate(texts))
+    answer = json.dumps({"samples": texts, "step": 3}) + "\n"
+    files = {
+        "printed": printed,
+        "with its answer": printed + answer,
+        "lines": "".join(json.dumps({"text": text, "more": 1}) + "\n" for text in texts),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+        assert judging.read_samples(epath.Path(tmp_path / name)) == texts, name
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(b"", "no samples"), (b"plain text\n", ":1 is not"), (b'{"text": 3}', "'text' is 3"), (b"\xff", "cannot be read")],
+)
+def test_files_that_hold_no_samples(tmp_path, content, named):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(InputError, match=named):
+        judging.read_samples(epath.Path(tmp_path / "file"))
+
+
+def test_samples_too_short_to_judge(folder):
+    with pytest.raises(InputError, match="nothing to judge"):
+        judging.judge_samples(judging.load_judge(str(folder)), ["a", ""], 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "llama"}, "'llama'"),
+        ({"activation_function": "relu"}, "activation_function='relu'"),
+        ({"n_head": 5}, "make no GPT-2"),
+        ({"n_embd": "12"}, "damaged"),
+        ({"n_positions": 25}, r"wpe.weight should be \[25, 12\] .* \[24, 12\]"),
+        ({"n_layer": 3}, "h.2.ln_1.weight should be .* no such weight"),
+    ],
+)
+def test_models_that_are_no_such_gpt2(folder, tmp_path, change, named):
+    copy = write_gpt2(tmp_path / "copy", config=CONFIG | change)
+    with pytest.raises(InputError, match=named):
+        gpt2.load(str(copy))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\x10" * 200])
+def test_files_absent_or_damaged(tmp_path, name, content):
+    path = write_gpt2(tmp_path / "copy") / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        gpt2.load(str(path.parent))
+
+
+def test_command_refuses_in_one_line(tmp_path):
+    (tmp_path / "samples").write_text('{"text": "fine"}\n')
+    _, err = run("judge", f"--samples={tmp_path}/samples", f"--model={tmp_path}/absent", expect=2)
+    (line,) = err.splitlines()
+    assert line.startswith("error: ") and "absent" in line
