@@ -91,4 +91,12 @@ def _lm1b() -> Rules:
         (r"\( ([^()]+) \)", r"(\1)"),
         (r"\[ ([^\[\]]+) \]", r"[\1]"),
     )
-    return addresses + words + ends + _closed_up(",:;") + _literal((" / ", "/")) + inside + _literal(("$ ", "$"), ("£ ", "£"))
+    return (
+        addresses
+        + words
+        + ends
+        + _closed_up(",:;")
+        + _literal((" / ", "/"))
+        + inside
+        + _literal(("$ ", "$"), ("£ ", "£"))
+    )
