@@ -6,6 +6,7 @@ tokens in a hole is fixed before sampling: the model chooses what stands there, 
 
 import functools
 import os
+import pathlib
 import re
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ def read_templates(path: str, text_field: str) -> list[str]:
     if not os.path.isfile(path):
         raise InputError(f"--templates={path} is no file; give one with a template per line")
     documents = corpora.documents(path, text_field=text_field)
-    if path.endswith(".jsonl"):
+    if {".jsonl", ".parquet"}.intersection(pathlib.PurePath(path).suffixes):
         return list(documents)
     templates = [line.removesuffix("\r") for line in documents[0].split("\n") if line.strip()]
     if not templates:

@@ -73,7 +73,7 @@ def start(name: str, *argv: str) -> subprocess.Popen:
 def run(name: str, *argv: str, expect: int = 0) -> tuple[str, str]:
     """(stdout, stderr) of a command that has to end with the exit code `expect`."""
     process = start(name, *argv)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == expect, err
     assert "Traceback" not in err
     return out, err

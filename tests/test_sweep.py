@@ -175,7 +175,7 @@ def interrupt(argv: list[str], point: Path, number: int) -> tuple[int, str, str]
     while process.poll() is None and not ((point / "metrics.jsonl").exists() and losses(point)):
         time.sleep(0.05)
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     return process.returncode, out, err
 
 
