@@ -34,13 +34,13 @@ class Judge:
     nats: Callable[[Any], jax.Array]
 
 
-def load_judge(name: str, tokenizer_path: str | None = None) -> Judge:
+def load_judge(name: str, tokenizer_path: str | None = None, *, flag: str = "model") -> Judge:
     """A GPT-2 by its folder or hub id, or the model of a workdir. Raises InputError for anything else, a vocabulary
-    that is not the model's, or a model without an exact likelihood."""
+    that is not the model's, or a model without an exact likelihood. flag: what gave the name."""
     if (epath.Path(name) / "checkpoints").exists():
         trained = load_trained(epath.Path(name), log=say)
         if not trained.experiment.model.causal:
-            raise InputError(f"--model={name} holds a diffusion model, which gives no exact likelihood; give a GPT-2")
+            raise InputError(f"--{flag}={name} holds a diffusion model, which gives no exact likelihood; give a GPT-2")
         score_fn = trained.experiment.score_fn
 
         @jax.jit
@@ -54,7 +54,7 @@ def load_judge(name: str, tokenizer_path: str | None = None) -> Judge:
     tokenizer = tokenizers.make("huggingface" if alone else "gpt2", path=str(vocabulary))
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
-            f"the vocabulary in {vocabulary} has {tokenizer.vocab_size} tokens, --model={name} only "
+            f"the vocabulary in {vocabulary} has {tokenizer.vocab_size} tokens, --{flag}={name} only "
             f"{config.vocab_size}; give its own with --tokenizer_path"
         )
 
@@ -105,7 +105,7 @@ def judge_samples(judge: Judge, texts: list[str], batch_size: int) -> dict[str, 
     encoded = [encode(text, judge.tokenizer) for text in texts]
     samples = [tokens[: judge.length] for tokens in encoded if len(tokens) > 1]
     if not samples:
-        raise InputError("--samples: none of the samples has two tokens or more, so there is nothing to judge")
+        raise InputError("none of the samples has two tokens or more, so there is nothing to judge")
     counts = np.array([len(tokens) - 1 for tokens in samples])
     # What fills a row comes after its tokens, so that none of them sees it.
     rows = np.zeros((len(samples), max(map(len, samples))), np.int32)

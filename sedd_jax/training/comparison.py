@@ -94,24 +94,33 @@ def markdown(table: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> str:
         return "" if value is None else format(value, form)
 
     head = [*(fields or ["point"]), "bits per byte", "training loss", "step", "tokens/s", "state"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in table:
         loss, rate = number(row["train_loss"], ".3f"), number(row["tokens_per_second"], ",.0f")
         point = [str(row[field]) for field in fields or ["name"]]
         lines.append([*point, bits(row), loss, f"{row['step']} of {row['steps']}", rate, row["state"]])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return as_markdown(head, lines)
+
+
+def as_markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))
 
 
 def write(folder: epath.Path, runs: Sequence[Run], table: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> None:
     """Leaves results.json, results.csv, results.md and results.png in the folder."""
+    write_table(folder, table, markdown(table, fields))
+    plot(folder / "results.png", runs)
+
+
+def write_table(folder: epath.Path, table: Sequence[Mapping[str, Any]], text: str) -> None:
+    """Leaves results.json, results.csv and, with `text`, results.md in the folder."""
     write_atomically(folder / "results.json", json.dumps(table, indent=2) + "\n")
-    text = io.StringIO()
-    sheet = csv.DictWriter(text, fieldnames=list(table[0]), lineterminator="\n")
+    sheet_text = io.StringIO()
+    sheet = csv.DictWriter(sheet_text, fieldnames=list(table[0]), lineterminator="\n")
     sheet.writeheader()
     sheet.writerows(table)
-    write_atomically(folder / "results.csv", text.getvalue())
-    write_atomically(folder / "results.md", markdown(table, fields))
-    plot(folder / "results.png", runs)
+    write_atomically(folder / "results.csv", sheet_text.getvalue())
+    write_atomically(folder / "results.md", text)
 
 
 def plot(path: epath.Path, runs: Sequence[Run]) -> None:

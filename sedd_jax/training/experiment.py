@@ -1,5 +1,6 @@
 """A config as objects: what training, evaluation and sampling of one run have in common."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -232,6 +233,15 @@ class Trained:
     tokenizer: Tokenizer
     params: Any
     step: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the parameters: what figures that were computed earlier must have been computed with."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree.leaves_with_path(self.params):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        return digest.hexdigest()
 
 
 def load_trained(workdir: epath.Path, *, log: Callable[[str], None]) -> Trained:

@@ -1,0 +1,89 @@
+"""The frontier: every point measured as it says, gone on with where it stopped, and refused where it cannot be."""
+
+import json
+import math
+
+import pytest
+from running import run, train_here, write_text
+
+METHODS = "--methods=analytic,analytic:cosine,first_hitting"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A diffusion model in diffusion/ and its autoregressive twin in twin/."""
+    folder = tmp_path_factory.mktemp("frontier")
+    source = str(write_text(folder / "text.txt"))
+    train_here(folder / "diffusion", data__source=source)
+    train_here(folder / "twin", data__source=source, objective="ar")
+    return folder
+
+
+def answer(out):
+    return json.loads(out.splitlines()[-1])
+
+
+def test_points_are_what_the_sampler_draws_and_go_on_where_they_stopped(folder, tmp_path):
+    workdir, output = folder / "diffusion", tmp_path / "points"
+    asked = [f"--workdir={workdir}", f"--output={output}", METHODS, "--num=3", "--num_times=4", "--seed=5"]
+    found = answer(run("frontier", *asked, "--steps=2,4", "--data")[0])
+    assert found["measured_by"] == "the model's own bound" and len(found["points"]) == 7
+    data, *points = found["points"]
+    assert data["method"] == "data" and data["network_evaluations"] is None
+    for row in points:
+        first_hitting = row["method"] == "first_hitting"
+        assert row["network_evaluations"] == row["steps"] + (not first_hitting)
+        assert row["generative_perplexity"] == pytest.approx(2 ** row["bits_per_token"])
+        # 32 tokens have no more than log 32 nats.
+        assert 0 < row["unigram_entropy"] <= math.log(32) + 1e-6 and row["seconds"] > 0
+    for name in ("results.csv", "results.md"):
+        assert len((output / name).read_text().splitlines()) == 7 + (1 if name.endswith("csv") else 2)
+    assert (output / "results.png").read_bytes().startswith(b"\x89PNG")
+
+    drawn = answer(run("sample", f"--workdir={workdir}", "--num=3", "--steps=4", "--seed=5", "--grid=cosine")[0])
+    path = output / "points" / "analytic-cosine-1-4.json"
+    assert json.loads(path.read_text())["texts"] == drawn["samples"]
+
+    kept = {file.name: file.stat().st_mtime_ns for file in path.parent.iterdir() if file != path}
+    path.unlink()
+    out, err = run("frontier", *asked, "--steps=2,4,8", "--data")
+    assert err.count("done already") == 6
+    again = answer(out)["points"]
+    assert len(again) == 10 and [row for row in again if row["steps"] in (None, 2)] == [
+        row for row in found["points"] if row["steps"] in (None, 2)
+    ]
+    rebuilt = [row for row in again if (row["grid"], row["steps"]) == ("cosine", 4)]
+    before = [row for row in found["points"] if (row["grid"], row["steps"]) == ("cosine", 4)]
+    assert rebuilt[0]["bits_per_token"] == pytest.approx(before[0]["bits_per_token"])
+    assert kept.items() <= {file.name: file.stat().st_mtime_ns for file in path.parent.iterdir()}.items()
+
+    _, err = run("frontier", *asked, "--steps=2", "--seed=6", expect=2)
+    assert "whose seed is 5 and not 6" in err
+
+
+def test_the_twin_judges(folder, tmp_path):
+    """The figures are those of the command `judge` on the same texts."""
+    workdir, twin, samples = folder / "diffusion", folder / "twin", tmp_path / "samples.jsonl"
+    found = answer(
+        run("frontier", f"--workdir={workdir}", f"--output={tmp_path}", f"--judge={twin}", "--num=3", "--steps=4")[0]
+    )
+    run("sample", f"--workdir={workdir}", "--num=3", "--steps=4", f"--output={samples}")
+    judged = answer(run("judge", f"--samples={samples}", f"--model={twin}")[0])
+    assert found["measured_by"] == "the judge twin"
+    for name in ("generative_perplexity", "unigram_entropy", "distinct_2"):
+        assert found["points"][0][name] == pytest.approx(judged[name], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "flag", "message"),
+    [
+        ("diffusion", "--steps=4,0", "steps=0 must be at least 1"),
+        ("diffusion", "--temperatures=0", "temperature=0"),
+        ("diffusion", "--methods=magic", "'magic' is unknown"),
+        ("diffusion", "--steps=few", "'few' is not a number"),
+        ("twin", "--steps=4", "holds an autoregressive model"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_anything_is(folder, model, flag, message):
+    _, err = run("frontier", f"--workdir={folder / model}", flag, expect=2)
+    assert message in err and not (folder / model / "frontier").exists()
