@@ -9,20 +9,18 @@ it stopped, and a longer list adds its points to those that are there.
 
 import dataclasses
 import itertools
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from etils import epath
 from jaxtyping import Int
 from tqdm import tqdm
 
-from sedd_jax import cli, likelihood, quality
-from sedd_jax.config import build, write_atomically
+from sedd_jax import cli, perplexity, quality
+from sedd_jax.config import build
 from sedd_jax.data import dataset
 from sedd_jax.data.packing import chunks
 from sedd_jax.drawing import Drawing
@@ -31,6 +29,7 @@ from sedd_jax.infilling import FREE
 from sedd_jax.judging import judge_samples, load_judge
 from sedd_jax.training import comparison
 from sedd_jax.training.experiment import SamplingOptions, Trained, load_trained
+from sedd_jax.training.ledger import Ledger
 from sedd_jax.training.report import say
 
 # Tokens [B, L] -> how likely and how diverse they are.
@@ -113,16 +112,10 @@ def make_measure(trained: Trained, values: flags.FlagValues) -> Measure:
         decode = trained.tokenizer.decode
         return lambda tokens: judge_samples(judge, [decode(row) for row in tokens.tolist()], values.batch_size)
 
-    experiment = trained.experiment
-    bound, key = experiment.bound_fn(values.num_times), jax.random.key(values.seed)
-
     def measure(tokens):
-        with jax.set_mesh(experiment.mesh):
-            bounds = likelihood.over_chunks(
-                lambda batch, first: bound(trained.params, key, experiment.place(batch), first),
-                tokens,
-                batch_size=min(values.batch_size, len(tokens)),
-            )
+        bounds = perplexity.of_rows(
+            trained, tokens, num_times=values.num_times, batch_size=values.batch_size, seed=values.seed
+        )
         counts = np.full(len(tokens), tokens.shape[1])
         return quality.perplexity(bounds.total, counts) | quality.diversity(list(tokens))
 
@@ -133,44 +126,6 @@ def as_row(fields: dict[str, Any], measured: dict[str, Any], costs: dict[str, An
     bits = {f"bits_per_token{end}": measured[f"nats_per_token{end}"] / np.log(2) for end in ("", "_stderr")}
     known = measured | bits | costs
     return cli.plain(fields | {name: known.get(name) for name in (*FIGURES, *COSTS)})
-
-
-class Points:
-    """What has been measured, one file each in a directory that belongs to one setting."""
-
-    def __init__(self, folder: epath.Path, setting: dict[str, Any]):
-        """Raises InputError if the directory is of another setting or cannot be made."""
-        record = folder / "setting.json"
-        held = _read(record) if record.exists() else setting
-        for name in setting:
-            if held.get(name) != setting[name]:
-                raise InputError(
-                    f"--output={folder} holds points whose {name} is {held.get(name)!r} and not {setting[name]!r}; "
-                    "choose another --output"
-                )
-        self._folder = folder / "points"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--output={folder} cannot be made a directory: {error.strerror}") from error
-        write_atomically(record, json.dumps(setting, indent=2) + "\n")
-
-    def get(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The row of a point, made if it is not there yet. make: -> {'row': ..., 'texts': ...}."""
-        path = self._folder / f"{name}.json"
-        if path.exists():
-            say(f"{name}: done already")
-            return _read(path)["row"]
-        made = make()
-        write_atomically(path, json.dumps(made) + "\n")
-        return made["row"]
-
-
-def _read(path: epath.Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}); remove it, and what it held is measured again") from error
 
 
 def markdown(table: Sequence[dict[str, Any]]) -> str:
@@ -238,7 +193,7 @@ def main() -> dict[str, Any]:
     options = dataclasses.asdict(experiment.sampling).items() - asked[0].fields.items()
     setting = {"weights": trained.fingerprint, "judge": values.judge, "num": values.num, "seed": values.seed}
     setting |= {name: value for name, value in sorted(options) if name not in {*asked[0].fields, "num", "rows"}}
-    points = Points(output, setting if values.judge else setting | {"num_times": values.num_times})
+    ledger = Ledger(output, setting if values.judge else setting | {"num_times": values.num_times})
     drawings: dict[SamplingOptions, Drawing] = {}
 
     def draw(point: Point) -> dict[str, Any]:
@@ -259,9 +214,9 @@ def main() -> dict[str, Any]:
             "texts": [trained.tokenizer.decode(row) for row in rows.tolist()],
         }
 
-    table = [points.get(DATA, real)] if values.data else []
+    table = [ledger.entry(DATA, real)["row"]] if values.data else []
     for point in tqdm(asked, desc="frontier", unit="point", file=sys.stderr):
-        table.append(points.get(point.name, lambda point=point: draw(point)))
+        table.append(ledger.entry(point.name, lambda point=point: draw(point))["row"])
     measured_by = "the model's own bound" if values.judge is None else f"the judge {epath.Path(values.judge).name}"
     text = markdown(table)
     comparison.write_table(output, table, text)

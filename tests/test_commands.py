@@ -185,7 +185,7 @@ def test_template_keeps_every_given_character_in_its_place(trained):
     ("name", "flags"),
     [
         ("train", "config workdir"),
-        ("evaluate", "workdir data num_times num_sequences batch_size seed"),
+        ("evaluate", "workdir data num_times num_sequences batch_size seed suite corpora output"),
         (
             "sample",
             "workdir num steps method grid corrector_steps corrector_size temperature top_k top_p precision batch_size "
