@@ -6,6 +6,8 @@ openai-community/gpt2-large), or the workdir of an autoregressive twin.
 All is counted in the judge's tokens, of each sample at most as many as the judge reads at once. A sample's first token
 is not judged, as in the papers that quote GPT-2's perplexity. Generative perplexity means little without the entropy
 and the distinct n-grams beside it: repetitive text is likely text.
+--references=FILE adds MAUVE of the samples against real texts (extra 'mauve'); its paper takes 5000 of each, and
+figures compare at equal numbers and lengths only.
 """
 
 import json
@@ -17,11 +19,12 @@ from etils import epath
 from sedd_jax import cli
 from sedd_jax.config import write_atomically
 from sedd_jax.errors import InputError
-from sedd_jax.judging import judge_samples, load_judge, read_samples
+from sedd_jax.judging import judge_samples, load_judge, mauve, read_samples
 
 flags.DEFINE_string("samples", None, "File of samples: JSON lines, or what `sample` prints.")
 flags.DEFINE_string("model", None, "Folder or hub id of a GPT-2, or the workdir of an autoregressive twin.")
 flags.DEFINE_string("tokenizer_path", None, "Folder of GPT-2's vocabulary; by default that of --model.")
+flags.DEFINE_string("references", None, "File of real texts, like --samples, for MAUVE.")
 flags.DEFINE_integer("batch_size", 8, "Samples per network call.", lower_bound=1)
 flags.DEFINE_string("output", None, "File for the figures as well, JSON.")
 
@@ -32,8 +35,11 @@ def main() -> dict[str, Any]:
     if output is not None and not output.parent.is_dir():
         raise InputError(f"--output={output}: its folder does not exist; make it first")
     texts = read_samples(epath.Path(cli.required("samples")))
+    references = values.references and read_samples(epath.Path(values.references), flag="references")
     judge = load_judge(cli.required("model"), values.tokenizer_path)
     result = judge_samples(judge, texts, values.batch_size) | {"model": values.model}
+    if references:
+        result |= mauve(judge, texts, references, values.batch_size)
     if output is not None:
         write_atomically(output, json.dumps(cli.plain(result)) + "\n")
     return result

@@ -27,11 +27,13 @@ from sedd_jax.training.report import say
 @dataclass(frozen=True)
 class Judge:
     """length: the most tokens it reads at once. nats: jitted, tokens [B, L] -> [B, L - 1], -log p of each token but the
-    first, given those before it."""
+    first, given those before it. features: jitted, tokens [B, L] -> [B, L, D], the last hidden states, which a twin
+    does not give."""
 
     tokenizer: Tokenizer
     length: int
     nats: Callable[[Any], jax.Array]
+    features: Callable[[Any], jax.Array] | None = None
 
 
 def load_judge(name: str, tokenizer_path: str | None = None, *, flag: str = "model") -> Judge:
@@ -62,33 +64,43 @@ def load_judge(name: str, tokenizer_path: str | None = None, *, flag: str = "mod
     def nats_of_gpt2(params, x):
         return cross_entropy(gpt2.logits(params, config, x)[:, :-1], x[:, 1:])
 
-    return Judge(tokenizer, config.n_positions, partial(nats_of_gpt2, jax.device_put(params)))
+    @jax.jit
+    def features_of_gpt2(params, x):
+        return gpt2.hidden(params, config, x)
+
+    params = jax.device_put(params)
+    return Judge(tokenizer, config.n_positions, partial(nats_of_gpt2, params), partial(features_of_gpt2, params))
 
 
-def read_samples(path: epath.Path) -> list[str]:
-    """Texts of a file. Raises InputError if it is absent, empty, or neither JSON lines nor what `sample` prints."""
+def read_samples(path: epath.Path, *, flag: str = "samples") -> list[str]:
+    """Texts of a file, which `flag` names. Raises InputError if it is absent, empty, or neither JSON lines nor what
+    `sample` prints."""
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--samples={path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"--{flag}={path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if content.startswith("=== sample "):
         # The answer of the command may stand at the end.
         content = re.sub(r"\n\{[^\n]*\"samples\"[^\n]*\n?\Z", "\n", content)
         texts = [text.removesuffix("\n") for text in re.split(r"^=== sample \d+.* ===\n", content, flags=re.M)[1:]]
     else:
-        texts = [_text(line, number, path) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
+        texts = [
+            _text(line, number, f"--{flag}={path}")
+            for number, line in enumerate(content.split("\n"), 1)
+            if line.strip()
+        ]
     if not texts:
-        raise InputError(f"--samples={path} holds no samples")
+        raise InputError(f"--{flag}={path} holds no samples")
     return texts
 
 
-def _text(line: str, number: int, path: epath.Path) -> str:
+def _text(line: str, number: int, where: str) -> str:
     try:
         text = json.loads(line)["text"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"--samples={path}:{number} is not a JSON object with a field 'text'") from error
+        raise InputError(f"{where}:{number} is not a JSON object with a field 'text'") from error
     if not isinstance(text, str):
-        raise InputError(f"--samples={path}:{number}: the field 'text' is {text!r:.40}, not a string")
+        raise InputError(f"{where}:{number}: the field 'text' is {text!r:.40}, not a string")
     return text
 
 
@@ -108,9 +120,7 @@ def judge_samples(judge: Judge, texts: list[str], batch_size: int) -> dict[str, 
         raise InputError("none of the samples has two tokens or more, so there is nothing to judge")
     counts = np.array([len(tokens) - 1 for tokens in samples])
     # What fills a row comes after its tokens, so that none of them sees it.
-    rows = np.zeros((len(samples), max(map(len, samples))), np.int32)
-    for row, tokens in zip(rows, samples, strict=True):
-        row[: len(tokens)] = tokens
+    rows = _as_rows(samples)
     nats = likelihood.over_chunks(
         lambda batch, first: likelihood.Exact(judge.nats(batch)),
         rows,
@@ -128,3 +138,45 @@ def judge_samples(judge: Judge, texts: list[str], batch_size: int) -> dict[str, 
         "tokens_cut": int(sum(max(len(tokens) - judge.length, 0) for tokens in encoded)),
         "tokens_per_sample": float(np.mean([len(tokens) for tokens in samples])),
     }
+
+
+def _as_rows(samples: list[np.ndarray]) -> np.ndarray:
+    """[number of samples, length of the longest], filled up with zeros."""
+    rows = np.zeros((len(samples), max(map(len, samples))), np.int32)
+    for row, tokens in zip(rows, samples, strict=True):
+        row[: len(tokens)] = tokens
+    return rows
+
+
+def mauve(judge: Judge, texts: list[str], references: list[str], batch_size: int) -> dict[str, Any]:
+    """How close the distribution of the texts is to that of the references, from 0 to 1 (MAUVE, Pillutla et al. 2021,
+    arXiv 2102.01454), by their library from the judge's last hidden states at the last token of each text.
+
+    Raises InputError where the library is not installed, or the judge has no such states.
+    """
+    try:
+        from mauve import compute_mauve
+    except ImportError as error:
+        raise InputError(f"--references needs the extra 'mauve' ({error}): pip install 'sedd_jax[mauve]'") from error
+    if judge.features is None:
+        raise InputError("--references needs a GPT-2 as the judge: MAUVE is defined by its hidden states")
+
+    def features(texts: list[str], name: str) -> np.ndarray:
+        encoded = [encode(text, judge.tokenizer)[: judge.length] for text in texts]
+        samples = [tokens for tokens in encoded if len(tokens)]
+        if len(samples) < 2:
+            raise InputError(f"MAUVE compares distributions: {len(samples)} of the {name} have text; give many")
+        rows, last = _as_rows(samples), np.array([len(tokens) - 1 for tokens in samples])
+        starts = tqdm(range(0, len(rows), batch_size), desc=f"reading {name}", unit="batch", file=sys.stderr)
+        found = []
+        for start in starts:
+            part, ends = rows[start : start + batch_size], last[start : start + batch_size]
+            # Filled up, so that the last batch is no other program.
+            filled = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
+            found.append(np.asarray(judge.features(filled))[np.arange(len(part)), ends])
+        return np.concatenate(found)
+
+    score = compute_mauve(
+        p_features=features(texts, "samples"), q_features=features(references, "references"), verbose=False
+    )
+    return {"mauve": float(score.mauve), "mauve_clusters": int(score.num_buckets), "num_references": len(references)}

@@ -239,3 +239,20 @@ def test_command_refuses_in_one_line(tmp_path):
     _, err = run("judge", f"--samples={tmp_path}/samples", f"--model={tmp_path}/absent", expect=2)
     (line,) = err.splitlines()
     assert line.startswith("error: ") and "absent" in line
+
+
+def test_mauve_is_one_for_the_same_texts_and_falls_with_their_distance(folder, tmp_path):
+    draw = np.random.default_rng(0)
+    letters = lambda alphabet: ["".join(draw.choice(list(alphabet), 12)) for _ in range(60)]  # noqa: E731
+    texts, others = {"a": letters("abcdef"), "b": letters("abcdef"), "c": letters("uvwxyz")}, {}
+    for name, lines in texts.items():
+        others[name] = tmp_path / f"{name}.jsonl"
+        others[name].write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    judge = judging.load_judge(str(folder))
+    found = {name: judging.mauve(judge, texts["a"], lines, 16)["mauve"] for name, lines in texts.items()}
+    assert found["a"] == pytest.approx(1) and found["a"] > found["b"] > found["c"]
+    out, _ = run("judge", f"--samples={others['a']}", f"--references={others['c']}", f"--model={folder}")
+    answer = json.loads(out.splitlines()[-1])
+    assert answer["mauve"] == pytest.approx(found["c"], abs=0.05) and answer["num_references"] == 60
+    _, err = run("judge", f"--samples={others['a']}", "--references=absent", f"--model={folder}", expect=2)
+    assert "--references=absent" in err

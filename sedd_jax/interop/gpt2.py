@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Array, Float, Int
 
 from sedd_jax import attention
 from sedd_jax.errors import InputError
+from sedd_jax.interop.sources import download, read_safetensors
 
 _FILES = ("config.json", "model.safetensors")
 _VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
@@ -46,6 +46,11 @@ class Config:
 
 def logits(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l v"]:
     """log p(tokens[i + 1] | tokens[:i + 1]) but for normalisation, at [i]. L is at most n_positions."""
+    return hidden(params, config, tokens) @ params["wte"].T
+
+
+def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+    """What the head reads: after the last normalisation."""
 
     def norm(x, weights):
         x = x - x.mean(-1, keepdims=True)
@@ -64,7 +69,7 @@ def logits(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"])
 
     x = params["wte"][tokens] + params["wpe"][: tokens.shape[1]]
     x, _ = jax.lax.scan(block, x, params["blocks"])
-    return norm(x, params["ln_f"]) @ params["wte"].T
+    return norm(x, params["ln_f"])
 
 
 def load(name: str) -> tuple[dict[str, Any], Config, Path]:
@@ -76,11 +81,7 @@ def load(name: str) -> tuple[dict[str, Any], Config, Path]:
     folder = _find(name)
     config = _read_config(folder / _FILES[0])
     path = folder / _FILES[1]
-    try:
-        weights = safetensors.numpy.load_file(path)
-    # TypeError: of a dtype that numpy does not have.
-    except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is absent, damaged or not a safetensors file ({error}); get a sound copy") from error
+    weights = read_safetensors(path)
     # A model with a head has this prefix before all names but the head's own, which is the embedding once more.
     weights = {name.removeprefix("transformer."): value for name, value in weights.items()}
 
@@ -136,13 +137,4 @@ def _find(name: str) -> Path:
     folder = Path(name)
     if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         return folder
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise InputError(f"{name} does not exist here; to get it from the hub, pip install huggingface_hub") from error
-    try:
-        return Path(snapshot_download(name, allow_patterns=[*_FILES, *_VOCABULARY]))
-    # An absent model, no network, no permission, a full disk: some ten types, of three libraries.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{name} is not a folder here, and could not be had from the hub: {reason}") from error
+    return download(name, (*_FILES, *_VOCABULARY))

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from etils import epath
 from ml_collections import ConfigDict
@@ -24,6 +23,7 @@ from sedd_jax.interop import official_config, torch_files
 from sedd_jax.interop.directory import written_whole
 from sedd_jax.interop.official import ROTARY, check_shapes, from_official, to_official
 from sedd_jax.interop.pickles import Tensor
+from sedd_jax.interop.sources import download, read_safetensors
 
 FORMATS = ("safetensors", "torch")
 _SAFETENSORS, _TORCH, _CONFIG = "model.safetensors", "pytorch_model.bin", "config.json"
@@ -46,7 +46,7 @@ def load_official(path: str | os.PathLike, *, config_file: str | os.PathLike | N
     weights_file = _find_weights(path)
     config = official_config.read(_find_config(weights_file) if config_file is None else Path(config_file))
     if weights_file.suffix == ".safetensors":
-        weights = _read_safetensors(weights_file)
+        weights = read_safetensors(weights_file)
     else:
         weights, steps = _read_torch(weights_file)
         config.train.update(steps)
@@ -86,7 +86,7 @@ def _find_weights(path: str | os.PathLike) -> Path:
     if here.is_file():
         return here
     if not here.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        here = _download(str(path))
+        here = download(str(path), (_CONFIG, _SAFETENSORS, _TORCH))
     for name in _WEIGHTS:
         if (here / name).is_file():
             return here / name
@@ -107,27 +107,6 @@ def _find_config(weights_file: Path) -> Path:
     raise InputError(
         f"{weights_file} has no config.json or .hydra/config.yaml beside it; name its config with --model_config"
     )
-
-
-def _download(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise InputError(f"{name} does not exist here; to get it from the hub, pip install 'sedd_jax[hub]'") from error
-    try:
-        return Path(snapshot_download(name, allow_patterns=[_CONFIG, _SAFETENSORS, _TORCH]))
-    # An absent model, no network, no permission, a full disk: some ten types, of three libraries.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{name} is not a path here, and could not be had from the hub: {reason}") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load_file(path)
-    # TypeError: of a dtype that numpy does not have.
-    except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged or not a safetensors file ({error}); get a sound copy") from error
 
 
 def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
