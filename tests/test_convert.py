@@ -220,7 +220,7 @@ def test_bad_files_are_one_line_and_exit_code_2(tmp_path, folder):
     weights = inputs["short"] / "pytorch_model.bin"
     weights.write_bytes(weights.read_bytes()[:-1000])
     named = {
-        "truncated": "truncated/model.safetensors is damaged",
+        "truncated": "truncated/model.safetensors is absent, damaged",
         "wrong": "[51, 64], and [51, 128] by the config",
         "hostile": "'posix.system'",
         "absent": "absent does not exist",
