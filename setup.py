@@ -63,7 +63,6 @@ setup(
         "cuda12": [f"jax[cuda12]{JAX}"],
         "cuda13": [f"jax[cuda13]{JAX}"],
         "hf": [HF],
-        "hub": ["huggingface-hub>=1,<3"],
         "mauve": [MAUVE],
         "beam": ["apache-beam>=2.77,<3"],
         "test": TEST,

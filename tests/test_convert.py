@@ -312,7 +312,6 @@ def test_other_contents_of_torch_files(folder, tree, named):
 
 
 def test_without_a_network_the_hub_is_one_line(tmp_path, monkeypatch):
-    pytest.importorskip("huggingface_hub", reason="the extra 'hub' is not installed")
     # Nothing listens there: as without a network, at once.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

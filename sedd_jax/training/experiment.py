@@ -137,18 +137,8 @@ class Experiment:
             changed = jnp.where(clamp[0], 0, 1 + jnp.arange(length))
             return sampling.Sample(tokens, changed, calls=jnp.array(length), clipped=jnp.zeros(()))
 
-        def draw(params, key, clamp, steps, first_index):
-            return sampling.simulate(
-                key,
-                self.network(params),
-                self.graph,
-                self.noise,
-                clamp[1].shape,
-                steps=steps,
-                sampler=sampler,
-                clamp=clamp,
-                first_index=first_index,
-            )
+        def draw(*arguments):
+            return sampling.as_sample(self._process(sampler, *arguments).run())
 
         chosen = generate if self.model.causal else draw
         fixed = chosen if steps is None else lambda params, key, clamp: chosen(params, key, clamp, steps, 0)
@@ -161,25 +151,26 @@ class Experiment:
         length(...) -> how many events there are.
         """
 
-        def process(params, key, clamp, steps, first_index):
-            return sampling.make_process(
-                key,
-                self.network(params),
-                self.graph,
-                self.noise,
-                clamp[1].shape,
-                steps=steps,
-                sampler=sampler,
-                clamp=clamp,
-                first_index=first_index,
-            )
-
+        process = partial(self._process, sampler)
         events = (
             lambda *arguments: process(*arguments).start(),
             lambda *arguments: process(*arguments[:-2]).advance(*arguments[-2:]),
             lambda *arguments: process(*arguments).length,
         )
         return tuple(jax.jit(event, out_shardings=sharding.replicated(self.mesh)) for event in events)
+
+    def _process(self, sampler: sampling.Sampler, params, key, clamp, steps, first_index) -> sampling.Process:
+        return sampling.make_process(
+            key,
+            self.network(params),
+            self.graph,
+            self.noise,
+            clamp[1].shape,
+            steps=steps,
+            sampler=sampler,
+            clamp=clamp,
+            first_index=first_index,
+        )
 
     def place(self, rows: np.ndarray) -> jax.Array:
         """Rows [B, ...], the same on every process, split over the mesh as far as B goes."""
