@@ -14,8 +14,7 @@ from etils import epath
 
 from sedd_jax import perplexity
 from sedd_jax.data import corpora, detokenize
-from sedd_jax.data.packing import Stream, tokenize
-from sedd_jax.data.tokenizers import Tokenizer
+from sedd_jax.data.packing import Stream, check_length, tokenize
 from sedd_jax.errors import InputError
 from sedd_jax.training import comparison
 from sedd_jax.training.experiment import Trained
@@ -109,11 +108,12 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """{name: figures}; results.{json,csv,md} in `output`, which has one file per test set that is done.
 
-    A test set that `output` has by the same model, seed and noise levels is not computed again. Raises InputError if a
-    source cannot be read, before anything is computed, or if `output` is of another setting.
+    A test set that `output` has by the same model, seed and noise levels is not computed again. Raises InputError,
+    before anything is computed, if a source cannot be read or does not fill one chunk, or if `output` is of another
+    setting.
     """
     causal = trained.experiment.model.causal
-    streams = {name: _stream(name, source, trained.tokenizer) for name, source in sources.items()}
+    streams = {name: _stream(name, source, trained) for name, source in sources.items()}
     setting = {"weights": trained.fingerprint, "tokenizer": trained.tokenizer.fingerprint, "seed": seed}
     setting |= {"length": trained.config.data.length, "num_times": None if causal else num_times, "limit": limit}
     ledger, figures = Ledger(output, setting), {}
@@ -129,8 +129,13 @@ def evaluate(
     return figures
 
 
-def _stream(name: str, source: str, tokenizer: Tokenizer) -> Stream:
-    return tokenize(rows(name, source), tokenizer, progress=True)
+def _stream(name: str, source: str, trained: Trained) -> Stream:
+    stream = tokenize(rows(name, source), trained.tokenizer, progress=True)
+    try:
+        check_length(stream, trained.config.data.length)
+    except InputError as error:
+        raise InputError(f"--corpora={name}={source}: {error}") from error
+    return stream
 
 
 def _with_error(figures: Mapping[str, Any], exact: bool) -> str:

@@ -101,8 +101,11 @@ def test_suite_goes_on_and_does_not_depend_on_the_batch_size(folder, tmp_path):
     assert "≤ " not in (tmp_path / "b" / "results.md").read_text().split("|")[13]
 
 
-def test_a_source_that_is_absent_stops_the_suite_before_it_begins(folder, tmp_path):
-    corpora = f"--corpora=lm1b={folder}/lm1b.txt,ptb={tmp_path}/absent.txt"
+@pytest.mark.parametrize("source", ["absent.txt", "short.txt"])
+def test_a_source_without_a_chunk_stops_the_suite_before_it_begins(folder, tmp_path, source):
+    (tmp_path / "short.txt").write_text("no")
+    # Behind one that could be computed.
+    corpora = f"--corpora=ptb={folder}/lm1b.txt,lm1b={tmp_path}/{source}"
     options = ["--suite=zeroshot", corpora, f"--output={tmp_path}/out"]
     _, err = run("evaluate", f"--workdir={folder}/model", *options, expect=2)
-    assert "absent.txt" in err and not (tmp_path / "out").exists()
+    assert source in err and not (tmp_path / "out").exists()
