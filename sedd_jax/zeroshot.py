@@ -44,8 +44,8 @@ def _sentences(text: str) -> Iterator[str]:
     return (line.strip() for line in io.StringIO(text) if line.strip())
 
 
-# Table 1 of the paper (arXiv 2310.16834), whose GPT-2 figures but that of 1BW are OpenAI's own by the same protocol's
-# detokenizers. SEDD's are upper bounds.
+# Table 1 of the paper (arXiv 2310.16834). SEDD's are upper bounds. GPT-2's were computed anew by its authors, without a
+# sliding window, but for LM1B, where they are those of table 3 of GPT-2's paper (Radford et al. 2019): per word.
 MODELS = (
     "GPT-2 small",
     "SEDD absorbing small",

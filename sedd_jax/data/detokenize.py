@@ -58,7 +58,7 @@ def _closed_up(marks: str) -> Rules:
 @functools.cache
 def _wikitext() -> Rules:
     # SEDD's list has one more rule, for an apostrophe and a digit between slashes, which was meant to be something else
-    # and fits nothing in WikiText.
+    # and fits nothing in its test set.
     inside = _regex(
         (r"\(\s*([^)]*?)\s*\)", r"(\1)"),
         (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
