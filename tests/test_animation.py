@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
-from running import train_here, write_text
 
 from sedd_jax.animation import gif, page
 from sedd_jax.animation.film import MOST_FRAMES, Film, Frame, Script
@@ -80,15 +79,9 @@ def test_gif_has_a_frame_per_event_and_then_stays(tmp_path):
     assert sum(durations[5:]) > 3 * durations[0]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("animation")
-    train_here(folder / "run", data__source=str(write_text(folder / "text.txt")), train__steps=1)
-    return load_trained(epath.Path(folder / "run"), log=print)
-
-
 @pytest.mark.parametrize("method", ["analytic", "first_hitting"])
-def test_looking_on_changes_no_sample(method, trained):
+def test_looking_on_changes_no_sample(method, models):
+    trained = load_trained(epath.Path(models / "diffusion"), log=print)
     drawing = Drawing(trained, dataclasses.replace(trained.experiment.sampling, method=method), batch_size=2)
     windows = np.stack([parse_template("ab[[5]]c", Bytes(), length=32).tokens] * 3)
     frames: list[Frame] = []

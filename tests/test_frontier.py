@@ -4,27 +4,17 @@ import json
 import math
 
 import pytest
-from running import run, train_here, write_text
+from running import run
 
 METHODS = "--methods=analytic,analytic:cosine,first_hitting"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A diffusion model in diffusion/ and its autoregressive twin in twin/."""
-    folder = tmp_path_factory.mktemp("frontier")
-    source = str(write_text(folder / "text.txt"))
-    train_here(folder / "diffusion", data__source=source)
-    train_here(folder / "twin", data__source=source, objective="ar")
-    return folder
 
 
 def answer(out):
     return json.loads(out.splitlines()[-1])
 
 
-def test_points_are_what_the_sampler_draws_and_go_on_where_they_stopped(folder, tmp_path):
-    workdir, output = folder / "diffusion", tmp_path / "points"
+def test_points_are_what_the_sampler_draws_and_go_on_where_they_stopped(models, tmp_path):
+    workdir, output = models / "diffusion", tmp_path / "points"
     asked = [f"--workdir={workdir}", f"--output={output}", METHODS, "--num=3", "--num_times=4", "--seed=5"]
     found = answer(run("frontier", *asked, "--steps=2,4", "--data")[0])
     assert found["measured_by"] == "the model's own bound" and len(found["points"]) == 7
@@ -61,9 +51,9 @@ def test_points_are_what_the_sampler_draws_and_go_on_where_they_stopped(folder, 
     assert "whose seed is 5 and not 6" in err
 
 
-def test_the_twin_judges(folder, tmp_path):
+def test_the_twin_judges(models, tmp_path):
     """The figures are those of the command `judge` on the same texts."""
-    workdir, twin, samples = folder / "diffusion", folder / "twin", tmp_path / "samples.jsonl"
+    workdir, twin, samples = models / "diffusion", models / "twin", tmp_path / "samples.jsonl"
     found = answer(
         run("frontier", f"--workdir={workdir}", f"--output={tmp_path}", f"--judge={twin}", "--num=3", "--steps=4")[0]
     )
@@ -84,6 +74,6 @@ def test_the_twin_judges(folder, tmp_path):
         ("twin", "--steps=4", "holds an autoregressive model"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_before_anything_is(folder, model, flag, message):
-    _, err = run("frontier", f"--workdir={folder / model}", flag, expect=2)
-    assert message in err and not (folder / model / "frontier").exists()
+def test_what_cannot_be_drawn_is_refused_before_anything_is(models, model, flag, message):
+    _, err = run("frontier", f"--workdir={models / model}", flag, expect=2)
+    assert message in err and not (models / model / "frontier").exists()

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from running import run, train_here, write_text
+from running import run
 
 from sedd_jax import zeroshot
 from sedd_jax.data import detokenize
@@ -50,13 +50,10 @@ def test_what_names_no_test_set_is_refused(given):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Two models of one size, and two small test sets."""
+def folder(models, tmp_path_factory):
+    """Two small test sets."""
     folder = tmp_path_factory.mktemp("zeroshot")
-    source = str(write_text(folder / "text.txt"))
-    train_here(folder / "model", data__source=source)
-    train_here(folder / "twin", data__source=source, objective="ar")
-    lines = (folder / "text.txt").read_text(encoding="utf-8").splitlines()
+    lines = (models / "text.txt").read_text(encoding="utf-8").splitlines()
     (folder / "wiki.raw").write_text("".join(f" {line[:-1]} . \n" for line in lines[:12]), encoding="utf-8")
     (folder / "lm1b.txt").write_text("".join(f"{line[:-1]} .\n" for line in lines[12:20]), encoding="utf-8")
     return folder
@@ -66,10 +63,10 @@ def answer(out):
     return json.loads(out.splitlines()[-1])
 
 
-def test_suite_goes_on_and_does_not_depend_on_the_batch_size(folder, tmp_path):
+def test_suite_goes_on_and_does_not_depend_on_the_batch_size(models, folder, tmp_path):
     corpora = f"--corpora=lm1b={folder}/lm1b.txt,wikitext2={folder}/wiki.raw"
     asked = ["--suite=zeroshot", corpora, "--num_times=3", "--num_sequences=7"]
-    out, err = run("evaluate", f"--workdir={folder}/model", *asked, f"--output={tmp_path}/a", "--batch_size=4")
+    out, err = run("evaluate", f"--workdir={models}/diffusion", *asked, f"--output={tmp_path}/a", "--batch_size=4")
     found = answer(out)["corpora"]
     assert list(found) == ["wikitext2", "lm1b"] and "LM1B: perplexity ≤ " in err
 
@@ -77,7 +74,7 @@ def test_suite_goes_on_and_does_not_depend_on_the_batch_size(folder, tmp_path):
     rows = zeroshot.rows("wikitext2", f"{folder}/wiki.raw")
     (tmp_path / "plain.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     direct = ["--num_times=3", "--num_sequences=7", f"--data={tmp_path}/plain.jsonl"]
-    assert answer(run("evaluate", f"--workdir={folder}/model", *direct)[0]) == pytest.approx(
+    assert answer(run("evaluate", f"--workdir={models}/diffusion", *direct)[0]) == pytest.approx(
         found["wikitext2"], rel=1e-5
     )
 
@@ -89,23 +86,23 @@ def test_suite_goes_on_and_does_not_depend_on_the_batch_size(folder, tmp_path):
     kept, gone = sorted((tmp_path / "a" / "points").iterdir(), reverse=True)
     before = kept.stat().st_mtime_ns
     gone.unlink()
-    out, err = run("evaluate", f"--workdir={folder}/model", *asked, f"--output={tmp_path}/a", "--batch_size=1")
+    out, err = run("evaluate", f"--workdir={models}/diffusion", *asked, f"--output={tmp_path}/a", "--batch_size=1")
     assert err.count("done already") == 1 and kept.stat().st_mtime_ns == before
     assert answer(out)["corpora"]["lm1b"] == pytest.approx(found["lm1b"], rel=1e-5)
 
-    _, err = run("evaluate", f"--workdir={folder}/twin", *asked, f"--output={tmp_path}/a", expect=2)
+    _, err = run("evaluate", f"--workdir={models}/twin", *asked, f"--output={tmp_path}/a", expect=2)
     assert "weights" in err and "choose another --output" in err
-    out, _ = run("evaluate", f"--workdir={folder}/twin", *asked, f"--output={tmp_path}/b")
+    out, _ = run("evaluate", f"--workdir={models}/twin", *asked, f"--output={tmp_path}/b")
     exact = answer(out)["corpora"]["lm1b"]
     assert exact["num_times"] is None and 1 < exact["perplexity"] < math.exp(8)
     assert "≤ " not in (tmp_path / "b" / "results.md").read_text().split("|")[13]
 
 
 @pytest.mark.parametrize("source", ["absent.txt", "short.txt"])
-def test_a_source_without_a_chunk_stops_the_suite_before_it_begins(folder, tmp_path, source):
+def test_a_source_without_a_chunk_stops_the_suite_before_it_begins(models, folder, tmp_path, source):
     (tmp_path / "short.txt").write_text("no")
     # Behind one that could be computed.
     corpora = f"--corpora=ptb={folder}/lm1b.txt,lm1b={tmp_path}/{source}"
     options = ["--suite=zeroshot", corpora, f"--output={tmp_path}/out"]
-    _, err = run("evaluate", f"--workdir={folder}/model", *options, expect=2)
+    _, err = run("evaluate", f"--workdir={models}/diffusion", *options, expect=2)
     assert source in err and not (tmp_path / "out").exists()
