@@ -169,9 +169,12 @@ def interrupt(argv: list[str], point: Path, number: int) -> tuple[int, str, str]
     """Starts the sweep as in a terminal, and presses Ctrl-C, say, when the point has made its first step."""
     command = [sys.executable, "-m", "sedd_jax.sweep", *argv]
     pipe = subprocess.PIPE
+    # Tests that a shell runs in the background ignore Ctrl-C, and what they start would inherit that.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
     )
+    signal.signal(signal.SIGINT, previous)
     while process.poll() is None and not ((point / "metrics.jsonl").exists() and losses(point)):
         time.sleep(0.05)
     os.killpg(process.pid, number)
