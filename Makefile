@@ -36,7 +36,7 @@ demo: install ## Train a tiny model, evaluate it, sample and infill (WORKDIR=run
 	$(BIN)/python -m sedd_jax.sample --workdir=$(WORKDIR) --template='The [[4]] statement is used to [[24]].'
 
 test: install ## Run the tests.
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 lint: install ## Check style, format and the direction of imports.
 	@$(BIN)/ruff check .
