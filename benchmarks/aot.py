@@ -1,6 +1,6 @@
 """What the paper's models need of TPU slices that are not there, as a table: see docs/tpu.md.
 
-    python -m benchmarks.aot [--only=small/v5e-16] [--write] [-- --config.model.remat=True ...]
+    python -m benchmarks.aot [--only=small/v5e-16] [--write] [-- --config.model.remat=blocks ...]
 
 One `sedd_jax.compile` per row, each in its own process; a row takes one to several minutes. --write puts the table
 between the two markers in docs/benchmarks.md, otherwise it goes to stdout. Arguments after -- are given to every row.
