@@ -20,8 +20,29 @@ def medians(repeats: int, **calls: Callable[[], Any]) -> dict[str, float]:
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
-def copy_rate(megabytes: int = 256) -> float:
-    """Bytes read and written per second by adding 1 to a large array on one device, measured."""
+def products(dtype: str) -> tuple[Callable[[], Any], int]:
+    """A call that makes large square matrix products one after another on one device, and its FLOPs."""
+    size, count = (1536, 10) if jax.devices()[0].platform == "cpu" else (8192, 10)
+    a = jnp.full((size, size), 1 / size, dtype)
+    product = jax.jit(jnp.matmul)
+
+    def call():
+        x = a
+        for _ in range(count):
+            x = product(x, a)
+        return x
+
+    return call, 2 * size**3 * count
+
+
+def passes(megabytes: int = 1024) -> tuple[Callable[[], Any], int]:
+    """A call that adds 1 to a large array in place on one device, and the bytes that it reads and writes."""
     a = jnp.zeros(megabytes << 18, jnp.float32)
-    add = jax.jit(lambda a: a + 1)
-    return 2 * a.nbytes / medians(5, add=lambda: add(a))["add"]
+    size, add = 2 * a.nbytes, jax.jit(lambda a: a + 1, donate_argnums=0)
+
+    def call():
+        nonlocal a
+        a = add(a)
+        return a
+
+    return call, size

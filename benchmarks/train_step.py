@@ -3,13 +3,13 @@
     python -m benchmarks.train_step [--config=configs/baseline.py] [--vocab_size=257] [--repeats=5] [--plain=False]
 
 The floor is the time of the step's matrix products at the rate of a large one (float32 or bfloat16, as the config says)
-measured in the same process, plus the optimiser's bytes at the rate of a large copy. Of the products with the head only
-those of noised positions are needed: half of them with the absorbing graph. Plain is the same step with autodiff
-through the [B, L, N] log-scores. Rounds alternate, and medians are reported, because a shared machine drifts.
+measured in the same rounds, plus the optimiser's bytes at the rate at which a large array is read and written in place.
+Of the products with the head only those of noised positions are needed: half of them with the absorbing graph. Plain is
+the same step with autodiff through the [B, L, N] log-scores. Rounds alternate, and medians are reported, because a shared
+machine drifts.
 """
 
 import json
-import statistics
 
 import jax
 import numpy as np
@@ -17,14 +17,14 @@ import optax
 from absl import app, flags
 from ml_collections import config_flags
 
-from benchmarks.rounds import copy_rate, medians
+from benchmarks.rounds import medians, passes, products
 from sedd_jax import sharding
 from sedd_jax.config import build
 from sedd_jax.rates import Absorbing
 from sedd_jax.score_entropy import dwdse
 from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.loop import TrainOptions
-from sedd_jax.training.metrics import matmul_rate, train_flops_per_token
+from sedd_jax.training.metrics import train_flops_per_token
 from sedd_jax.training.state import TrainState, init_state
 from sedd_jax.training.step import ema_decay, make_train_step
 
@@ -84,13 +84,16 @@ def main(_):
             state, result = step(state, key, batch)
             return state, result
 
+        (matmul, flops), (pass_over, moved) = products(model.dtype), passes()
         seconds = medians(
             flags.FLAGS.repeats,
+            matmul=matmul,
+            pass_over=pass_over,
             forward=lambda: forward(state.params, batch, sigma),
             **{name: lambda step=step: run(step) for name, step in steps.items()},
         )
-        rate = statistics.median(matmul_rate(dtype=model.dtype) for _ in range(5)) * jax.device_count()
-        bandwidth = copy_rate() * jax.device_count()
+    rate = flops / seconds.pop("matmul") * jax.device_count()
+    bandwidth = moved / seconds.pop("pass_over") * jax.device_count()
     head = 6 * model.dim * model.num_states
     needed = train_flops_per_token(model, length) - (head / 2 if isinstance(experiment.graph, Absorbing) else 0)
     floor = needed * tokens.size / rate + OPTIMIZER_BYTES * parameters / bandwidth
@@ -99,7 +102,7 @@ def main(_):
         "seconds": seconds,
         "temporary_megabytes": {name: value.temp_size_in_bytes / 1e6 for name, value in memory.items()},
         "matmul_gflops": rate / 1e9,
-        "copy_gigabytes_per_second": bandwidth / 1e9,
+        "memory_gigabytes_per_second": bandwidth / 1e9,
         "floor_seconds": floor,
         "step_over_floor": seconds["step"] / floor,
         "step_over_forward": seconds["step"] / seconds["forward"],

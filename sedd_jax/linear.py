@@ -2,6 +2,7 @@
 operands."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -19,22 +20,46 @@ def bias_init(fan_in: int) -> Callable:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: Array, kernel: Array, out_dtype: str) -> Array:
+    """x [..., in], kernel [in, ...] -> [..., ...] in out_dtype.
+
+    The backward pass differs from JAX's own in two ways. The gradient of the kernel is taken the way round in which the
+    narrower operand is transposed: on a CPU that takes a tenth off a step, elsewhere it is the same. And the operands
+    have the dtype of x: the float32 gradient of a result that is wider than they are would run at a fraction of the
+    speed.
+    """
     return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=out_dtype)
 
 
+def _product_backward(_, operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = operands
+    gradient = gradient.astype(x.dtype)
+    rows, columns = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, gradient.ndim))
+    d_x = jax.lax.dot_general(gradient, kernel, ((columns, tuple(range(1, kernel.ndim))), ((), ())))
+    over_rows = ((rows, rows), ((), ()))
+    if x.shape[-1] * kernel.shape[0] > kernel.size:
+        return d_x, jnp.moveaxis(jax.lax.dot_general(gradient, x, over_rows), -1, 0)
+    return d_x, jax.lax.dot_general(x, gradient, over_rows)
+
+
+_product.defvjp(lambda x, kernel, out_dtype: (_product(x, kernel, out_dtype), (x, kernel)), _product_backward)
+
+
 @jax.custom_vjp
-def _widening_product(x: Array, kernel: Array) -> Array:
-    """bfloat16 operands, float32 result; and bfloat16 operands in the backward pass too, which would otherwise have
-    the float32 gradient of the result as one, at a fraction of the speed."""
-    return _product(x, kernel, "float32")
+def _add_bias(y: Array, bias: Array) -> Array:
+    """The gradient of the bias, a sum over all positions, is a product with ones: of a whole vocabulary's columns a
+    CPU's own sum takes as long as the product with the weights."""
+    return y + bias.astype(y.dtype)
 
 
-def _widening_backward(operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    return jax.vjp(lambda x, kernel: _product(x, kernel, x.dtype), *operands)[1](gradient.astype(operands[0].dtype))
+def _add_bias_backward(features: int, gradient: Array) -> tuple[Array, Array]:
+    rows = tuple(range(gradient.ndim - features))
+    ones = jnp.ones(gradient.shape[: len(rows)], gradient.dtype)
+    return gradient, jax.lax.dot_general(ones, gradient, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
 
 
-_widening_product.defvjp(lambda x, kernel: (_widening_product(x, kernel), (x, kernel)), _widening_backward)
+_add_bias.defvjp(lambda y, bias: (_add_bias(y, bias), bias.ndim), _add_bias_backward)
 
 
 class Linear(nn.Module):
@@ -58,9 +83,8 @@ class Linear(nn.Module):
         kernel = self.param("kernel", kernel_init, (fan_in, *self.features), jnp.float32)
         kernel = gather(kernel.astype(self.dtype), self.axes)
         out_dtype = self.out_dtype or self.dtype
-        x = x.astype(self.dtype)
-        y = _product(x, kernel, out_dtype) if out_dtype == self.dtype else _widening_product(x, kernel)
+        y = _product(x.astype(self.dtype), kernel, out_dtype)
         if self.use_bias:
             init = nn.with_logical_partitioning(zeros if self.zero_init else bias_init(fan_in), self.axes[1:])
-            y = y + self.param("bias", init, self.features, jnp.float32).astype(out_dtype)
+            y = _add_bias(y, self.param("bias", init, self.features, jnp.float32))
         return y

@@ -43,14 +43,15 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
     head's parameters before, and their gradient after. places: shardings of the head's parameters.
     """
     batch_axes = sharding.RULES["batch"]
+    exchanged = {axis for axis in batch_axes if mesh.shape[axis] > 1}
     # The part of each weight's layout that this function undoes and restores by hand; the tensor axis is left alone.
     # An axis alone may stand there as a name or as a tuple of one.
-    axes_of = lambda entry: (entry,) if isinstance(entry, str) else entry  # noqa: E731
+    axes_of = lambda entry: (entry,) if isinstance(entry, str) else entry or ()  # noqa: E731
     split = {
-        name: [axes_of(a) if a and set(axes_of(a)) <= set(batch_axes) else None for a in place.spec]
+        name: [tuple(axis for axis in axes_of(entry) if axis in exchanged) for entry in place.spec]
         for name, place in places.items()
     }
-    specs = {name: PartitionSpec(*axes) for name, axes in split.items()}
+    specs = {name: PartitionSpec(*(axes or None for axes in entries)) for name, entries in split.items()}
 
     def whole(name, leaf):
         for dim, axes in enumerate(split[name]):
@@ -60,11 +61,11 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
         return leaf
 
     def summed(name, grad):
-        rest = set(batch_axes)
+        rest = exchanged
         for dim, axes in enumerate(split[name]):
             if axes:
                 grad = jax.lax.psum_scatter(grad, axes, scatter_dimension=dim, tiled=True)
-                rest -= set(axes)
+                rest = rest - set(axes)
         return jax.lax.psum(grad, tuple(rest))
 
     def local(head, features, noised, tokens):
