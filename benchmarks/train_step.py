@@ -5,8 +5,8 @@
 The floor is the time of the step's matrix products at the rate of a large one (float32 or bfloat16, as the config says)
 measured in the same rounds, plus the optimiser's bytes at the rate at which a large array is read and written in place.
 Of the products with the head only those of noised positions are needed: half of them with the absorbing graph. Plain is
-the same step with autodiff through the [B, L, N] log-scores. Rounds alternate, and medians are reported, because a shared
-machine drifts.
+the same step with autodiff through the [B, L, N] log-scores. Rounds alternate, and medians are reported, because a
+shared machine drifts.
 """
 
 import json
