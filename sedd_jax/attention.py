@@ -17,6 +17,18 @@ Heads = Float[Array, "b l h d"]
 LANES = 128
 
 
+@jax.custom_jvp
+def _softmax(scores: Float[Array, "... k"]) -> Float[Array, "... k"]:
+    """The gradient needs the weights alone, where that of jax.nn's keeps their exponentials as well."""
+    return jax.nn.softmax(scores)
+
+
+@_softmax.defjvp
+def _softmax_jvp(primals, tangents):
+    weights, moved = _softmax(*primals), tangents[0]
+    return weights, weights * (moved - jnp.sum(weights * moved, -1, keepdims=True))
+
+
 def plain(q: Heads, k: Heads, v: Heads, *, causal: bool = False) -> Heads:
     """In plain XLA, on any device. Holds the weights, [B, H, L, L].
 
@@ -27,7 +39,7 @@ def plain(q: Heads, k: Heads, v: Heads, *, causal: bool = False) -> Heads:
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
     if causal:
         scores = jnp.where(jnp.tri(q.shape[2], dtype=bool), scores, -jnp.inf)
-    weights = jax.nn.softmax(scores).astype(v.dtype)
+    weights = _softmax(scores).astype(v.dtype)
     return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2)
 
 

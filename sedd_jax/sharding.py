@@ -5,7 +5,6 @@ heads, MLP and vocabulary. Of several TPU slices, each holds whole replicas: onl
 joins them.
 """
 
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -99,18 +98,13 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec(x.shape, names, mesh))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gather(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    """A weight made whole along its model width where it is used, and its gradient split again as the weight is.
+def gathered(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+    """A weight made whole along its model width where it is used.
 
-    Said twice because the compiler does neither by itself: it would pass the parts of the weight round in a ring, once
-    more than needed under rematerialisation; and for the gradient it would all-reduce, at twice the bytes of a
-    reduce-scatter, since the transpose of a constraint asks the gradient to be whole as well.
+    The compiler does not do it by itself: it would pass the parts of the weight round in a ring, once more than needed
+    under rematerialisation.
     """
     return constrain(weight, *(None if name == "embed" else name for name in names))
-
-
-gather.defvjp(lambda weight, names: (gather(weight, names), None), lambda names, _, grad: (constrain(grad, *names),))
 
 
 def of_tree(abstract: Any, mesh: Mesh) -> Any:

@@ -19,34 +19,25 @@ from sedd_jax.errors import InputError
 from sedd_jax.linear import Linear, bias_init
 from sedd_jax.sharding import constrain
 
-# The backward pass computes these again from their inputs: that costs less than to store and load what they consist of,
-# and takes a third off the memory of a step (931 to 604 MB in the setting of configs/baseline.py). In a scan, nothing
-# need keep XLA from merging the two.
-_recompute = partial(jax.checkpoint, prevent_cse=False)
-
-gelu = _recompute(partial(jax.nn.gelu, approximate=True))
-
-
-@_recompute
-def _norm_and_modulate(
-    x: Float[Array, "b l d"], weight: Float[Array, " d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
-) -> Float[Array, "b l d"]:
-    x = x.astype(jnp.float32)
-    x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-5) * weight
-    return x * (1 + scale[:, None]) + shift[:, None]
-
 
 class ModulatedNorm(nn.Module):
-    """Layer norm over the last axis in float32 with a learned scale and no bias, then x * (1 + scale) + shift, the
-    modulation of each sequence."""
+    """x -> layer norm over the last axis in float32 with a learned scale and no bias, then x * (1 + scale) + shift, the
+    modulation of each sequence. Returned as a function, for the product behind it to recompute (`Linear`)."""
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b l d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
-    ) -> Float[Array, "b l d"]:
+        self, shift: Float[Array, "b d"], scale: Float[Array, "b d"]
+    ) -> Callable[[Float[Array, "b l d"]], Float[Array, "b l d"]]:
         init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
-        return _norm_and_modulate(x, self.param("scale", init, (x.shape[-1],), jnp.float32), shift, scale)
+        weight = self.param("scale", init, (shift.shape[-1],), jnp.float32)
+
+        def norm(x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+            x = x.astype(jnp.float32)
+            x = x - x.mean(-1, keepdims=True)
+            x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-5) * weight
+            return x * (1 + scale[:, None]) + shift[:, None]
+
+        return norm
 
 
 def sinusoidal(sigma: Float[Array, " b"], features: int = 256, period: float = 10000.0) -> Float[Array, "b f"]:
@@ -107,8 +98,8 @@ class Block(nn.Module):
             modulation = Linear((6, dim), ("cond", None, "embed"), zero_init=True, dtype=self.dtype, name="modulation")
             shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation(condition), 1, 0)
 
-        h = ModulatedNorm(name="norm1")(x, shift1, scale1)
-        qkv = Linear((3, dim), ("embed", None, "heads"), use_bias=False, dtype=self.dtype, name="qkv")(h)
+        norm = ModulatedNorm(name="norm1")(shift1, scale1)
+        qkv = Linear((3, dim), ("embed", None, "heads"), use_bias=False, dtype=self.dtype, name="qkv")(x, norm)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, self.num_heads, -1), 2, 0)
         if cache is None:
             h = IMPLEMENTATIONS[self.attention](rotary(q), rotary(k), v, causal=self.causal)
@@ -120,9 +111,9 @@ class Block(nn.Module):
         h = Linear((dim,), ("heads", "embed"), use_bias=False, dtype=self.dtype, name="attention_out")(h)
         x = x + gate1[:, None] * drop(h)
 
-        h = ModulatedNorm(name="norm2")(x, shift2, scale2)
-        h = Linear((self.mlp_ratio * dim,), ("embed", "mlp"), dtype=self.dtype, name="mlp_in")(h)
-        h = Linear((dim,), ("mlp", "embed"), dtype=self.dtype, name="mlp_out")(gelu(h))
+        norm = ModulatedNorm(name="norm2")(shift2, scale2)
+        h = Linear((self.mlp_ratio * dim,), ("embed", "mlp"), dtype=self.dtype, name="mlp_in")(x, norm)
+        h = Linear((dim,), ("mlp", "embed"), dtype=self.dtype, name="mlp_out")(h, jax.nn.gelu)
         x = x + gate2[:, None] * drop(h)
         return constrain(x, "batch", None, None), cache
 
@@ -268,7 +259,8 @@ class Transformer(nn.Module):
             axes = ("cond", None, "embed")
             modulation = Linear((2, self.dim), axes, zero_init=True, dtype=self.dtype, name="modulation")
             shift, scale = jnp.moveaxis(modulation(condition), 1, 0)
-        return ModulatedNorm(name="norm")(x, shift, scale).astype(self.dtype), cache
+        norm = jax.checkpoint(ModulatedNorm(name="norm")(shift, scale))
+        return norm(x).astype(self.dtype), cache
 
     def log_score(
         self, features: Float[Array, "b l d"], tokens: Int[Array, "b l"], sigma: Float[Array, " b"]

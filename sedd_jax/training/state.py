@@ -28,6 +28,17 @@ def learning_rate(lr: float, warmup_steps: int) -> Callable[[Int[Array, ""]], Fl
     return lambda count: lr * jnp.minimum((count + 1) / max(warmup_steps, 1), 1.0)
 
 
+def clip_by_global_norm(clip: float) -> optax.GradientTransformation:
+    """Scales the gradient by min(1, clip / its norm): one number, by which Adam multiplies what it reads anyway. Optax's
+    own makes a divided gradient and then selects one of the two, which is four passes over the gradient more."""
+
+    def scaled(grads: Any, _) -> Any:
+        factor = jnp.minimum(1, clip / optax.tree.norm(grads))
+        return jax.tree.map(lambda grad: factor * grad, grads)
+
+    return optax.stateless(scaled)
+
+
 def make_optimizer(
     *,
     lr: float = 3e-4,
@@ -53,7 +64,7 @@ def make_optimizer(
     if warmup_steps < 0:
         raise InputError(f"optim.warmup_steps={warmup_steps} must not be negative")
     return optax.chain(
-        optax.clip_by_global_norm(clip),
+        clip_by_global_norm(clip),
         optax.adamw(
             learning_rate(lr, warmup_steps), b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mu_dtype=mu_dtype
         ),
