@@ -87,9 +87,7 @@ class Linear(nn.Module):
     out_dtype: str | None = None
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "..."], before: Callable[[Array], Array] = lambda x: x
-    ) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, "..."], before: Callable[[Array], Array] = lambda x: x) -> Float[Array, "..."]:
         fan_in = x.shape[-1]
         zeros = nn.initializers.zeros_init()
         kernel_init = nn.with_logical_partitioning(zeros if self.zero_init else _kernel_init, self.axes)

@@ -29,7 +29,7 @@ def learning_rate(lr: float, warmup_steps: int) -> Callable[[Int[Array, ""]], Fl
 
 
 def clip_by_global_norm(clip: float) -> optax.GradientTransformation:
-    """Scales the gradient by min(1, clip / its norm): one number, by which Adam multiplies what it reads anyway. Optax's
+    """Scales the gradient by min(1, clip / its norm): a number, by which Adam multiplies what it reads anyway. Optax's
     own makes a divided gradient and then selects one of the two, which is four passes over the gradient more."""
 
     def scaled(grads: Any, _) -> Any:

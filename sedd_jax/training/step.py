@@ -63,8 +63,10 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
     def summed(name, grad):
         rest = exchanged
         for dim, axes in enumerate(split[name]):
-            if axes:
-                grad = jax.lax.psum_scatter(grad, axes, scatter_dimension=dim, tiled=True)
+            if axes:  # Half the bytes again, but for the sum itself, which stays float32.
+                parts = jax.lax.all_to_all(grad.astype(model.dtype), axes, dim, dim, tiled=True)
+                parts = parts.reshape(*grad.shape[:dim], jax.lax.axis_size(axes), -1, *grad.shape[dim + 1 :])
+                grad = parts.sum(dim, dtype=grad.dtype)
                 rest = rest - set(axes)
         return jax.lax.psum(grad, tuple(rest))
 
