@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
@@ -13,7 +14,7 @@ from sedd_jax.errors import InputError
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.score_entropy import ScoreEntropy
-from sedd_jax.training.state import abstract_state, init_state, make_optimizer
+from sedd_jax.training.state import abstract_state, clip_by_global_norm, init_state, make_optimizer
 from sedd_jax.training.step import make_train_step
 from sedd_jax.transformer import Transformer
 
@@ -156,6 +157,16 @@ def test_the_state_is_updated_in_place():
         key = jax.eval_shape(lambda: jax.random.key(0))
         memory = step.lower(state, key, jax.ShapeDtypeStruct(TOKENS.shape, TOKENS.dtype)).compile().memory_analysis()
     assert memory.alias_size_in_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("clip", [0.5, 100.0])
+def test_the_clip_is_that_of_optax(clip):
+    grads = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(4)}
+    ours, theirs = clip_by_global_norm(clip), optax.clip_by_global_norm(clip)
+    found, expected = (clipped.update(grads, clipped.init(grads))[0] for clipped in (ours, theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+    zero = jax.tree.map(jnp.zeros_like, grads)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(ours.update(zero, ours.init(zero))[0]))
 
 
 def test_the_first_moment_may_be_bfloat16():

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sedd_jax import sharding
 from sedd_jax.errors import InputError
 from sedd_jax.rates import Absorbing
 from sedd_jax.transformer import Transformer, rotary, sinusoidal
@@ -109,6 +110,15 @@ def test_rematerialisation_changes_nothing(params):
     for remat in ("blocks", "dots"):
         found = gradient(params, remat)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, found)
+
+
+def test_the_backward_pass_stores_each_large_thing_once(params):
+    """Of both layers: a weight, the MLP's inside and the weights of attention. Not what is made of them."""
+    with jax.set_mesh(sharding.make_mesh(data=1, devices=jax.devices()[:1])):
+        stored = jax.eval_shape(lambda params: jax.vjp(lambda params: apply(params), params)[1], params)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(stored)]
+    for shape in ((2, 32, 128), (2, 128, 32), (2, 32, 3, 32), (2, 3, 9, 128), (2, 3, 4, 9, 9)):
+        assert shapes.count(shape) == 1, shape
 
 
 def test_bfloat16_is_near_float32(params):
