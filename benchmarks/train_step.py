@@ -1,6 +1,7 @@
 """How fast a training step is beside a bare forward pass, beside the plain loss, and beside its floor.
 
     python -m benchmarks.train_step [--config=configs/baseline.py] [--vocab_size=257] [--repeats=5] [--plain=False]
+        [--profile]
 
 The floor is the time of the step's matrix products at the rate of a large one (float32 or bfloat16, as the config says)
 measured in the same rounds, plus the optimiser's bytes at the rate at which a large array is read and written in place.
@@ -18,6 +19,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from benchmarks.rounds import medians, passes, products
+from benchmarks.trace import milliseconds
 from sedd_jax import sharding
 from sedd_jax.config import build
 from sedd_jax.rates import Absorbing
@@ -32,6 +34,7 @@ config_flags.DEFINE_config_file("config", "configs/baseline.py")
 flags.DEFINE_integer("vocab_size", 257, "Tokens, without MASK.")
 flags.DEFINE_integer("repeats", 5, "Rounds.")
 flags.DEFINE_bool("plain", True, "Also the step with the plain loss.")
+flags.DEFINE_bool("profile", False, "Also where the step's time goes.")
 
 # Of a float32 parameter: clip reads the gradient; AdamW and the average read gradient, weight, two moments and average,
 # and write all but the gradient.
@@ -77,7 +80,8 @@ def main(_):
         if flags.FLAGS.plain:
             steps["plain"] = plain_step(experiment, options.ema_decay)
         forward = jax.jit(lambda params, x, sigma: model.apply({"params": params}, x, sigma))
-        memory = {name: step.lower(state, key, batch).compile().memory_analysis() for name, step in steps.items()}
+        compiled = {name: step.lower(state, key, batch).compile() for name, step in steps.items()}
+        memory = {name: program.memory_analysis() for name, program in compiled.items()}
 
         def run(step):
             nonlocal state
@@ -92,6 +96,9 @@ def main(_):
             forward=lambda: forward(state.params, batch, sigma),
             **{name: lambda step=step: run(step) for name, step in steps.items()},
         )
+        profile = {}
+        if flags.FLAGS.profile:
+            profile = {"milliseconds": milliseconds(compiled["step"].as_text(), lambda: run(steps["step"]), 10)}
     rate = flops / seconds.pop("matmul") * jax.device_count()
     bandwidth = moved / seconds.pop("pass_over") * jax.device_count()
     head = 6 * model.dim * model.num_states
@@ -111,7 +118,7 @@ def main(_):
     }
     if flags.FLAGS.plain:
         figures["plain_over_step"] = seconds["plain"] / seconds["step"]
-    print(json.dumps(figures))
+    print(json.dumps(figures | profile))
 
 
 if __name__ == "__main__":
