@@ -8,8 +8,8 @@ BIN := .venv/bin
 # The lock has jax for CPUs, and a libtpu that only compiles: jax need not look for TPUs, which takes a while and warns.
 export JAX_PLATFORMS ?= cpu
 
-# XLA asks for a step's temporaries anew in every step. With these settings glibc keeps the memory meanwhile, in huge pages:
-# a quarter of a step on a CPU is page faults without them.
+# XLA asks for a step's temporaries anew in every step. With these settings glibc keeps the memory meanwhile, in huge
+# pages: without them a sixth of a step on a CPU is page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
 .PHONY: help install demo test lint format lock clean

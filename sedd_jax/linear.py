@@ -42,8 +42,7 @@ def _product_backward(axes, _, operands: tuple[Array, Array], gradient: Array) -
     d_x = jax.lax.dot_general(gradient, whole, ((columns, tuple(range(1, kernel.ndim))), ((), ())))
     over_rows = ((rows, rows), ((), ()))
     if x.shape[-1] * kernel.shape[0] > kernel.size:
-        d_kernel = jax.lax.dot_general(gradient, x, over_rows)
-        d_kernel = jnp.moveaxis(d_kernel, -1, 0)
+        d_kernel = jnp.moveaxis(jax.lax.dot_general(gradient, x, over_rows), -1, 0)
     else:
         d_kernel = jax.lax.dot_general(x, gradient, over_rows)
     # The gradient is split as the weight is: the compiler by itself would make it whole, with an all-reduce.
@@ -93,6 +92,7 @@ class Linear(nn.Module):
         kernel_init = nn.with_logical_partitioning(zeros if self.zero_init else _kernel_init, self.axes)
         kernel = self.param("kernel", kernel_init, (fan_in, *self.features), jnp.float32)
 
+        # In a scan, nothing need keep XLA from merging what is computed again with the first time.
         @partial(jax.checkpoint, prevent_cse=False)
         def product(x, kernel):
             return _product(before(x).astype(self.dtype), kernel, self.axes, self.out_dtype or self.dtype)

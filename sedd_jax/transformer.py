@@ -19,6 +19,8 @@ from sedd_jax.errors import InputError
 from sedd_jax.linear import Linear, bias_init
 from sedd_jax.sharding import constrain
 
+gelu = partial(jax.nn.gelu, approximate=True)
+
 
 class ModulatedNorm(nn.Module):
     """x -> layer norm over the last axis in float32 with a learned scale and no bias, then x * (1 + scale) + shift, the
@@ -113,7 +115,7 @@ class Block(nn.Module):
 
         norm = ModulatedNorm(name="norm2")(shift2, scale2)
         h = Linear((self.mlp_ratio * dim,), ("embed", "mlp"), dtype=self.dtype, name="mlp_in")(x, norm)
-        h = Linear((dim,), ("mlp", "embed"), dtype=self.dtype, name="mlp_out")(h, jax.nn.gelu)
+        h = Linear((dim,), ("mlp", "embed"), dtype=self.dtype, name="mlp_out")(h, gelu)
         x = x + gate2[:, None] * drop(h)
         return constrain(x, "batch", None, None), cache
 
