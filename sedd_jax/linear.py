@@ -7,9 +7,13 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from sedd_jax.sharding import constrain, gathered
+
+# What rematerialisation knows the results of products by: to it, `_product` with its own backward pass is no dot.
+PRODUCT = "product"
 
 # Uniform on +-1/sqrt(fan_in), for weights [fan_in, ...]: what torch gives a Linear layer, and the reference has.
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=-1)
@@ -97,7 +101,7 @@ class Linear(nn.Module):
         def product(x, kernel):
             return _product(before(x).astype(self.dtype), kernel, self.axes, self.out_dtype or self.dtype)
 
-        y = product(x, kernel)
+        y = checkpoint_name(product(x, kernel), PRODUCT)
         if self.use_bias:
             init = nn.with_logical_partitioning(zeros if self.zero_init else bias_init(fan_in), self.axes[1:])
             y = _add_bias(y, self.param("bias", init, self.features, jnp.float32))

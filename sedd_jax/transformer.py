@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from sedd_jax.attention import IMPLEMENTATIONS, cached
 from sedd_jax.errors import InputError
-from sedd_jax.linear import Linear, bias_init
+from sedd_jax.linear import PRODUCT, Linear, bias_init
 from sedd_jax.sharding import constrain
 
 gelu = partial(jax.nn.gelu, approximate=True)
@@ -123,7 +123,7 @@ class Block(nn.Module):
 REMAT = {
     "none": lambda block: block,
     "blocks": partial(nn.remat, prevent_cse=False),
-    "dots": partial(nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "dots": partial(nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT)),
 }
 
 

@@ -121,6 +121,12 @@ def test_the_backward_pass_stores_each_large_thing_once(params):
         assert shapes.count(shape) == 1, shape
 
 
+@pytest.mark.parametrize(("remat", "stored"), [("dots", 1), ("blocks", 0)])
+def test_remat_stores_results_of_products_or_nothing(params, remat, stored):
+    kept = jax.eval_shape(lambda params: jax.vjp(lambda params: apply(params, remat=remat), params)[1], params)
+    assert [leaf.shape for leaf in jax.tree.leaves(kept)].count((2, 3, 9, 128)) == stored
+
+
 def test_bfloat16_is_near_float32(params):
     # Relative 2^-8 per rounding, over two blocks with activations of order 1 to 10.
     np.testing.assert_allclose(apply(params, dtype="bfloat16"), apply(params), atol=0.4)
