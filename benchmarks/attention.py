@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from benchmarks.rounds import medians
-from sedd_jax import attention
+from sedd_jax.transformer import attention
 
 flags.DEFINE_integer("batch", 16, "Sequences.")
 flags.DEFINE_integer("length", 256, "Positions of each.")

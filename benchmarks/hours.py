@@ -8,7 +8,8 @@ import importlib
 from absl import app, flags
 
 from sedd_jax.config import build
-from sedd_jax.training import chips, metrics
+from sedd_jax.devices import chips
+from sedd_jax.training import flops
 from sedd_jax.transformer import Transformer
 
 RECIPES = ("text8", "lm1b", "small", "medium", "fineweb_edu")
@@ -25,7 +26,7 @@ def main(_):
         # The absorbing graph has one state more than there are tokens.
         states = config.data.vocab_size + 1
         model = build(Transformer, "model", config, num_states=states, parent=None, name=None)
-        per_token = metrics.train_flops_per_token(model, config.data.length)
+        per_token = flops.train_flops_per_token(model, config.data.length)
         tokens = config.train.batch_size * config.data.length
         total = per_token * tokens * config.train.steps
         hours = [

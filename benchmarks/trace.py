@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from sedd_jax.training.costs import COLLECTIVES
-from sedd_jax.training.hlo import Instruction, Program, called
+from sedd_jax.aot.costs import COLLECTIVES
+from sedd_jax.aot.hlo import Instruction, Program, called
 
 # The first kind of which an instruction, or what a fusion consists of, has an opcode; the rest is element-wise.
 KINDS = {

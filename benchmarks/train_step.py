@@ -20,13 +20,13 @@ from ml_collections import config_flags
 
 from benchmarks.rounds import medians, passes, products
 from benchmarks.trace import milliseconds
-from sedd_jax import sharding
 from sedd_jax.config import build
+from sedd_jax.devices import sharding
 from sedd_jax.rates import Absorbing
 from sedd_jax.score_entropy import dwdse
 from sedd_jax.training.experiment import Experiment, make_experiment
+from sedd_jax.training.flops import train_flops_per_token
 from sedd_jax.training.loop import TrainOptions
-from sedd_jax.training.metrics import train_flops_per_token
 from sedd_jax.training.state import TrainState, init_state
 from sedd_jax.training.step import ema_decay, make_train_step
 

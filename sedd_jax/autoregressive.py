@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.categorical import categorical
+from sedd_jax.sampling.truncation import Truncation
 from sedd_jax.score_entropy import Noised
-from sedd_jax.truncation import Truncation
 
 # (token before [B], position, cache) -> logits [B, V] at position, and the cache with that position known.
 StepFn = Callable[[Int[Array, " b"], Int[Array, ""], Any], tuple[Float[Array, "b v"], Any]]

@@ -17,7 +17,7 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from sedd_jax import distributed
+from sedd_jax.devices import processes
 from sedd_jax.errors import InputError, TrainingError
 
 
@@ -106,14 +106,14 @@ def _parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
 def _join_processes() -> None:
     values = flags.FLAGS
     if "num_processes" in values:
-        distributed.initialise(
+        processes.initialise(
             values.coordinator,
             values.num_processes,
             values.process_id,
             timeout=values.start_timeout,
             heartbeat_timeout=values.heartbeat_timeout,
         )
-        if distributed.several():
+        if processes.several():
             # Of a save that a lost process breaks off, Orbax would print a traceback besides raising the error.
             logging.set_verbosity(logging.FATAL)
 
@@ -163,23 +163,23 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
         _parse(sys.argv)
         _join_processes()
         result = main()
-        if distributed.is_leader() and result is not None:
+        if processes.is_leader() and result is not None:
             print(json.dumps(plain(result)), flush=True)
-        distributed.finish()
+        processes.finish()
     except InputError as error:
         sys.exit(_fail(error, 2))
     except TrainingError as error:
         sys.exit(_fail(error, getattr(error, "exit_code", 1)))
     except Exception as error:
-        if lost := distributed.explain(error):
-            distributed.abandon(lost)
+        if lost := processes.explain(error):
+            processes.abandon(lost)
         traceback.print_exc()
-        distributed.fail(f"{type(error).__name__}: {_one_line(error)}", 1)
+        processes.fail(f"{type(error).__name__}: {_one_line(error)}", 1)
         sys.exit(1)
 
 
 def _fail(error: Exception, code: int) -> int:
     line = _one_line(error)
     print(f"error: {line}", file=sys.stderr, flush=True)
-    distributed.fail(line, code)
+    processes.fail(line, code)
     return code

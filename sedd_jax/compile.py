@@ -12,7 +12,7 @@ import jax
 from absl import flags
 
 from sedd_jax import cli
-from sedd_jax.training import aot
+from sedd_jax.aot import report as aot
 
 cli.define_config()
 flags.DEFINE_string("topology", None, "TPU version and shape of a slice, such as v5e:16x16 or v5p:4x8x8.")

@@ -9,6 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sedd_jax.errors import InputError
+from sedd_jax.files import write_atomically
 
 T = TypeVar("T")
 
@@ -58,13 +59,6 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterato
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
-
-
-def write_atomically(path: epath.Path, text: str) -> None:
-    """Replaces the file in one move, so that a reader or a killed run never sees half of it."""
-    temporary = path.parent / f".{path.name}.new"
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def save(

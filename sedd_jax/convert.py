@@ -17,12 +17,12 @@ from etils import epath
 
 from sedd_jax import cli
 from sedd_jax.data import tokenizers
+from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
+from sedd_jax.files import check_free, new_directory
 from sedd_jax.interop import load_official, save_official
-from sedd_jax.interop.directory import check_free, written_whole
 from sedd_jax.interop.official_files import FORMATS
 from sedd_jax.training.experiment import load_trained
-from sedd_jax.training.report import say
 from sedd_jax.training.workdir import write_workdir
 
 flags.DEFINE_enum("from", None, ["official"], "Whose weights to read.")
@@ -42,7 +42,7 @@ def from_official(source: str, output: epath.Path) -> dict[str, Any]:
     tokenizer = tokenizers.make(values.tokenizer, path=values.tokenizer_path)
     config.data.tokenizer = values.tokenizer
     config.model.dtype = values.dtype
-    with written_whole(output) as folder:
+    with new_directory(output) as folder:
         write_workdir(folder, params, config, tokenizer)
     return {"parameters": _size(params), "graph": config.graph.kind, "step": config.train.get("steps", 0)}
 

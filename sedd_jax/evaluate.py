@@ -14,13 +14,15 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from sedd_jax import cli, distributed, perplexity, zeroshot
+from sedd_jax import cli
 from sedd_jax.config import build
 from sedd_jax.data import corpora, dataset, tokenizers
 from sedd_jax.data.packing import tokenize
+from sedd_jax.devices import processes
+from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
+from sedd_jax.evaluation import perplexity, zeroshot
 from sedd_jax.training.experiment import Trained, load_trained
-from sedd_jax.training.report import say
 
 cli.define_workdir("Directory of a trained model.")
 cli.define_processes()
@@ -41,7 +43,7 @@ def evaluate_suite(trained: Trained, **options: Any) -> dict[str, Any]:
     sources, output = zeroshot.parse(values.corpora), epath.Path(cli.required("output"))
     figures = zeroshot.evaluate(trained, sources, output, **options)
     exact = trained.experiment.model.causal
-    if distributed.is_leader():
+    if processes.is_leader():
         zeroshot.write(output, figures, exact=exact)
     say(zeroshot.markdown(figures, exact=exact))
     return {"suite": values.suite, "corpora": figures, "step": trained.step, "output": str(output)}

@@ -19,18 +19,18 @@ from etils import epath
 from jaxtyping import Int
 from tqdm import tqdm
 
-from sedd_jax import cli, perplexity, quality
+from sedd_jax import cli
 from sedd_jax.config import build
 from sedd_jax.data import dataset
 from sedd_jax.data.packing import chunks
-from sedd_jax.drawing import Drawing
+from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.infilling import FREE
-from sedd_jax.judging import judge_samples, load_judge
-from sedd_jax.training import comparison
+from sedd_jax.evaluation import perplexity, quality, tables
+from sedd_jax.evaluation.judging import judge_samples, load_judge
+from sedd_jax.evaluation.ledger import Ledger
+from sedd_jax.generation.generate import Drawing
+from sedd_jax.generation.templates import FREE
 from sedd_jax.training.experiment import SamplingOptions, Trained, load_trained
-from sedd_jax.training.ledger import Ledger
-from sedd_jax.training.report import say
 
 # Tokens [B, L] -> how likely and how diverse they are.
 Measure = Callable[[Int[np.ndarray, "b l"]], dict[str, Any]]
@@ -141,7 +141,7 @@ def markdown(table: Sequence[dict[str, Any]]) -> str:
         costs = [figure(row, "network_evaluations", "d"), figure(row, "seconds", ".1f")]
         measured = [figure(row, "bits_per_token", ".3f"), figure(row, "unigram_entropy", ".3f")]
         lines.append([*plain, *costs, *measured, figure(row, "distinct_2", ".3f")])
-    return comparison.as_markdown(head, lines)
+    return tables.as_markdown(head, lines)
 
 
 def plot(path: epath.Path, table: Sequence[dict[str, Any]], measured_by: str) -> None:
@@ -219,7 +219,7 @@ def main() -> dict[str, Any]:
         table.append(ledger.entry(point.name, lambda point=point: draw(point))["row"])
     measured_by = "the model's own bound" if values.judge is None else f"the judge {epath.Path(values.judge).name}"
     text = markdown(table)
-    comparison.write_table(output, table, text)
+    tables.write_table(output, table, text)
     plot(output / "results.png", table, measured_by)
     say(text)
     return {"points": table, "measured_by": measured_by, "output": str(output)}

@@ -17,9 +17,9 @@ from absl import flags
 from etils import epath
 
 from sedd_jax import cli
-from sedd_jax.config import write_atomically
 from sedd_jax.errors import InputError
-from sedd_jax.judging import judge_samples, load_judge, mauve, read_samples
+from sedd_jax.evaluation.judging import judge_samples, load_judge, mauve, read_samples
+from sedd_jax.files import write_atomically
 
 flags.DEFINE_string("samples", None, "File of samples: JSON lines, or what `sample` prints.")
 flags.DEFINE_string("model", None, "Folder or hub id of a GPT-2, or the workdir of an autoregressive twin.")

@@ -20,16 +20,17 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from sedd_jax import cli, distributed, sampling
-from sedd_jax.animation import gif, page, terminal
-from sedd_jax.animation.film import Film, Frame, Script
-from sedd_jax.config import write_atomically
+from sedd_jax import cli, sampling
 from sedd_jax.data.tokenizers import Tokenizer
-from sedd_jax.drawing import Drawing, Drawn
+from sedd_jax.devices import processes
+from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.infilling import Window, parse_template, parse_window, read_templates
+from sedd_jax.files import write_atomically
+from sedd_jax.generation import gif, page, terminal
+from sedd_jax.generation.film import Film, Frame, Script
+from sedd_jax.generation.generate import Drawing, Drawn
+from sedd_jax.generation.templates import Window, parse_template, parse_window, read_templates
 from sedd_jax.training.experiment import SamplingOptions, load_trained
-from sedd_jax.training.report import say
 
 cli.define_workdir("Directory of a trained model.")
 cli.define_processes()
@@ -116,15 +117,15 @@ def watch(
     windows = np.stack([window.tokens for window in script.windows])
     film, shows = Film(script), list[Callable[[Frame], None]]()
     with ExitStack() as stack:
-        if distributed.is_leader():
+        if processes.is_leader():
             shows += [stack.enter_context(terminal.screen(script))] if live else []
             shows += [film.add] if html or animated else []
         drawn = drawing.watch(
             windows, steps=drawing.options.steps, seed=seed, show=lambda frame: [show(frame) for show in shows]
         )
-    if html and distributed.is_leader():
+    if html and processes.is_leader():
         html.write_text(page.render(film, title="Text by discrete diffusion", text=title), encoding="utf-8")
-    if animated and distributed.is_leader():
+    if animated and processes.is_leader():
         gif.write(film, animated)
     return drawn
 
@@ -154,10 +155,10 @@ def main() -> dict[str, Any]:
         trained.tokenizer.decode(tokens[: window.shown])
         for tokens, window in zip(drawn.tokens.tolist(), script.windows, strict=True)
     ]
-    if output and distributed.is_leader():
+    if output and processes.is_leader():
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         write_atomically(epath.Path(output), lines)
-    for i, text in enumerate(texts if distributed.is_leader() else ()):
+    for i, text in enumerate(texts if processes.is_leader() else ()):
         print(f"=== sample {i} ===\n{text}")
     answer = {
         "samples": texts,

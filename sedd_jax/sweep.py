@@ -27,12 +27,12 @@ from etils import epath
 
 from sedd_jax import cli
 from sedd_jax import config as configuration
-from sedd_jax.config import write_atomically
+from sedd_jax.devices.processes import say
+from sedd_jax.devices.stopping import Stopped
 from sedd_jax.errors import InputError, TrainingError
-from sedd_jax.training import comparison
-from sedd_jax.training.comparison import Run
-from sedd_jax.training.report import say
-from sedd_jax.training.stopping import Stopped
+from sedd_jax.evaluation import tables
+from sedd_jax.evaluation.tables import Run
+from sedd_jax.files import write_atomically
 
 OVERRIDES = cli.take_overrides()
 cli.define_workdir("Directory of the sweep, with one for each point.")
@@ -181,10 +181,10 @@ def run_sweep(points: Sequence[Point], fields: Sequence[str], workdir: epath.Pat
             if trainer.stopped:
                 break
             states[point.run.name] = "done" if code == 0 else f"failed: {_explain(code)}"
-            comparison.write(workdir, runs, comparison.rows(runs, fields, states), fields)
-        table = comparison.rows(runs, fields, states)
-        comparison.write(workdir, runs, table, fields)
-        say(comparison.markdown(table, fields))
+            tables.write(workdir, runs, tables.rows(runs, fields, states), fields)
+        table = tables.rows(runs, fields, states)
+        tables.write(workdir, runs, table, fields)
+        say(tables.markdown(table, fields))
         left = [row["name"] for row in table if row["state"] == "unfinished"]
         if left:
             raise Stopped(trainer.stopped, f"at the point {left[0]}")
@@ -211,7 +211,7 @@ def main() -> dict[str, Any] | None:
         return None
     fields = list(dict.fromkeys(field for point in overrides for field in point))
     table = run_sweep(points, fields, workdir)
-    return {"sweep": Path(path).stem, "points": table, "best": comparison.best(table), "workdir": str(workdir)}
+    return {"sweep": Path(path).stem, "points": table, "best": tables.best(table), "workdir": str(workdir)}
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from sedd_jax.animation import gif, page
-from sedd_jax.animation.film import MOST_FRAMES, Film, Frame, Script
-from sedd_jax.animation.pieces import GIVEN, MASK, NOISE, Piece, pieces
 from sedd_jax.data.tokenizers import Bytes
-from sedd_jax.drawing import Drawing
-from sedd_jax.infilling import FREE, Window, parse_template
+from sedd_jax.generation import gif, page
+from sedd_jax.generation.film import MOST_FRAMES, Film, Frame, Script
+from sedd_jax.generation.generate import Drawing
+from sedd_jax.generation.pieces import GIVEN, MASK, NOISE, Piece, pieces
+from sedd_jax.generation.templates import FREE, Window, parse_template
 from sedd_jax.training.experiment import load_trained
 
 MASK_ID = Bytes().vocab_size

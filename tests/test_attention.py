@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from sedd_jax import attention, sharding
+from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError
+from sedd_jax.transformer import attention
 
 QKV = jax.random.normal(jax.random.key(0), (3, 2, 128, 2, 64))
 

@@ -13,18 +13,19 @@ from etils import epath
 from jax.sharding import AxisType
 from running import losses, metrics, run, saved_states, train_here, write_text
 
-from sedd_jax import autoregressive, sharding
+from sedd_jax import autoregressive
 from sedd_jax.config import build
 from sedd_jax.data import dataset
 from sedd_jax.data.packing import chunks
+from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError
+from sedd_jax.sampling.truncation import Truncation
 from sedd_jax.score_entropy import loss_and_grads
 from sedd_jax.training.experiment import load_trained
-from sedd_jax.training.metrics import train_flops_per_token
+from sedd_jax.training.flops import train_flops_per_token
 from sedd_jax.training.state import init_state, make_optimizer
 from sedd_jax.training.step import make_train_step
 from sedd_jax.transformer import Transformer
-from sedd_jax.truncation import Truncation
 
 V, LENGTH = 3, 4
 TINY = {"num_layers": 2, "dim": 32, "num_heads": 4, "causal": True}

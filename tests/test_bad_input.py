@@ -10,7 +10,7 @@ from running import files, make_config, run, train_here, write_text
 
 from sedd_jax.data.tokenizers import Bytes
 from sedd_jax.errors import InputError
-from sedd_jax.infilling import parse_window
+from sedd_jax.generation.templates import parse_window
 from sedd_jax.training.experiment import load_trained
 from sedd_jax.training.loop import train
 

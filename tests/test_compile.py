@@ -10,10 +10,11 @@ import pytest
 from jax.sharding import PartitionSpec
 from running import make_config, run
 
-from sedd_jax import sharding
+from sedd_jax.aot import costs
+from sedd_jax.aot import report as aot
+from sedd_jax.aot.hlo import Program
+from sedd_jax.devices import chips, sharding
 from sedd_jax.errors import InputError
-from sedd_jax.training import aot, chips, costs
-from sedd_jax.training.hlo import Program
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra aot; Linux on x86-64 only)"

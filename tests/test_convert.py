@@ -20,8 +20,8 @@ from running import files, make_config, run, start, write_text
 from sedd_jax.config import build
 from sedd_jax.data import tokenizers
 from sedd_jax.errors import InputError
+from sedd_jax.files import new_directory
 from sedd_jax.interop import load_official, save_official, torch_files
-from sedd_jax.interop.directory import written_whole
 from sedd_jax.interop.official_config import from_official_config
 from sedd_jax.training.experiment import load_trained, make_experiment
 from sedd_jax.training.state import init_state
@@ -325,15 +325,15 @@ def test_outputs_are_whole_or_absent(tmp_path):
     for name in ("full", "empty"):
         (tmp_path / name).mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(InputError, match="full is there already"), written_whole(tmp_path / "full"):
+    with pytest.raises(InputError, match="full is there already"), new_directory(tmp_path / "full"):
         pass
-    with written_whole(tmp_path / "empty") as folder:
+    with new_directory(tmp_path / "empty") as folder:
         (folder / "file").touch()
-    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "broken") as folder:
+    with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "broken") as folder:
         (folder / "file").touch()
         raise KeyboardInterrupt
     assert files(tmp_path).keys() == {"full", "full/file", "empty", "empty/file"}
-    with pytest.raises(InputError, match="cannot be written"), written_whole(tmp_path / "full" / "file" / "below"):
+    with pytest.raises(InputError, match="cannot be written"), new_directory(tmp_path / "full" / "file" / "below"):
         pass
 
 

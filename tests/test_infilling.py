@@ -8,7 +8,7 @@ import pytest
 
 from sedd_jax.data.tokenizers import Bytes
 from sedd_jax.errors import InputError
-from sedd_jax.infilling import FREE, parse_template, read_templates, tokens_per_word
+from sedd_jax.generation.templates import FREE, parse_template, read_templates, tokens_per_word
 
 
 def test_holes_are_free_and_the_rest_is_given():

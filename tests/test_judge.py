@@ -12,9 +12,9 @@ import tokenizers as library
 from etils import epath
 from running import run, train_here, write_text
 
-from sedd_jax import judging, quality
 from sedd_jax.data.tokenizers import Bytes
 from sedd_jax.errors import InputError
+from sedd_jax.evaluation import judging, quality
 from sedd_jax.interop import gpt2
 from sedd_jax.training.experiment import load_trained
 

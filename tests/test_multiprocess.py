@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from running import ENVIRONMENT, ROOT, arguments, files, losses, metrics, run, saved_states, train_here, write_text
 
-from sedd_jax import distributed
+from sedd_jax.devices import processes
 from sedd_jax.errors import InputError, TrainingError
 
 # Long enough for a machine on which other work goes on, and still an end.
@@ -225,7 +225,7 @@ ROWS = textwrap.dedent(
     import json
     import jax, numpy as np
     from absl import flags
-    from sedd_jax import cli, distributed, sharding
+    from sedd_jax import cli, processes, sharding
     from sedd_jax.data.loader import Loader
     from sedd_jax.data.packing import Stream
 
@@ -245,7 +245,7 @@ ROWS = textwrap.dedent(
                 for shard in batch.addressable_shards:
                     np.testing.assert_array_equal(shard.data, whole[shard.index])
                 held[f"{sizes} {order is not devices and order == jax.devices()}"] = rows.tolist()
-        return {"held": [json.loads(text) for text in distributed.gather("held", json.dumps(held))]}
+        return {"held": [json.loads(text) for text in processes.gather("held", json.dumps(held))]}
 
     cli.run(main)
     """
@@ -276,45 +276,45 @@ def test_each_process_feeds_its_own_rows_wherever_its_devices_are(tmp_path):
 )
 def test_flags_that_do_not_fit_are_refused(given, named):
     with pytest.raises(InputError) as refusal:
-        distributed.initialise(**given)
+        processes.initialise(**given)
     assert named in str(refusal.value)
 
 
 def test_environment_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(InputError, match="JAX_NUM_PROCESSES='two' in the environment is not a number"):
-        distributed.initialise()
+        processes.initialise()
 
 
 def test_coordinator_that_is_not_there_or_whose_port_is_taken():
     with socket.create_server(("", 0)) as server:
         address = f"localhost:{server.getsockname()[1]}"
         with pytest.raises(InputError, match="process 0 cannot listen there"):
-            distributed.initialise(address, 2, 0)
+            processes.initialise(address, 2, 0)
     with pytest.raises(TrainingError, match="did not answer for 1 s"):
-        distributed.initialise(address, 2, 1, timeout=1)
+        processes.initialise(address, 2, 1, timeout=1)
 
 
 JOIN = textwrap.dedent(
     """
     import os
-    from sedd_jax import distributed
+    from sedd_jax.devices import processes
     from sedd_jax.errors import InputError
 
     address = {"coordinator": "localhost:1"}
     for given in (address, {"num_processes": 2}, address | {"process_id": 0}):
         try:
-            distributed.initialise(**given)
+            processes.initialise(**given)
         except InputError as error:
             print(error)
-    distributed.initialise()
-    distributed.initialise(num_processes=1)
+    processes.initialise()
+    processes.initialise(num_processes=1)
     # A job step of one task is alone, and has all the GPUs of the node; one of several is not.
     for tasks in ("1", "2"):
         os.environ["OMPI_COMM_WORLD_SIZE"] = tasks
         try:
-            distributed.initialise()
-            print(distributed.is_leader(), distributed.several())
+            processes.initialise()
+            print(processes.is_leader(), processes.several())
         except InputError as error:
             print(error)
     """

@@ -9,7 +9,8 @@ import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from sedd_jax import likelihood, sampling, sharding
+from sedd_jax import likelihood, sampling
+from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
@@ -97,7 +98,7 @@ def test_bound_and_samples_are_those_of_one_device(case):
             )
             tokens = jax.jit(
                 lambda: sampling.sample(jax.random.key(3), score_fn, graph, noise, (8, 16), steps=4),
-                out_shardings=sharding.of_batch(mesh),
+                out_shardings=sharding.batch_sharding(mesh),
             )()
         return jax.device_get(bound), np.asarray(tokens)
 
@@ -218,7 +219,7 @@ def test_what_is_left_whole_is_named_with_its_cost():
     def lines(num_states):
         model = Transformer(num_states=num_states, num_layers=2, dim=32, num_heads=4, cond_dim=16)
         boxed = jax.eval_shape(model.init, jax.random.key(0), tokens, jnp.ones(1))["params"]
-        return sharding.left_whole(boxed, mesh)
+        return sharding.unsharded(boxed, mesh)
 
     assert lines(1000) == []
     bias, kernel = lines(1001)

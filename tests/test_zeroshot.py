@@ -6,9 +6,8 @@ import math
 import pytest
 from running import run
 
-from sedd_jax import zeroshot
-from sedd_jax.data import detokenize
 from sedd_jax.errors import InputError
+from sedd_jax.evaluation import detokenize, zeroshot
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sedd_jax import attention
 from sedd_jax.errors import InputError
 from sedd_jax.interop.sources import download, read_safetensors
+from sedd_jax.transformer import attention
 
 _FILES = ("config.json", "model.safetensors")
 _VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")

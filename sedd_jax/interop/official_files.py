@@ -19,8 +19,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sedd_jax.errors import InputError
+from sedd_jax.files import new_directory
 from sedd_jax.interop import official_config, torch_files
-from sedd_jax.interop.directory import written_whole
 from sedd_jax.interop.official import ROTARY, check_shapes, from_official, to_official
 from sedd_jax.interop.pickles import Tensor
 from sedd_jax.interop.sources import download, read_safetensors
@@ -73,7 +73,7 @@ def save_official(
     weights = to_official(params)
     vocab_size = len(params["embedding"]) - (config.graph.kind == "absorbing")
     official = official_config.to_official_config(config, vocab_size=vocab_size)
-    with written_whole(path) as folder:
+    with new_directory(path) as folder:
         (folder / _CONFIG).write_text(json.dumps(official, indent=2) + "\n")
         if format == "safetensors":
             (folder / _SAFETENSORS).write_bytes(safetensors.numpy.save(weights, metadata={"format": "pt"}))

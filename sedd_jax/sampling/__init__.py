@@ -16,8 +16,8 @@ from sedd_jax.noise import Noise
 from sedd_jax.rates import Absorbing, Graph
 from sedd_jax.sampling import grids, methods
 from sedd_jax.sampling.reverse import Network, Reverse, State, as_network
+from sedd_jax.sampling.truncation import Truncation
 from sedd_jax.score_entropy import ScoreFn
-from sedd_jax.truncation import Truncation
 
 METHODS = (*methods.METHODS, "first_hitting")
 PRECISIONS = ("exact", "reference")

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.categorical import fine_uniform, quantile, truncated
 from sedd_jax.rates import Graph
+from sedd_jax.sampling.truncation import Truncation
 from sedd_jax.score_entropy import ScoreFn
-from sedd_jax.truncation import Truncation
 
 
 class Network(NamedTuple):

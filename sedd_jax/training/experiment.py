@@ -14,11 +14,12 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sedd_jax import attention, autoregressive, likelihood, noise, rates, sampling, sharding
+from sedd_jax import autoregressive, likelihood, noise, rates, sampling
 from sedd_jax import config as configuration
 from sedd_jax.config import build
 from sedd_jax.data import tokenizers
 from sedd_jax.data.tokenizers import Tokenizer
+from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
@@ -26,7 +27,7 @@ from sedd_jax.sampling.reverse import Network
 from sedd_jax.score_entropy import Objective, ScoreEntropy, ScoreFn
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.state import TrainState, abstract_state, make_optimizer
-from sedd_jax.transformer import Transformer
+from sedd_jax.transformer import Transformer, attention
 
 OBJECTIVES = ("sedd", "ar")
 
@@ -92,10 +93,10 @@ class Experiment:
     def abstract_state(self) -> TrainState:
         return abstract_state(self.model, self.optimizer, self.mesh)
 
-    def left_whole(self) -> list[str]:
-        """Which weights the mesh should split and does not: see `sharding.left_whole`."""
+    def unsharded(self) -> list[str]:
+        """Which weights the mesh should split and does not: see `sharding.unsharded`."""
         tokens, sigma = jnp.zeros((1, 2), jnp.int32), jnp.ones(1)
-        return sharding.left_whole(
+        return sharding.unsharded(
             jax.eval_shape(self.model.init, jax.random.key(0), tokens, sigma)["params"], self.mesh
         )
 
@@ -175,7 +176,7 @@ class Experiment:
     def place(self, rows: np.ndarray) -> jax.Array:
         """Rows [B, ...], the same on every process, split over the mesh as far as B goes."""
         split = len(rows) % sharding.batch_shards(self.mesh) == 0
-        return sharding.place(rows, sharding.of_batch(self.mesh) if split else sharding.replicated(self.mesh))
+        return sharding.place(rows, sharding.batch_sharding(self.mesh) if split else sharding.replicated(self.mesh))
 
 
 def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Experiment:

@@ -15,20 +15,22 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from sedd_jax import config as configuration
-from sedd_jax import distributed, likelihood, sharding
+from sedd_jax import likelihood
 from sedd_jax.config import build
 from sedd_jax.data import dataset, tokenizers
 from sedd_jax.data.dataset import Dataset
 from sedd_jax.data.loader import Loader
 from sedd_jax.data.packing import chunks
+from sedd_jax.devices import processes, sharding
+from sedd_jax.devices.processes import say
+from sedd_jax.devices.stopping import Stopped, StopSignals, stop_signals
 from sedd_jax.errors import InputError, TrainingError
-from sedd_jax.training import metrics
+from sedd_jax.training import flops
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.experiment import Experiment, make_experiment
-from sedd_jax.training.report import Report, say
+from sedd_jax.training.report import Report, Stopwatch
 from sedd_jax.training.state import TrainState, init_state
 from sedd_jax.training.step import make_train_step
-from sedd_jax.training.stopping import Stopped, StopSignals, stop_signals
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,19 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     """
     options = build(TrainOptions, "train", config)
     configuration.check_same_experiment(config, workdir)
-    once = functools.partial(distributed.from_leader, "tokenizer")
+    once = functools.partial(processes.from_leader, "tokenizer")
     data = build(dataset.load, "data", config, directory=workdir, once=once)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
     options.check_batch(sharding.batch_shards(experiment.mesh))
     configuration.check_same_data(data.fingerprint, workdir)
     # Nobody writes before everybody has come through the checks; nobody goes on before all is written.
-    distributed.require_same("config", json.dumps(config.to_dict(), sort_keys=True))
-    distributed.require_same("data", data.fingerprint)
-    distributed.from_leader("workdir", lambda: _write_record(config, workdir, data))
+    processes.require_same("config", json.dumps(config.to_dict(), sort_keys=True))
+    processes.require_same("data", data.fingerprint)
+    processes.from_leader("workdir", lambda: _write_record(config, workdir, data))
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep_last=options.keep_last, keep_period=options.keep_period or None
     )
-    peak = metrics.peak_flops()
+    peak = flops.peak_flops()
     with jax.set_mesh(experiment.mesh), checkpoints, stop_signals() as signals:
         run = Run(config, workdir, options, data, experiment, checkpoints, peak)
         with contextlib.closing(run.report):
@@ -142,12 +144,12 @@ class Run:
             microbatches=options.microbatches,
         )
         draw = experiment.sample_fn(experiment.sampling)
-        self.train_step = distributed.in_step("train step", train_step)
-        self.bound = distributed.in_step("bound", experiment.bound_fn(experiment.eval.num_times))
-        self.draw = distributed.in_step("draw", draw)
+        self.train_step = processes.in_step("train step", train_step)
+        self.bound = processes.in_step("bound", experiment.bound_fn(experiment.eval.num_times))
+        self.draw = processes.in_step("draw", draw)
         self.valid, _ = chunks(data.valid, data.length, limit=experiment.eval.num_sequences or None)
-        self.watch = metrics.Stopwatch()
-        self.flops_per_token = metrics.train_flops_per_token(experiment.model, data.length)
+        self.watch = Stopwatch()
+        self.flops_per_token = flops.train_flops_per_token(experiment.model, data.length)
         self.peak = peak
         self.losses: list[float] = []
         self.results: dict[str, float] = {}
@@ -161,7 +163,7 @@ class Run:
 
     def run(self, signals: StopSignals) -> dict[str, Any]:
         say(self._summary())
-        for line in [*self.experiment.left_whole(), tokenizers.lossy_warning(self.data.tokenizer)]:
+        for line in [*self.experiment.unsharded(), tokenizers.lossy_warning(self.data.tokenizer)]:
             if line:
                 say(f"warning: {line}")
         self._make_up()
@@ -253,7 +255,7 @@ class Run:
             self.valid,
             batch_size=min(self.experiment.eval.batch_size, len(self.valid)),
             progress=lambda batches: tqdm(
-                batches, desc="evaluating", leave=False, delay=1, file=sys.stderr, disable=not distributed.is_leader()
+                batches, desc="evaluating", leave=False, delay=1, file=sys.stderr, disable=not processes.is_leader()
             ),
         )
         summary = likelihood.summarise(bounds, self.data.length, self.data.valid.tokens_per_byte)

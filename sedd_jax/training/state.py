@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from sedd_jax import sharding
+from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError
 
 
@@ -83,7 +83,7 @@ def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, me
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         nn.unbox(boxed),
-        sharding.of_tree(boxed, mesh),
+        sharding.tree_sharding(boxed, mesh),
     )
 
 

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from sedd_jax import sharding
+from sedd_jax.devices import sharding
 from sedd_jax.score_entropy import Noised, Objective, loss_and_grads
 from sedd_jax.training.state import TrainState, abstract_state
 from sedd_jax.transformer import Transformer
@@ -146,5 +146,8 @@ def make_train_step(
 
     whole = sharding.replicated(mesh)
     return jax.jit(
-        step, donate_argnums=0, in_shardings=(places, whole, sharding.of_batch(mesh)), out_shardings=(places, whole)
+        step,
+        donate_argnums=0,
+        in_shardings=(places, whole, sharding.batch_sharding(mesh)),
+        out_shardings=(places, whole),
     )

@@ -14,14 +14,15 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from sedd_jax import likelihood, quality
+from sedd_jax import likelihood
 from sedd_jax.autoregressive import cross_entropy
 from sedd_jax.data import tokenizers
 from sedd_jax.data.tokenizers import END_OF_TEXT, Tokenizer
+from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
+from sedd_jax.evaluation import quality
 from sedd_jax.interop import gpt2
 from sedd_jax.training.experiment import load_trained
-from sedd_jax.training.report import say
 
 
 @dataclass(frozen=True)

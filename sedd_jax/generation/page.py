@@ -3,8 +3,8 @@
 import html
 import json
 
-from sedd_jax.animation.film import Film
-from sedd_jax.animation.pieces import MASK
+from sedd_jax.generation.film import Film
+from sedd_jax.generation.pieces import MASK
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1a1a22; --soft: #70707e; --line: #d9d9e2; --light: 36% }

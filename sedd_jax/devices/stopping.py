@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import jax
 
-from sedd_jax import distributed
+from sedd_jax.devices import processes
 from sedd_jax.errors import TrainingError
 
 
@@ -32,24 +32,24 @@ class StopSignals:
         self._begun = threading.Event()
         self._step = self._last = -1
         self._thread = threading.Thread(target=self._agree, daemon=True)
-        if distributed.several():
+        if processes.several():
             self._thread.start()
 
     def receive(self, number: int) -> None:
         self._received = number
-        if distributed.several():
-            distributed.post("stop", str(number))
+        if processes.several():
+            processes.post("stop", str(number))
 
     def close(self) -> None:
         """Ends the thread. No signal is heard any more once any process has closed."""
-        if distributed.several():
-            distributed.post("stop", "0")
+        if processes.several():
+            processes.post("stop", "0")
             self._begun.set()
             self._thread.join()
 
     def after(self, step: int) -> int:
         """The signal to stop for after this step, 0 for none. Asked after every step in turn; may be asked again."""
-        if not distributed.several():
+        if not processes.several():
             return self._received
         with self._lock:
             self._step = step
@@ -58,12 +58,12 @@ class StopSignals:
 
     def _agree(self) -> None:
         try:
-            number = int(distributed.hear("stop"))
+            number = int(processes.hear("stop"))
             if not number:
                 return
             self._begun.wait()
             with self._lock:
-                self._last = 1 + max(map(int, distributed.gather("stop after", str(self._step))))
+                self._last = 1 + max(map(int, processes.gather("stop after", str(self._step))))
                 self._received = number
         except jax.errors.JaxRuntimeError:
             return  # The run is over.

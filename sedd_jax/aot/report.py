@@ -31,13 +31,14 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sedd_jax import sharding
+from sedd_jax.aot import costs
+from sedd_jax.aot.hlo import Program
 from sedd_jax.config import build
+from sedd_jax.devices import chips, sharding
+from sedd_jax.devices.chips import Chip
 from sedd_jax.errors import InputError, TrainingError
-from sedd_jax.training import chips, costs, metrics
-from sedd_jax.training.chips import Chip
+from sedd_jax.training import flops
 from sedd_jax.training.experiment import Experiment, make_experiment
-from sedd_jax.training.hlo import Program
 from sedd_jax.training.loop import TrainOptions
 from sedd_jax.training.step import chunk_rows, make_train_step
 
@@ -88,7 +89,7 @@ def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: in
     kind = devices[0].device_kind
     chip = chips.of_kind(kind)
     if chip is None:
-        raise InputError(f"--topology={topology}: sedd_jax/training/chips.py has no figures of {kind!r} yet; add them")
+        raise InputError(f"--topology={topology}: sedd_jax/devices/chips.py has no figures of {kind!r} yet; add them")
     result: dict[str, Any] = {
         "topology": topology,
         "num_slices": num_slices,
@@ -128,8 +129,8 @@ def _train(experiment: Experiment, options: TrainOptions, length: int, chip: Chi
         decay=options.ema_decay,
         microbatches=options.microbatches,
     )
-    tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32, sharding=sharding.of_batch(mesh))
-    flops_per_token = metrics.train_flops_per_token(experiment.model, length)
+    tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32, sharding=sharding.batch_sharding(mesh))
+    flops_per_token = flops.train_flops_per_token(experiment.model, length)
     useful = flops_per_token * tokens.size
     figures = _figures(step, (state, _key(), tokens), "the training step", mesh, chip, useful, data_trips=chunks)
     by_kind = {"params": state.params, "ema": state.ema, "moments": state.opt_state, "batch": tokens}
@@ -148,14 +149,14 @@ def _train(experiment: Experiment, options: TrainOptions, length: int, chip: Chi
 def _sample(experiment: Experiment, length: int, chip: Chip) -> dict[str, Any]:
     mesh, options = experiment.mesh, experiment.sampling
     split = options.num % sharding.batch_shards(mesh) == 0
-    place = sharding.of_batch(mesh) if split else sharding.replicated(mesh)
+    place = sharding.batch_sharding(mesh) if split else sharding.replicated(mesh)
     shape = (options.num, length)
     clamp = tuple(jax.ShapeDtypeStruct(shape, dtype, sharding=place) for dtype in (jnp.bool_, jnp.int32))
     params = experiment.abstract_state().params
     causal = experiment.model.causal  # One position per call, of each sequence.
     calls, rows = (length, options.num) if causal else (options.steps + 1, options.num * length)
     # A forward pass is a third of a step. Samples that the mesh does not divide are drawn by every chip.
-    flops_per_call = metrics.train_flops_per_token(experiment.model, length) // 3 * rows
+    flops_per_call = flops.train_flops_per_token(experiment.model, length) // 3 * rows
     copies = 1 if split else sharding.batch_shards(mesh)
     figures = _figures(
         experiment.sample_fn(options, options.steps),

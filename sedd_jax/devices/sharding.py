@@ -6,7 +6,7 @@ joins them.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -107,7 +107,7 @@ def gathered(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
     return constrain(weight, *(None if name == "embed" else name for name in names))
 
 
-def of_tree(abstract: Any, mesh: Mesh) -> Any:
+def tree_sharding(abstract: Any, mesh: Mesh) -> Any:
     """Shardings for a tree of abstract arrays, of which Flax's partition boxes carry logical names.
 
     The result has the structure of the unboxed tree; arrays without names are replicated.
@@ -121,8 +121,8 @@ def of_tree(abstract: Any, mesh: Mesh) -> Any:
     return jax.tree.map(sharding, abstract, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
 
 
-def left_whole(abstract: Any, mesh: Mesh) -> list[str]:
-    """What of a tree as in `of_tree` stays whole although a rule would split it: one line each, with the cost."""
+def unsharded(abstract: Any, mesh: Mesh) -> list[str]:
+    """What of a tree as in `tree_sharding` stays whole although a rule would split it: one line each, with the cost."""
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
     lines = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(abstract, is_leaf=is_box)[0]:
@@ -146,7 +146,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def of_batch(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Split along the first axis over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
@@ -162,7 +162,7 @@ def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
     Processes whose devices hold the same ones, because `tensor` goes across them, all have them. They need not be
     neighbours: along the connections of the chips, those of one host are not.
     """
-    held = of_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
 
 
@@ -177,9 +177,29 @@ def place_batch(local: np.ndarray, mesh: Mesh) -> jax.Array:
         first = int(np.searchsorted(rows, start))
         return local[first : first + stop - start]
 
-    return jax.make_array_from_callback((batch_size, *local.shape[1:]), of_batch(mesh), part)
+    return jax.make_array_from_callback((batch_size, *local.shape[1:]), batch_sharding(mesh), part)
 
 
 def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
     """An array that every process has whole, as one global array."""
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+
+def map_batches(
+    function: Callable[[np.ndarray, int], Any],
+    rows: np.ndarray,
+    batch_size: int,
+    *,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Any:
+    """`function(batch, number of its first row)` over all rows [N, ...], as one tree of NumPy arrays [N, ...].
+
+    The last batch is filled with repeats of its last row, so that all have one shape; their results are cut off.
+    progress: wraps the iterable of batches, `tqdm` for one.
+    """
+    parts = []
+    for first in progress(range(0, len(rows), batch_size)):
+        batch = rows[first : first + batch_size]
+        filled = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
+        parts.append(jax.device_get(function(filled, first)))
+    return jax.tree.map(lambda *values: np.concatenate(values)[: len(rows)], *parts)

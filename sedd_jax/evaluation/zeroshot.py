@@ -12,14 +12,13 @@ from typing import Any
 
 from etils import epath
 
-from sedd_jax import perplexity
-from sedd_jax.data import corpora, detokenize
+from sedd_jax.data import corpora
 from sedd_jax.data.packing import Stream, check_length, tokenize
+from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.training import comparison
+from sedd_jax.evaluation import detokenize, perplexity, tables
+from sedd_jax.evaluation.ledger import Ledger
 from sedd_jax.training.experiment import Trained
-from sedd_jax.training.ledger import Ledger
-from sedd_jax.training.report import say
 
 
 @dataclass(frozen=True)
@@ -153,10 +152,10 @@ def markdown(figures: Mapping[str, Mapping[str, Any]], *, exact: bool) -> str:
         sign = ["≤ " if model.startswith("SEDD") else "" for model in MODELS]
         others = [f"{mark}{value:.2f}" for mark, value in zip(sign, test_set.published, strict=True)]
         lines.append([test_set.title, own, bits, *others])
-    return comparison.as_markdown(["test set", "this model", "its bits per byte", *MODELS], lines)
+    return tables.as_markdown(["test set", "this model", "its bits per byte", *MODELS], lines)
 
 
 def write(output: epath.Path, figures: Mapping[str, Mapping[str, Any]], *, exact: bool) -> None:
     """Leaves results.json, results.csv and results.md."""
     table = [{"corpus": name} | dict(row) for name, row in figures.items()]
-    comparison.write_table(output, table, markdown(figures, exact=exact))
+    tables.write_table(output, table, markdown(figures, exact=exact))

@@ -3,8 +3,8 @@
 import functools
 import pathlib
 
-from sedd_jax.animation.film import Film
-from sedd_jax.animation.pieces import GIVEN, NOISE, UNKNOWN, Piece, hue
+from sedd_jax.generation.film import Film
+from sedd_jax.generation.pieces import GIVEN, NOISE, UNKNOWN, Piece, hue
 
 COLUMNS, MOST_LINES = 96, 64
 SAMPLES = 4

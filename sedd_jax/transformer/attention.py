@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from sedd_jax.devices.sharding import spec
 from sedd_jax.errors import InputError
-from sedd_jax.sharding import spec
 
 Heads = Float[Array, "b l h d"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from etils import epath
 
-from sedd_jax import distributed
-from sedd_jax.config import write_atomically
+from sedd_jax.devices import processes
+from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.training.report import say
+from sedd_jax.files import write_atomically
 
 
 class Ledger:
@@ -26,7 +26,7 @@ class Ledger:
                     "choose another --output"
                 )
         self._folder = folder / "points"
-        if not distributed.is_leader():
+        if not processes.is_leader():
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -42,14 +42,14 @@ class Ledger:
             say(f"{name}: done already")
             return held
         made = make()
-        if distributed.is_leader():
+        if processes.is_leader():
             write_atomically(path, json.dumps(made) + "\n")
         return made
 
 
 def _from_leader(name: str, path: epath.Path) -> dict[str, Any] | None:
     """What a JSON file holds, None if it is absent: the same on all processes, whatever they see of the file."""
-    content = distributed.from_leader(f"ledger/{name}", lambda: path.read_bytes() if path.exists() else b"null")
+    content = processes.from_leader(f"ledger/{name}", lambda: path.read_bytes() if path.exists() else b"null")
     try:
         value = json.loads(content)
         return None if value is None else dict(value)

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from sedd_jax.animation.film import Frame, Script
-from sedd_jax.animation.pieces import GIVEN, NOISE, Piece, hue
+from sedd_jax.generation.film import Frame, Script
+from sedd_jax.generation.pieces import GIVEN, NOISE, Piece, hue
 
 FRAMES_PER_SECOND = 15
 # Without a terminal, about so many events are told of.

@@ -11,8 +11,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sedd_jax import config as configuration
-from sedd_jax.config import write_atomically
-from sedd_jax.training.metrics import Log
+from sedd_jax.files import write_atomically
+from sedd_jax.training.report import Log
 
 FIGURES = (
     "train_loss",

@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from sedd_jax import distributed, likelihood
+from sedd_jax import likelihood
 from sedd_jax.data.packing import TokenStream, chunks
+from sedd_jax.devices import processes
+from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.training.experiment import Trained
-from sedd_jax.training.report import say
 
 
 def of_rows(
@@ -20,7 +21,7 @@ def of_rows(
 ) -> likelihood.Bound | likelihood.Exact:
     """One entry per row, which depends on the seed and the row's number, and not on batch_size. name: of these rows,
     used once in a run."""
-    bound = distributed.in_step(f"bound of {name}", trained.experiment.bound_fn(num_times))
+    bound = processes.in_step(f"bound of {name}", trained.experiment.bound_fn(num_times))
     key = jax.random.key(seed)
     with jax.set_mesh(trained.experiment.mesh):
         return likelihood.over_chunks(
@@ -28,7 +29,7 @@ def of_rows(
             rows,
             batch_size=min(batch_size, len(rows)),
             progress=lambda batches: tqdm(
-                batches, desc=f"evaluating {name}", unit="batch", file=sys.stderr, disable=not distributed.is_leader()
+                batches, desc=f"evaluating {name}", unit="batch", file=sys.stderr, disable=not processes.is_leader()
             ),
         )
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sedd_jax.training.hlo import Array, Computation, Instruction, Program, called
+from sedd_jax.aot.hlo import Array, Computation, Instruction, Program, called
 
 COLLECTIVES = (
     "all-gather",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from sedd_jax.sharding import constrain, gathered
+from sedd_jax.devices.sharding import constrain, gathered
 
 # What rematerialisation knows the results of products by: to it, `_product` with its own backward pass is no dot.
 PRODUCT = "product"

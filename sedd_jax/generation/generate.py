@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from sedd_jax import distributed, sampling
-from sedd_jax.animation.film import Frame
-from sedd_jax.infilling import FREE
+from sedd_jax import sampling
+from sedd_jax.devices import processes
+from sedd_jax.generation.film import Frame
+from sedd_jax.generation.templates import FREE
 from sedd_jax.sampling.reverse import State
 from sedd_jax.training.experiment import SamplingOptions, Trained
 
@@ -46,12 +47,12 @@ class Drawing:
             if shape not in self._compiled:
                 sample_fn = self.trained.experiment.sample_fn(self.options)
                 self._compiled[shape] = sample_fn.lower(self.trained.params, key, slices[0][1], steps, 0).compile()
-            distributed.wait("compiled")
+            processes.wait("compiled")
             start = time.perf_counter()
             parts = [
                 jax.device_get(self._compiled[shape](self.trained.params, key, clamp, steps, first))
                 for first, clamp in tqdm(
-                    slices, desc="sampling", unit="slice", delay=2, disable=not distributed.is_leader(), leave=False
+                    slices, desc="sampling", unit="slice", delay=2, disable=not processes.is_leader(), leave=False
                 )
             ]
         return _whole(parts, len(windows), time.perf_counter() - start)

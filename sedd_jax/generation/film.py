@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from sedd_jax.animation.pieces import Piece, pieces
 from sedd_jax.data.tokenizers import Tokenizer
-from sedd_jax.infilling import FREE, Window
+from sedd_jax.generation.pieces import Piece, pieces
+from sedd_jax.generation.templates import FREE, Window
 
 # More than that nobody watches, and a page of them grows large.
 MOST_FRAMES = 200

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.attention import IMPLEMENTATIONS, cached
+from sedd_jax.devices.sharding import constrain
 from sedd_jax.errors import InputError
-from sedd_jax.linear import PRODUCT, Linear, bias_init
-from sedd_jax.sharding import constrain
+from sedd_jax.transformer.attention import IMPLEMENTATIONS, cached
+from sedd_jax.transformer.linear import PRODUCT, Linear, bias_init
 
 gelu = partial(jax.nn.gelu, approximate=True)
 

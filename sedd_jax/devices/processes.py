@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed as runtime  # the public module hides the key-value store; Orbax uses it this way too
+from tqdm import tqdm
 
 from sedd_jax.errors import InputError, TrainingError
 
@@ -42,6 +43,11 @@ def is_leader() -> bool:
 
 def several() -> bool:
     return runtime.global_state.client is not None and runtime.global_state.num_processes > 1
+
+
+def say(text: str) -> None:
+    if is_leader():
+        tqdm.write(text, file=sys.stderr)
 
 
 def initialise(

@@ -1,0 +1,1 @@
+"""What runs on: mesh, processes, stop signals, and what chips can do."""

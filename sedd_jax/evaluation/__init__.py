@@ -1,0 +1,1 @@
+"""Figures of models and samples, and tables of them."""

@@ -1,0 +1,84 @@
+"""Files and directories that appear whole or not at all."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from sedd_jax.errors import InputError
+
+
+def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
+    """Replaces the file in one move, so that a reader or a killed run never sees half of it."""
+    path = epath.Path(path)
+    temporary = path.parent / f".{path.name}.new"
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    temporary.replace(path)
+
+
+def read_json(path: epath.PathLike, *, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError, which ends with the remedy, if the file does not hold one."""
+    path = epath.Path(path)
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def make_directory(path: epath.PathLike, flag: str) -> epath.Path:
+    """Makes the directory that a flag names, with its parents. Raises InputError if that cannot be."""
+    path = epath.Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--{flag}={path} cannot be made a directory: {error.strerror}") from error
+    return path
+
+
+def check_free(path: epath.PathLike) -> epath.Path:
+    """Raises InputError if something is at `path` already, unless it is an empty directory."""
+    path = epath.Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} is there already and not an empty directory; name a new one, or remove it")
+    return path
+
+
+@contextlib.contextmanager
+def new_directory(path: epath.PathLike) -> Iterator[epath.Path]:
+    """Gives a temporary directory beside `path`, which takes its name at the end, and vanishes after an error.
+
+    Raises InputError as `check_free` does, or if nothing can be written there.
+    """
+    path = check_free(path)
+    temporary = path.parent / f".{path.name}.new"
+    try:
+        temporary.rmtree(missing_ok=True)  # left by an earlier attempt that was killed
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}; name another place") from error
+    try:
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        temporary.rmtree(missing_ok=True)
+
+
+@contextlib.contextmanager
+def plot(path: epath.PathLike, *, size: tuple[float, float], dpi: int = 150) -> Iterator[tuple[Any, Any]]:
+    """Gives the figure and the axes of a plot, which is written as PNG at the end."""
+    import matplotlib  # here, since it is slow to import
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+    try:
+        yield figure, axes
+        with epath.Path(path).open("wb") as file:
+            figure.savefig(file, format="png", dpi=dpi)
+    finally:
+        pyplot.close(figure)

@@ -1,0 +1,1 @@
+"""Texts from a trained model: templates with holes, drawing, and showing how texts come about."""

@@ -1,0 +1,43 @@
+"""FLOPs of a training step, and how many the devices can do."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from sedd_jax.devices import chips
+from sedd_jax.transformer import Transformer
+
+
+def train_flops_per_token(model: Transformer, length: int) -> int:
+    """FLOPs of the matrix products of a training step, per token: 6 per weight, and attention's 12 L dim per layer.
+
+    Of a causal model's attention half: its queries have (L + 1) / 2 keys on average.
+
+    Three times the forward pass (2 per weight, 4 L dim per layer). The embedding is a look-up and the conditioning is
+    per sequence: neither counts. Recomputation (remat) is not counted either, so MFU is a share of useful work.
+    """
+    keys = (length + 1) // 2 if model.causal else length
+    weights = model.num_layers * (4 + 2 * model.mlp_ratio) * model.dim**2 + model.dim * model.num_states
+    return 6 * weights + 12 * model.num_layers * keys * model.dim
+
+
+def matmul_rate(size: int = 1536, dtype: str = "float32", seconds: float = 0.3) -> float:
+    """FLOP/s of a square matrix product on one device, measured."""
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        product(a, a).block_until_ready()
+        count += 1
+    return 2 * size**3 * count / (time.perf_counter() - start)
+
+
+def peak_flops() -> float:
+    """FLOP/s of all devices together: published, or for a device that is not in the table (a CPU) measured."""
+    kind = jax.devices()[0].device_kind
+    if chip := chips.of_kind(kind):
+        return chip.flops * jax.device_count()
+    # Virtual CPU devices share the cores of their host.
+    return matmul_rate() * (jax.process_count() if kind == "cpu" else jax.device_count())
