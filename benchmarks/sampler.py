@@ -14,7 +14,6 @@ from benchmarks.rounds import medians
 from sedd_jax.rates import Absorbing
 from sedd_jax.sampling import METHODS, Sampler, methods
 from sedd_jax.training.experiment import make_experiment
-from sedd_jax.training.state import init_state
 
 config_flags.DEFINE_config_file("config", "configs/small.py")
 flags.DEFINE_integer("vocab_size", 50_257, "Tokens, without MASK.")
@@ -28,7 +27,7 @@ def main(_):
     experiment = make_experiment(options.config, options.vocab_size)
     shape = (options.batch, options.config.data.length)
     with jax.set_mesh(experiment.mesh):
-        params = init_state(jax.random.key(0), experiment.model, experiment.optimizer, experiment.mesh).params
+        params = experiment.init_state(jax.random.key(0)).params
         x, sigma = jnp.zeros(shape, jnp.int32), jnp.ones(options.batch)
         free = (jnp.zeros(shape, bool), x)
         forward = jax.jit(lambda params: experiment.score_fn(params)(x, sigma))

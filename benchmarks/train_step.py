@@ -20,15 +20,13 @@ from ml_collections import config_flags
 
 from benchmarks.rounds import medians, passes, products
 from benchmarks.trace import milliseconds
-from sedd_jax.config import build
 from sedd_jax.devices import sharding
 from sedd_jax.rates import Absorbing
 from sedd_jax.score_entropy import dwdse
 from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.flops import train_flops_per_token
-from sedd_jax.training.loop import TrainOptions
-from sedd_jax.training.state import TrainState, init_state
-from sedd_jax.training.step import ema_decay, make_train_step
+from sedd_jax.training.state import TrainState
+from sedd_jax.training.step import ema_decay
 
 config_flags.DEFINE_config_file("config", "configs/baseline.py")
 flags.DEFINE_integer("vocab_size", 257, "Tokens, without MASK.")
@@ -66,17 +64,15 @@ def plain_step(experiment: Experiment, decay: float):
 def main(_):
     config = flags.FLAGS.config
     experiment = make_experiment(config, flags.FLAGS.vocab_size)
-    options = build(TrainOptions, "train", config)
+    options = experiment.train
     model, mesh, length = experiment.model, experiment.mesh, config.data.length
     tokens = np.random.default_rng(0).integers(0, flags.FLAGS.vocab_size, (options.batch_size, length)).astype(np.int32)
     with jax.set_mesh(mesh):
         batch, sigma, key = sharding.place_batch(tokens, mesh), np.ones(len(tokens), np.float32), jax.random.key(1)
         # One state for all: a donated one is replaced by its successor.
-        state = init_state(jax.random.key(0), model, experiment.optimizer, mesh)
+        state = experiment.init_state(jax.random.key(0))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        steps = {
-            "step": make_train_step(model, experiment.objective, experiment.optimizer, mesh, decay=options.ema_decay)
-        }
+        steps = {"step": experiment.train_step_fn()}
         if flags.FLAGS.plain:
             steps["plain"] = plain_step(experiment, options.ema_decay)
         forward = jax.jit(lambda params, x, sigma: model.apply({"params": params}, x, sigma))

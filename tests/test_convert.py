@@ -24,7 +24,6 @@ from sedd_jax.files import new_directory
 from sedd_jax.interop import load_official, save_official, torch_files
 from sedd_jax.interop.official_config import from_official_config
 from sedd_jax.training.experiment import load_trained, make_experiment
-from sedd_jax.training.state import init_state
 from sedd_jax.training.workdir import write_workdir
 from sedd_jax.transformer import Transformer
 
@@ -360,7 +359,7 @@ def test_models_that_the_official_code_cannot_run(tmp_path, folder):
 def test_a_model_from_here_goes_out_and_comes_back(tmp_path):
     ours = make_config()
     experiment = make_experiment(ours, 257, jax.devices()[:1])
-    state = init_state(jax.random.key(0), experiment.model, experiment.optimizer, experiment.mesh)
+    state = experiment.init_state(jax.random.key(0))
     save_official(tmp_path / "out", state.params, ours)
     params, config = load_official(tmp_path / "out")
     assert jax.tree.all(jax.tree.map(np.array_equal, params, state.params))

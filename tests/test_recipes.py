@@ -12,10 +12,9 @@ from running import ROOT, run
 
 from sedd_jax.config import build
 from sedd_jax.data import dataset, packing, tokenizers
-from sedd_jax.devices import sharding
 from sedd_jax.training.experiment import load_trained, make_experiment
 from sedd_jax.training.flops import train_flops_per_token
-from sedd_jax.training.loop import TrainOptions, train
+from sedd_jax.training.loop import train
 
 RECIPES = ("fineweb_edu", "lm1b", "medium", "small", "text8")
 # What is told in docs/recipes.md, in hours on 8 H100 at 40 % of their peak of 989 TFLOP/s.
@@ -35,7 +34,7 @@ def test_every_config_but_those_for_a_laptop_is_a_recipe():
 def test_a_recipe_fits_eight_devices_and_says_how_long_it_takes(name):
     config = get(name)
     experiment = make_experiment(config, config.data.vocab_size)
-    build(TrainOptions, "train", config).check_batch(sharding.batch_shards(experiment.mesh))
+    experiment.train.check(experiment.mesh)
     assert config.data.tokenizer in tokenizers.KINDS
     tokens = config.train.batch_size * config.data.length * config.train.steps
     hours = train_flops_per_token(experiment.model, config.data.length) * tokens / (8 * 989e12 * 0.4) / 3600

@@ -33,14 +33,12 @@ from ml_collections import ConfigDict
 
 from sedd_jax.aot import costs
 from sedd_jax.aot.hlo import Program
-from sedd_jax.config import build
 from sedd_jax.devices import chips, sharding
 from sedd_jax.devices.chips import Chip
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.training import flops
 from sedd_jax.training.experiment import Experiment, make_experiment
-from sedd_jax.training.loop import TrainOptions
-from sedd_jax.training.step import chunk_rows, make_train_step
+from sedd_jax.training.step import chunk_rows
 
 TARGETS = ("train", "sample", "both")
 
@@ -84,7 +82,6 @@ def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: in
         raise InputError(f"--what={what} is unknown; choose one of {', '.join(TARGETS)}")
     devices = topology_devices(topology, num_slices)
     experiment = make_experiment(config, vocab_size, devices)
-    options = build(TrainOptions, "train", config)
     mesh, length = experiment.mesh, config.data.length
     kind = devices[0].device_kind
     chip = chips.of_kind(kind)
@@ -100,43 +97,37 @@ def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: in
         "length": length,
     }
     if what != "sample":
-        options.check_batch(sharding.batch_shards(mesh))
-        chunks = mean_chunks(experiment, options, length)
+        experiment.train.check(mesh)
+        chunks = mean_chunks(experiment, length)
     with jax.set_mesh(mesh):
         if what != "sample":
-            result["train"] = _train(experiment, options, length, chip, chunks)
+            result["train"] = _train(experiment, length, chip, chunks)
         if what != "train":
             result["sample"] = _sample(experiment, length, chip)
     return result
 
 
-def mean_chunks(experiment: Experiment, options: TrainOptions, length: int) -> int:
+def mean_chunks(experiment: Experiment, length: int) -> int:
     """How many chunks the loss of one chip takes for a microbatch of average noise: its loop ends with the last
     position that contributes (`score_entropy.loss_and_grads`)."""
     noised = experiment.objective.noised(jax.random.key(0), jnp.zeros((512, 128), jnp.int32))
     share = float(experiment.objective.contributes(noised.x).mean())
+    options = experiment.train
     positions = options.batch_size * length // sharding.batch_shards(experiment.mesh) // options.microbatches
     return math.ceil(share * positions / chunk_rows(positions))
 
 
-def _train(experiment: Experiment, options: TrainOptions, length: int, chip: Chip, chunks: int) -> dict[str, Any]:
-    mesh, state, batch_size = experiment.mesh, experiment.abstract_state(), options.batch_size
-    step = make_train_step(
-        experiment.model,
-        experiment.objective,
-        experiment.optimizer,
-        mesh,
-        decay=options.ema_decay,
-        microbatches=options.microbatches,
-    )
-    tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32, sharding=sharding.batch_sharding(mesh))
+def _train(experiment: Experiment, length: int, chip: Chip, chunks: int) -> dict[str, Any]:
+    mesh, state, step = experiment.mesh, experiment.abstract_state(), experiment.train_step_fn()
+    options = experiment.train
+    tokens = jax.ShapeDtypeStruct((options.batch_size, length), jnp.int32, sharding=sharding.batch_sharding(mesh))
     flops_per_token = flops.train_flops_per_token(experiment.model, length)
     useful = flops_per_token * tokens.size
     figures = _figures(step, (state, _key(), tokens), "the training step", mesh, chip, useful, data_trips=chunks)
     by_kind = {"params": state.params, "ema": state.ema, "moments": state.opt_state, "batch": tokens}
     figures["bytes_per_chip"] = {k: _bytes_per_chip(v) for k, v in by_kind.items()} | figures["bytes_per_chip"]
     figures |= {
-        "batch_size": batch_size,
+        "batch_size": options.batch_size,
         "microbatches": options.microbatches,
         "flops_per_step": flops_per_token * tokens.size,
         "flops_per_token": flops_per_token,

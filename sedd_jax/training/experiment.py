@@ -26,40 +26,13 @@ from sedd_jax.rates import Graph
 from sedd_jax.sampling.reverse import Network
 from sedd_jax.score_entropy import Objective, ScoreEntropy, ScoreFn
 from sedd_jax.training.checkpoint import Checkpoints
-from sedd_jax.training.state import TrainState, abstract_state, make_optimizer
+from sedd_jax.training.options import EvalOptions, SamplingOptions, TrainOptions
+from sedd_jax.training.state import TrainState, abstract_state, init_state, make_optimizer
+from sedd_jax.training.step import TrainStep, make_train_step
 from sedd_jax.transformer import Transformer, attention
+from sedd_jax.typing import PRNGKey
 
 OBJECTIVES = ("sedd", "ar")
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """num_times: noise levels per sequence. num_sequences: of the validation part during training, 0 for all.
-    batch_size: sequences per network call."""
-
-    num_times: int = 1000
-    num_sequences: int = 0
-    batch_size: int = 32
-
-    def __post_init__(self):
-        for name in ("num_times", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"eval.{name}={getattr(self, name)} must be at least 1")
-        if self.num_sequences < 0:
-            raise InputError(f"eval.num_sequences={self.num_sequences} must be at least 1, or 0 for all")
-
-
-@dataclass(frozen=True)
-class SamplingOptions(sampling.Sampler):
-    """num: samples drawn during training, and by default. steps: see `sampling.simulate`."""
-
-    num: int = 4
-    steps: int = 128
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num < 1:
-            raise InputError(f"sampling.num={self.num} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -75,6 +48,7 @@ class Experiment:
     model: Transformer
     optimizer: optax.GradientTransformation
     mesh: Mesh
+    train: TrainOptions
     eval: EvalOptions
     sampling: SamplingOptions
 
@@ -91,7 +65,23 @@ class Experiment:
         return Network(partial(apply, "features"), partial(apply, "log_score"), timeless)
 
     def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
         return abstract_state(self.model, self.optimizer, self.mesh)
+
+    def init_state(self, key: PRNGKey) -> TrainState:
+        return init_state(key, self.model, self.optimizer, self.mesh)
+
+    def train_step_fn(self) -> TrainStep:
+        """(state, key, tokens [B, L]) -> (next state, metrics): see `make_train_step`."""
+        options = self.train
+        return make_train_step(
+            self.model,
+            self.objective,
+            self.optimizer,
+            self.mesh,
+            decay=options.ema_decay,
+            microbatches=options.microbatches,
+        )
 
     def unsharded(self) -> list[str]:
         """Which weights the mesh should split and does not: see `sharding.unsharded`."""
@@ -211,6 +201,8 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
         model=model,
         optimizer=build(make_optimizer, "optim", config),
         mesh=mesh,
+        # Of weights from elsewhere, a config need not say how they were trained.
+        train=build(TrainOptions, "train", config) if "train" in config else TrainOptions(),
         eval=build(EvalOptions, "eval", config),
         sampling=options,
     )

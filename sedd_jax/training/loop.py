@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -29,45 +28,7 @@ from sedd_jax.training import flops
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.report import Report, Stopwatch
-from sedd_jax.training.state import TrainState, init_state
-from sedd_jax.training.step import make_train_step
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """steps: updates in all. batch_size: sequences per update, over all devices; microbatches: in so many parts.
-    ..._every: in steps; 0 for never. keep_last, keep_period: see `Checkpoints`; 0 for no period."""
-
-    steps: int
-    batch_size: int = 512
-    microbatches: int = 1
-    seed: int = 0
-    ema_decay: float = 0.9999
-    log_every: int = 50
-    eval_every: int = 5000
-    sample_every: int = 5000
-    checkpoint_every: int = 1000
-    keep_last: int = 3
-    keep_period: int = 0
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise InputError(f"train.{name}={getattr(self, name)} must be at least 1")
-        for name in ("eval_every", "sample_every", "keep_period"):
-            if getattr(self, name) < 0:
-                raise InputError(f"train.{name}={getattr(self, name)} must be at least 1, or 0 for never")
-        if not 0 <= self.seed < 1 << 32:
-            raise InputError(f"train.seed={self.seed} must lie in [0, 2^32)")
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"train.ema_decay={self.ema_decay} must lie in [0, 1)")
-
-    def check_batch(self, shards: int) -> None:
-        if self.batch_size % (shards * self.microbatches):
-            raise InputError(
-                f"train.batch_size={self.batch_size} must be a multiple of {shards} batch shards (mesh.data x "
-                f"mesh.fsdp) times train.microbatches={self.microbatches}"
-            )
+from sedd_jax.training.state import TrainState
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
@@ -75,12 +36,12 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
 
     Raises InputError before anything is written, TrainingError for a loss that is not finite or a stop signal.
     """
-    options = build(TrainOptions, "train", config)
     configuration.check_same_experiment(config, workdir)
     once = functools.partial(processes.from_leader, "tokenizer")
     data = build(dataset.load, "data", config, directory=workdir, once=once)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
-    options.check_batch(sharding.batch_shards(experiment.mesh))
+    options = experiment.train
+    options.check(experiment.mesh)
     configuration.check_same_data(data.fingerprint, workdir)
     # Nobody writes before everybody has come through the checks; nobody goes on before all is written.
     processes.require_same("config", json.dumps(config.to_dict(), sort_keys=True))
@@ -91,7 +52,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     )
     peak = flops.peak_flops()
     with jax.set_mesh(experiment.mesh), checkpoints, stop_signals() as signals:
-        run = Run(config, workdir, options, data, experiment, checkpoints, peak)
+        run = Run(config, workdir, data, experiment, checkpoints, peak)
         with contextlib.closing(run.report):
             return run.run(signals)
 
@@ -113,13 +74,13 @@ class Run:
         self,
         config: ConfigDict,
         workdir: epath.Path,
-        options: TrainOptions,
         data: Dataset,
         experiment: Experiment,
         checkpoints: Checkpoints,
         peak: float,
     ):
-        self.config, self.workdir, self.options = config, workdir, options
+        self.config, self.workdir, self.options = config, workdir, experiment.train
+        options = self.options
         self.data, self.experiment, self.checkpoints = data, experiment, checkpoints
         keys = jax.random.split(jax.random.key(options.seed), 4)
         self.init_key, self.train_key, self.eval_key, self.sample_key = keys
@@ -135,16 +96,8 @@ class Run:
         )
         self.step = int(self.state.step)
         self.report = Report(workdir, step=self.step)
-        train_step = make_train_step(
-            experiment.model,
-            experiment.objective,
-            experiment.optimizer,
-            experiment.mesh,
-            decay=options.ema_decay,
-            microbatches=options.microbatches,
-        )
         draw = experiment.sample_fn(experiment.sampling)
-        self.train_step = processes.in_step("train step", train_step)
+        self.train_step = processes.in_step("train step", experiment.train_step_fn())
         self.bound = processes.in_step("bound", experiment.bound_fn(experiment.eval.num_times))
         self.draw = processes.in_step("draw", draw)
         self.valid, _ = chunks(data.valid, data.length, limit=experiment.eval.num_sequences or None)
@@ -159,7 +112,7 @@ class Run:
         if restored is not None:
             say(f"resuming after step {restored.step} in {self.workdir}")
             return restored.state, restored.position
-        return init_state(self.init_key, self.experiment.model, self.experiment.optimizer, self.experiment.mesh), 0
+        return self.experiment.init_state(self.init_key), 0
 
     def run(self, signals: StopSignals) -> dict[str, Any]:
         say(self._summary())

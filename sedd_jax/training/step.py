@@ -7,17 +7,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int
 
 from sedd_jax.devices import sharding
 from sedd_jax.score_entropy import Noised, Objective, loss_and_grads
 from sedd_jax.training.state import TrainState, abstract_state
 from sedd_jax.transformer import Transformer
+from sedd_jax.typing import PRNGKey, Scalar, Tokens
 
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Scalar]
+TrainStep = Callable[[TrainState, PRNGKey, Tokens], tuple[TrainState, Metrics]]
 
 
-def ema_decay(decay: float, step: Int[Array, ""] | int) -> Float[Array, ""]:
+def ema_decay(decay: float, step: Int[Array, ""] | int) -> Scalar:
     """The paper's ramp: an average over the whole short past first, then over about 1 / (1 - decay) steps."""
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
@@ -100,7 +102,7 @@ def make_train_step(
     *,
     decay: float,
     microbatches: int = 1,
-) -> Callable[[TrainState, Key[Array, ""], Int[Array, "b l"]], tuple[TrainState, Metrics]]:
+) -> TrainStep:
     """`step(state, key, tokens)` -> (next state, metrics); the state given is consumed.
 
     key: the run's key; the step folds its own number into it, so that a step depends on nothing but the state, the
@@ -133,7 +135,7 @@ def make_train_step(
         total, _ = jax.lax.scan(add, zero, (jax.random.split(key, microbatches), *batches))
         return jax.tree.map(lambda x: x / microbatches, total)
 
-    def step(state: TrainState, key: Key[Array, ""], tokens: Int[Array, "b l"]) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, key: PRNGKey, tokens: Tokens) -> tuple[TrainState, Metrics]:
         noise_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         noised = objective.noised(noise_key, tokens)
         loss, grads = whole_loss_and_grads(state.params, dropout_key, noised, tokens)

@@ -1,0 +1,79 @@
+"""What a config says of the run itself: its sections `train`, `eval` and `sampling`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+from sedd_jax import sampling
+from sedd_jax.devices.sharding import batch_shards
+from sedd_jax.errors import InputError
+
+
+def _require(section: str, options: Any, names: str, least: int = 1, or_else: str = "") -> None:
+    for name in names.split():
+        if getattr(options, name) < least:
+            raise InputError(f"{section}.{name}={getattr(options, name)} must be at least 1{or_else}")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """steps: updates in total; 0 for weights from elsewhere, of which nothing more is known. batch_size: sequences per
+    update, over all devices; microbatches: parts that it is computed in. ..._every: in steps; 0 for never.
+    keep_last, keep_period: see `Checkpoints`; 0 for no period."""
+
+    steps: int = 0
+    batch_size: int = 512
+    microbatches: int = 1
+    seed: int = 0
+    ema_decay: float = 0.9999
+    log_every: int = 50
+    eval_every: int = 5000
+    sample_every: int = 5000
+    checkpoint_every: int = 1000
+    keep_last: int = 3
+    keep_period: int = 0
+
+    def __post_init__(self):
+        _require("train", self, "batch_size microbatches log_every checkpoint_every keep_last")
+        _require("train", self, "eval_every sample_every keep_period", least=0, or_else=", or 0 for never")
+        if not 0 <= self.seed < 1 << 32:
+            raise InputError(f"train.seed={self.seed} must lie in [0, 2^32)")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"train.ema_decay={self.ema_decay} must lie in [0, 1)")
+
+    def check(self, mesh: Mesh) -> None:
+        """Raises InputError if nothing can be trained with these options on the mesh."""
+        _require("train", self, "steps")
+        shards = batch_shards(mesh)
+        if self.batch_size % (shards * self.microbatches):
+            raise InputError(
+                f"train.batch_size={self.batch_size} must be a multiple of {shards} batch shards (mesh.data x "
+                f"mesh.fsdp) times train.microbatches={self.microbatches}"
+            )
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """num_times: noise levels per sequence. num_sequences: of the validation part during training, 0 for all.
+    batch_size: sequences per network call."""
+
+    num_times: int = 1000
+    num_sequences: int = 0
+    batch_size: int = 32
+
+    def __post_init__(self):
+        _require("eval", self, "num_times batch_size")
+        _require("eval", self, "num_sequences", least=0, or_else=", or 0 for all")
+
+
+@dataclass(frozen=True)
+class SamplingOptions(sampling.Sampler):
+    """num: samples during training, and by default. steps: see `sampling.simulate`."""
+
+    num: int = 4
+    steps: int = 128
+
+    def __post_init__(self):
+        super().__post_init__()
+        _require("sampling", self, "num")
