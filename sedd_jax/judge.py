@@ -1,13 +1,13 @@
-"""How good samples are by a judge: python -m sedd_jax.judge --samples=FILE --model=FOLDER [--output=FILE]
+"""Quality of samples by a judge: python -m sedd_jax.judge --samples=FILE --model=FOLDER [--output=FILE]
 
 FILE holds samples as `python -m sedd_jax.sample --output=FILE` writes them (JSON lines with a field 'text'), or as it
-prints them. FOLDER is GPT-2 (Hugging Face's config.json, model.safetensors and vocabulary, or an id on the hub such as
-openai-community/gpt2-large), or the workdir of an autoregressive twin.
-All is counted in the judge's tokens, of each sample at most as many as the judge reads at once. A sample's first token
-is not judged, as in the papers that quote GPT-2's perplexity. Generative perplexity means little without the entropy
-and the distinct n-grams beside it: repetitive text is likely text.
---references=FILE adds MAUVE of the samples against real texts (extra 'mauve'); its paper takes 5000 of each, and
-figures compare at equal numbers and lengths only.
+prints them. FOLDER is a GPT-2 (Hugging Face's config.json, model.safetensors and vocabulary, or an id on the hub such
+as openai-community/gpt2-large), or the workdir of an AR baseline.
+Figures are per token of the judge, and of each sample only the tokens that the judge reads at once count. The first
+token of a sample is not judged, as in the papers that quote GPT-2's perplexity. Read generative perplexity beside the
+entropy and the distinct n-grams: repetitive text is likely text.
+--references=FILE adds MAUVE of the samples against real texts (extra 'mauve'). Its paper takes 5000 of each, and
+figures compare only at equal numbers and lengths.
 """
 
 import json
@@ -21,8 +21,8 @@ from sedd_jax.errors import InputError
 from sedd_jax.evaluation.judging import judge_samples, load_judge, mauve, read_samples
 from sedd_jax.files import write_atomically
 
-flags.DEFINE_string("samples", None, "File of samples: JSON lines, or what `sample` prints.")
-flags.DEFINE_string("model", None, "Folder or hub id of a GPT-2, or the workdir of an autoregressive twin.")
+flags.DEFINE_string("samples", None, "File of samples: JSON lines, or the output of `sample`.")
+flags.DEFINE_string("model", None, "Folder or hub id of a GPT-2, or the workdir of an AR baseline.")
 flags.DEFINE_string("tokenizer_path", None, "Folder of GPT-2's vocabulary; by default that of --model.")
 flags.DEFINE_string("references", None, "File of real texts, like --samples, for MAUVE.")
 flags.DEFINE_integer("batch_size", 8, "Samples per network call.", lower_bound=1)

@@ -7,7 +7,7 @@
 With the true scores the last two add up to -log p(x0), as far as nothing of the data is left at t = 1.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -99,25 +99,6 @@ def _mean_and_variance(draw: Callable, num: int) -> tuple[Float[Array, " b"], Fl
     """The mean of draws 0..num-1 and the variance of that mean; NaN for a single draw."""
     draws = jax.lax.map(draw, jnp.arange(num))
     return draws.mean(0), jnp.var(draws, 0, ddof=1) / num
-
-
-def over_chunks(
-    bound_fn: Callable[[Int[np.ndarray, "b l"], int], Bound | Exact],
-    chunks: Int[np.ndarray, "n l"],
-    *,
-    batch_size: int,
-    progress: Callable[[Iterable], Iterable] = iter,
-) -> Bound | Exact:
-    """`bound_fn(rows, number of the first)` over a data set in batches; the last one is filled up with repeats.
-
-    progress: wraps the iterable of batches, `tqdm` for one.
-    """
-    parts = []
-    for first in progress(range(0, len(chunks), batch_size)):
-        rows = chunks[first : first + batch_size]
-        filled = np.concatenate([rows, np.repeat(rows[-1:], batch_size - len(rows), axis=0)])
-        parts.append(jax.device_get(bound_fn(filled, first)))
-    return jax.tree.map(lambda *values: np.concatenate(values)[: len(chunks)], *parts)
 
 
 def summarise(bounds: Bound | Exact, length: int, tokens_per_byte: float | None) -> dict[str, float]:

@@ -1,13 +1,15 @@
 """Runs a sweep: python -m sedd_jax.sweep --sweep=configs/sweeps/noise.py --workdir=DIR [--config.a.b=value ...]
 
-Trains the points of the sweep one after another, each in a directory of its own under DIR; overrides apply to all of
-them. The same command goes on where it stopped, and takes in points that were trained elsewhere. Ends with a table on
+Trains the points of the sweep one after another, each in its own directory under DIR; overrides apply to all of them.
+The same command continues where it stopped, and uses points that were trained elsewhere. It ends with a table on
 stderr, results.{json,csv,md,png} in DIR and one JSON line on stdout. Exit code 1: points failed (the others were run).
 With --print_commands it runs nothing and prints the commands of the points that are not done, one per line.
 
-A sweep file has CONFIG, the path of its config from there, and get_sweep(), which returns a list of overrides.
+A sweep file has CONFIG, the path of its config relative to the file, and get_sweep(), which returns a list of
+overrides.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -17,8 +19,7 @@ import signal
 import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +31,15 @@ from sedd_jax import config as configuration
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.stopping import Stopped
 from sedd_jax.errors import InputError, TrainingError
-from sedd_jax.evaluation import tables
-from sedd_jax.evaluation.tables import Run
-from sedd_jax.files import write_atomically
+from sedd_jax.evaluation import comparison, tables
+from sedd_jax.evaluation.comparison import Trial
+from sedd_jax.files import make_directory, read_json, write_atomically
 
 OVERRIDES = cli.take_overrides()
 cli.define_workdir("Directory of the sweep, with one for each point.")
 flags.DEFINE_string("sweep", None, "Sweep, a file such as configs/sweeps/noise.py.")
 flags.DEFINE_string("config", None, "Experiment that the points are overrides of; by default the sweep's.")
 flags.DEFINE_boolean("print_commands", False, "Prints the commands for a cluster instead of running them.")
-
-
-@dataclass(frozen=True)
-class Point:
-    """One experiment of a sweep. arguments: those of its training command."""
-
-    run: Run
-    arguments: list[str]
 
 
 def read_sweep(path: str) -> tuple[str | None, list[dict[str, Any]]]:
@@ -56,8 +49,7 @@ def read_sweep(path: str) -> tuple[str | None, list[dict[str, Any]]]:
         points = module["get_sweep"]()
     except OSError as error:
         raise InputError(f"--sweep={path} cannot be read: {error.strerror}") from error
-    # Whatever the file does wrong: it is input.
-    except Exception as error:
+    except Exception as error:  # the file is input: whatever it raises
         raise InputError(f"--sweep={path} gives no sweep: {type(error).__name__}: {error}") from error
     if not (isinstance(points, list) and points and all(isinstance(point, dict) for point in points)):
         raise InputError(f"--sweep={path}: get_sweep() must return a list of dicts of overrides, at least one")
@@ -70,7 +62,7 @@ def read_sweep(path: str) -> tuple[str | None, list[dict[str, Any]]]:
 
 
 def name_of(overrides: dict[str, Any]) -> str:
-    """A directory name that says what a point overrides, the same one whatever other points there are."""
+    """A directory name from the overrides of a point. It does not depend on the other points."""
     text = ",".join(f"{field}={value}" for field, value in sorted(overrides.items())) or "base"
     name = re.sub(r"[^\w.,=+-]", "_", text)[:100]
     return name if name == text else f"{name}-{zlib.crc32(text.encode()):08x}"
@@ -78,14 +70,19 @@ def name_of(overrides: dict[str, Any]) -> str:
 
 def make_points(
     config: str, points: Sequence[dict[str, Any]], overrides: Sequence[str], workdir: epath.Path
-) -> list[Point]:
+) -> list[Trial]:
     """The points with their configs. Raises InputError for one that does not fit the config, or that is there twice."""
-    made: list[Point] = []
+    made: list[Trial] = []
     for point in points:
-        name = name_of(point)
-        arguments = [f"--config={config}", *overrides, *(f"--config.{field}={value}" for field, value in point.items())]
-        run = Run(name, cli.read_config(*arguments), workdir / name)
-        values = dict(configuration.flatten(run.config))
+        name, folder = name_of(point), workdir / name_of(point)
+        given = [*overrides, *(f"--config.{field}={value}" for field, value in point.items())]
+        trial = Trial(
+            name,
+            cli.read_config(f"--config={config}", *given),
+            folder,
+            [f"--config={config}", f"--workdir={folder}", *given],
+        )
+        values = dict(configuration.flatten(trial.config))
         for field, value in point.items():
             if any(override.startswith(f"--config.{field}=") for override in overrides):
                 raise InputError(f"--config.{field} is given for all points, and the sweep sets it too")
@@ -95,45 +92,46 @@ def make_points(
                     f"{value!r}; give a field that holds one number, string or truth value"
                 )
         for other in made:
-            if dict(configuration.flatten(other.run.config)) == values:
-                raise InputError(f"the points {other.run.name} and {name} of the sweep are the same experiment")
-        made.append(Point(run, [arguments[0], f"--workdir={run.workdir}", *arguments[1:]]))
+            if other.config == trial.config:
+                raise InputError(f"the points {other.name} and {name} of the sweep are the same experiment")
+        made.append(trial)
     return made
 
 
-def check_workdir(points: Sequence[Point], workdir: epath.Path) -> None:
+def check_workdir(points: Sequence[Trial], workdir: epath.Path) -> None:
     """Raises InputError if workdir holds something else than these points."""
     if (workdir / "config.json").exists():
         raise InputError(f"--workdir={workdir} holds a run of its own; choose another --workdir for the sweep")
-    names, record = [point.run.name for point in points], workdir / "sweep.json"
-    try:
-        held = json.loads(record.read_text())["points"] if record.exists() else []
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{record} is damaged ({error}); if {workdir} is of this sweep, remove it") from error
-    for name in held:
+    names, record = [point.name for point in points], workdir / "sweep.json"
+    held = read_json(record, remedy=f"if {workdir} is of this sweep, remove it") if record.exists() else {}
+    for name in held.get("points", []):
         if name not in names:
             raise InputError(f"--workdir={workdir} holds another sweep, with the point {name}; choose another one")
     for point in points:
-        configuration.check_same_experiment(point.run.config, point.run.workdir)
+        configuration.check_same_experiment(point.config, point.workdir)
 
 
 class Trainer:
-    """Trains points as processes of their own. Within its context a signal goes on to the one that runs."""
+    """Trains points as processes of their own, and passes signals on to the one that runs.
+
+    stopped: the signal that ends the sweep, 0 for none.
+    """
 
     def __init__(self):
         self.stopped = 0
         self._process: subprocess.Popen | None = None
-        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "Trainer":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    @contextlib.contextmanager
+    def passing_signals(self) -> Iterator[None]:
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        previous = {number: signal.getsignal(number) for number in numbers}
+        for number, handler in previous.items():
+            signal.signal(number, handler if handler is signal.SIG_IGN else self._receive)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _receive(self, number: int, _: object) -> None:
         self.stopped = number
@@ -142,7 +140,7 @@ class Trainer:
             self._process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def train(self, arguments: Sequence[str]) -> int:
-        """The exit code. Its progress comes out on stderr, its answer too: the last line of stdout is ours."""
+        """Returns the exit code. All output goes to stderr: the last line of stdout is that of the sweep."""
         command = [sys.executable, "-m", "sedd_jax.train", *arguments]
         # A process group of its own: Ctrl-C reaches it through us, once. Twice would end it without saving.
         with subprocess.Popen(command, stdout=sys.stderr.fileno(), process_group=0) as self._process:
@@ -150,42 +148,41 @@ class Trainer:
                 self._process.send_signal(signal.SIGTERM)
             code = self._process.wait()
         self._process = None
+        if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):  # stopped by somebody else, or by us
+            self.stopped = self.stopped or code - 128
         return code
 
 
-def _explain(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+def run_sweep(points: Sequence[Trial], fields: Sequence[str], workdir: epath.Path) -> list[dict[str, Any]]:
+    """Trains the points that are not done and returns the table. Raises TrainingError if points fail."""
+    states, trainer = dict[str, str](), Trainer()
 
+    def write() -> list[dict[str, Any]]:
+        table = comparison.compare(points, fields, states)
+        tables.write(workdir, table, comparison.markdown(table, fields))
+        comparison.plot(workdir / "results.png", points)
+        return table
 
-def run_sweep(points: Sequence[Point], fields: Sequence[str], workdir: epath.Path) -> list[dict[str, Any]]:
-    """Trains what is not done yet and returns the rows of the results. Raises TrainingError if points fail."""
-    runs, states = [point.run for point in points], {}
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--workdir={workdir} cannot be made a directory: {error.strerror}") from error
-    record = {"points": [run.name for run in runs]}
-    write_atomically(workdir / "sweep.json", json.dumps(record, indent=2) + "\n")
-    with Trainer() as trainer:
+    record = {"points": [point.name for point in points]}
+    write_atomically(make_directory(workdir, "workdir") / "sweep.json", json.dumps(record, indent=2) + "\n")
+    with trainer.passing_signals():
         for number, point in enumerate(points, 1):
-            what = f"point {number} of {len(points)}, {point.run.name}"
-            if point.run.is_done():
+            what = f"point {number} of {len(points)}, {point.name}"
+            if point.is_done():
                 say(f"{what}: done already")
                 continue
             if trainer.stopped:
                 break
             say(f"{what}: {shlex.join(['train', *point.arguments])}")
             code = trainer.train(point.arguments)
-            if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):  # stopped by somebody else, or by us
-                trainer.stopped = trainer.stopped or code - 128
             if trainer.stopped:
                 break
-            states[point.run.name] = "done" if code == 0 else f"failed: {_explain(code)}"
-            tables.write(workdir, runs, tables.rows(runs, fields, states), fields)
-        table = tables.rows(runs, fields, states)
-        tables.write(workdir, runs, table, fields)
-        say(tables.markdown(table, fields))
-        left = [row["name"] for row in table if row["state"] == "unfinished"]
+            reason = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+            states[point.name] = "done" if code == 0 else f"failed: {reason}"
+            write()
+        table = write()
+        say(comparison.markdown(table, fields))
+        left = [line["name"] for line in table if line["state"] == "unfinished"]
         if left:
             raise Stopped(trainer.stopped, f"at the point {left[0]}")
     failed = [f"{name} ({state.removeprefix('failed: ')})" for name, state in states.items() if state != "done"]
@@ -204,14 +201,14 @@ def main() -> dict[str, Any] | None:
     check_workdir(points, workdir)
     if flags.FLAGS.print_commands:
         for point in points:
-            if point.run.is_done():
-                say(f"{point.run.name}: done already")
+            if point.is_done():
+                say(f"{point.name}: done already")
             else:
                 print(shlex.join(["python", "-m", "sedd_jax.train", *point.arguments]))
         return None
     fields = list(dict.fromkeys(field for point in overrides for field in point))
     table = run_sweep(points, fields, workdir)
-    return {"sweep": Path(path).stem, "points": table, "best": tables.best(table), "workdir": str(workdir)}
+    return {"sweep": Path(path).stem, "points": table, "best": comparison.best(table), "workdir": str(workdir)}
 
 
 if __name__ == "__main__":

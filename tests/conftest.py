@@ -19,12 +19,12 @@ jaxtyping.install_import_hook("sedd_jax", "beartype.beartype")
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> pathlib.Path:
-    """A folder with a small diffusion model in diffusion/, its autoregressive twin in twin/ and their text.txt: trained
-    once, for tests that only read."""
+    """A folder with a small diffusion model in diffusion/, its AR baseline in ar/ and their text.txt: trained once, for
+    tests that only read."""
     from running import train_here, write_text  # here, behind the hook above
 
     folder = tmp_path_factory.mktemp("models")
     source = str(write_text(folder / "text.txt"))
     train_here(folder / "diffusion", data__source=source)
-    train_here(folder / "twin", data__source=source, objective="ar")
+    train_here(folder / "ar", data__source=source, objective="ar")
     return folder

@@ -51,15 +51,15 @@ def test_points_are_what_the_sampler_draws_and_go_on_where_they_stopped(models, 
     assert "whose seed is 5 and not 6" in err
 
 
-def test_the_twin_judges(models, tmp_path):
+def test_an_ar_baseline_judges(models, tmp_path):
     """The figures are those of the command `judge` on the same texts."""
-    workdir, twin, samples = models / "diffusion", models / "twin", tmp_path / "samples.jsonl"
+    workdir, ar, samples = models / "diffusion", models / "ar", tmp_path / "samples.jsonl"
     found = answer(
-        run("frontier", f"--workdir={workdir}", f"--output={tmp_path}", f"--judge={twin}", "--num=3", "--steps=4")[0]
+        run("frontier", f"--workdir={workdir}", f"--output={tmp_path}", f"--judge={ar}", "--num=3", "--steps=4")[0]
     )
     run("sample", f"--workdir={workdir}", "--num=3", "--steps=4", f"--output={samples}")
-    judged = answer(run("judge", f"--samples={samples}", f"--model={twin}")[0])
-    assert found["measured_by"] == "the judge twin"
+    judged = answer(run("judge", f"--samples={samples}", f"--model={ar}")[0])
+    assert found["measured_by"] == "the judge ar"
     for name in ("generative_perplexity", "unigram_entropy", "distinct_2"):
         assert found["points"][0][name] == pytest.approx(judged[name], rel=1e-5)
 
@@ -71,7 +71,7 @@ def test_the_twin_judges(models, tmp_path):
         ("diffusion", "--temperatures=0", "temperature=0"),
         ("diffusion", "--methods=magic", "'magic' is unknown"),
         ("diffusion", "--steps=few", "'few' is not a number"),
-        ("twin", "--steps=4", "holds an autoregressive model"),
+        ("ar", "--steps=4", "holds an autoregressive model"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_anything_is(models, model, flag, message):

@@ -138,7 +138,7 @@ def test_filling_and_batches_change_nothing(folder):
     assert together == pytest.approx(alone, rel=1e-5)
 
 
-def test_twin_as_judge(tmp_path):
+def test_an_ar_baseline_as_judge(tmp_path):
     text = write_text(tmp_path / "text.txt")
     quiet = {"train__steps": 1, "train__eval_every": 0, "train__sample_every": 0}
     train_here(tmp_path / "run", data__source=str(text), objective="ar", **quiet)
@@ -195,7 +195,12 @@ def test_samples_as_printed_and_as_written(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "named"),
-    [(b"", "no samples"), (b"plain text\n", ":1 is not"), (b'{"text": 3}', "'text' is 3"), (b"\xff", "cannot be read")],
+    [
+        (b"", "no samples"),
+        (b"plain text\n", ":1 is not"),
+        (b'{"text": 3}', "a string as its field 'text'"),
+        (b"\xff", "cannot be read"),
+    ],
 )
 def test_files_that_hold_no_samples(tmp_path, content, named):
     (tmp_path / "file").write_bytes(content)

@@ -7,6 +7,7 @@ import pytest
 import toy
 
 from sedd_jax import likelihood
+from sedd_jax.devices.sharding import map_batches
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.score_entropy import dwdse
@@ -59,9 +60,9 @@ def test_figures_do_not_depend_on_the_batch_size(graph):
     run = jax.jit(
         lambda x, i: likelihood.bound(jax.random.key(3), score_fn, graph, noise, x, num_times=8, first_index=i)
     )
-    whole = likelihood.over_chunks(run, chunks, batch_size=len(chunks))
+    whole = map_batches(run, chunks, len(chunks))
     for batch_size in (1, 2, 4):
-        parts = likelihood.over_chunks(run, chunks, batch_size=batch_size)
+        parts = map_batches(run, chunks, batch_size)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts, whole)
 
 

@@ -18,7 +18,7 @@ from running import ENVIRONMENT, ROOT, SMALL, files, losses, metrics, run, train
 
 from sedd_jax.config import flatten
 from sedd_jax.errors import InputError, TrainingError
-from sedd_jax.evaluation import tables
+from sedd_jax.evaluation import comparison
 from sedd_jax.sweep import check_workdir, make_points, name_of, read_sweep, run_sweep
 
 BASELINE = str(ROOT / "configs" / "baseline.py")
@@ -58,14 +58,14 @@ def points_of(path: Path, workdir: Path, *extra: str) -> list:
 def test_the_sweeps_that_come_along(path, tmp_path):
     config, overrides = read_sweep(str(path))
     points = points_of(path, tmp_path)
-    assert len({point.run.name for point in points}) == len(points) >= 3
-    base = dict(flatten(make_points(config, [{}], [], epath.Path(tmp_path))[0].run.config))
+    assert len({point.name for point in points}) == len(points) >= 3
+    base = dict(flatten(make_points(config, [{}], [], epath.Path(tmp_path))[0].config))
     for point, wanted in zip(points, overrides, strict=True):
-        assert dict(flatten(point.run.config)) == base | wanted
+        assert dict(flatten(point.config)) == base | wanted
 
 
 def test_noise_sweep_crosses_graphs_and_schedules(tmp_path):
-    names = [point.run.name for point in points_of(ROOT / "configs" / "sweeps" / "noise.py", tmp_path)]
+    names = [point.name for point in points_of(ROOT / "configs" / "sweeps" / "noise.py", tmp_path)]
     assert names == [
         f"graph.kind={graph},noise.kind={noise}"
         for graph in ("absorbing", "uniform")
@@ -210,7 +210,7 @@ def test_sweep_fails_stops_goes_on_and_ends_with_results(tmp_path, monkeypatch):
         run_sweep(points, ["data.source"], epath.Path(workdir))
     assert f"1 of 2 points failed: {late} (exit code 2)" in str(failure.value)
     assert [step for step, _ in losses(workdir / early)] == list(range(1, stopped + 3))
-    assert [point.run.is_done() for point in points] == [False, True]
+    assert [point.is_done() for point in points] == [False, True]
     assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
     there.write_bytes(here.read_bytes())
@@ -227,7 +227,7 @@ def test_sweep_fails_stops_goes_on_and_ends_with_results(tmp_path, monkeypatch):
     for row in results:
         last = [entry for entry in metrics(Path(row["workdir"])) if entry["step"] == stopped + 2]
         told = {name: value for entry in last for name, value in entry.items()}
-        assert all(row[name] == told[name] for name in tables.FIGURES)
+        assert all(row[name] == told[name] for name in comparison.FIGURES)
         assert 0 < row["eval_bits_per_byte"] < 20
     # The same text under two names, but one run was stopped on its way: Ctrl-C cost nothing.
     assert results[0]["eval_bits_per_byte"] == results[1]["eval_bits_per_byte"]
@@ -241,16 +241,16 @@ def test_sweep_fails_stops_goes_on_and_ends_with_results(tmp_path, monkeypatch):
 
 def test_best_is_the_least_of_those_that_are_done():
     def row(name: str, state: str, **figures: float) -> dict:
-        return dict.fromkeys(tables.FIGURES) | {"name": name, "state": state} | figures
+        return dict.fromkeys(comparison.FIGURES) | {"name": name, "state": state} | figures
 
     bits = [
         row("stopped", "unfinished", eval_bits_per_byte=1.0),
         row("good", "done", eval_bits_per_byte=2.0, train_loss=3.0),
         row("bad", "done", eval_bits_per_byte=3.0, train_loss=2.0),
     ]
-    assert tables.best(bits) == "good"
-    assert tables.best([entry | {"eval_bits_per_byte": None} for entry in bits]) == "bad"
-    assert tables.best(bits[:1]) is None
+    assert comparison.best(bits) == "good"
+    assert comparison.best([entry | {"eval_bits_per_byte": None} for entry in bits]) == "bad"
+    assert comparison.best(bits[:1]) is None
 
 
 def test_run_is_done_with_its_last_step_and_all_that_is_due_then(trained, tmp_path):
@@ -258,7 +258,7 @@ def test_run_is_done_with_its_last_step_and_all_that_is_due_then(trained, tmp_pa
 
     def is_done(**train: int) -> bool:
         fields = {"steps": 2, "eval_every": 2, "sample_every": 2} | train
-        return tables.Run("run", ConfigDict({"train": fields}), folder).is_done()
+        return comparison.Trial("run", ConfigDict({"train": fields}), folder).is_done()
 
     assert is_done()
     assert not is_done(steps=3)

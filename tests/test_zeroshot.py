@@ -37,9 +37,9 @@ def test_rows_are_those_of_the_published_loaders(tmp_path):
     (tmp_path / "ptb.txt").write_text(" no it was n't \n they cost N N \n")
     (tmp_path / "lambada.jsonl").write_text(json.dumps({"text": "He said \u201cno\u201d\n\nShe"}) + "\n")
     # Blank lines of WikiText are rows too: each is closed by an end of text.
-    assert zeroshot.rows("wikitext2", str(tmp_path / "wiki.raw")) == ["", " = A title =\n", "", " It's 1,000.\n"]
-    assert zeroshot.rows("ptb", str(tmp_path / "ptb.txt")) == ["no it wasn't", "they cost 1 N"]
-    assert zeroshot.rows("lambada", str(tmp_path / "lambada.jsonl")) == ['\nHe said "no"\n\nShe']
+    assert zeroshot.documents("wikitext2", str(tmp_path / "wiki.raw")) == ["", " = A title =\n", "", " It's 1,000.\n"]
+    assert zeroshot.documents("ptb", str(tmp_path / "ptb.txt")) == ["no it wasn't", "they cost 1 N"]
+    assert zeroshot.documents("lambada", str(tmp_path / "lambada.jsonl")) == ['\nHe said "no"\n\nShe']
 
 
 @pytest.mark.parametrize("given", [[], ["wikitext2"], ["wikitext=a"], ["ptb=a", "ptb=b"]])
@@ -70,7 +70,7 @@ def test_suite_goes_on_and_does_not_depend_on_the_batch_size(models, folder, tmp
     assert list(found) == ["wikitext2", "lm1b"] and "LM1B: perplexity ≤ " in err
 
     # The plain rows by `--data`, each a document.
-    rows = zeroshot.rows("wikitext2", f"{folder}/wiki.raw")
+    rows = zeroshot.documents("wikitext2", f"{folder}/wiki.raw")
     (tmp_path / "plain.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     direct = ["--num_times=3", "--num_sequences=7", f"--data={tmp_path}/plain.jsonl"]
     assert answer(run("evaluate", f"--workdir={models}/diffusion", *direct)[0]) == pytest.approx(
@@ -89,9 +89,9 @@ def test_suite_goes_on_and_does_not_depend_on_the_batch_size(models, folder, tmp
     assert err.count("done already") == 1 and kept.stat().st_mtime_ns == before
     assert answer(out)["corpora"]["lm1b"] == pytest.approx(found["lm1b"], rel=1e-5)
 
-    _, err = run("evaluate", f"--workdir={models}/twin", *asked, f"--output={tmp_path}/a", expect=2)
+    _, err = run("evaluate", f"--workdir={models}/ar", *asked, f"--output={tmp_path}/a", expect=2)
     assert "weights" in err and "choose another --output" in err
-    out, _ = run("evaluate", f"--workdir={models}/twin", *asked, f"--output={tmp_path}/b")
+    out, _ = run("evaluate", f"--workdir={models}/ar", *asked, f"--output={tmp_path}/b")
     exact = answer(out)["corpora"]["lm1b"]
     assert exact["num_times"] is None and 1 < exact["perplexity"] < math.exp(8)
     assert "≤ " not in (tmp_path / "b" / "results.md").read_text().split("|")[13]

@@ -1,8 +1,8 @@
-"""The autoregressive twin and the diffusion models at equal budget: the same network, data, steps and tokens.
+"""The AR baseline and the diffusion models at equal budget: the same network, data, steps and tokens.
 
     python -m sedd_jax.sweep --sweep=configs/sweeps/objectives.py --workdir=runs/objectives
 
-The twin's figure is its likelihood, the others' are bounds. Hardware: with tiny.py 2 CPU cores, 6 minutes per point.
+The AR figure is a likelihood, the others are bounds. Hardware: with tiny.py 2 CPU cores, 6 minutes per point.
 """
 
 from typing import Any

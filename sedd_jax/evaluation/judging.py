@@ -1,8 +1,7 @@
-"""Samples in a file, a judge, and the figures that it gives them: all in the judge's tokens, on one device."""
+"""Samples in a file, a judge, and its figures of the samples: all in the judge's tokens, on one device."""
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,43 +13,44 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from sedd_jax import likelihood
 from sedd_jax.autoregressive import cross_entropy
 from sedd_jax.data import tokenizers
 from sedd_jax.data.tokenizers import END_OF_TEXT, Tokenizer
 from sedd_jax.devices.processes import say
+from sedd_jax.devices.sharding import map_batches
 from sedd_jax.errors import InputError
 from sedd_jax.evaluation import quality
 from sedd_jax.interop import gpt2
 from sedd_jax.training.experiment import load_trained
+from sedd_jax.typing import TokenRows
 
 
 @dataclass(frozen=True)
 class Judge:
     """length: the most tokens it reads at once. nats: jitted, tokens [B, L] -> [B, L - 1], -log p of each token but the
-    first, given those before it. features: jitted, tokens [B, L] -> [B, L, D], the last hidden states, which a twin
-    does not give."""
+    first, given those before it. features: jitted, (tokens [B, L], indices [B]) -> [B, D], the last hidden state at
+    one position of each sequence; an AR baseline has none."""
 
     tokenizer: Tokenizer
     length: int
     nats: Callable[[Any], jax.Array]
-    features: Callable[[Any], jax.Array] | None = None
+    features: Callable[[Any, Any], jax.Array] | None = None
 
 
 def load_judge(name: str, tokenizer_path: str | None = None, *, flag: str = "model") -> Judge:
-    """A GPT-2 by its folder or hub id, or the model of a workdir. Raises InputError for anything else, a vocabulary
-    that is not the model's, or a model without an exact likelihood. flag: what gave the name."""
+    """A GPT-2 by its folder or hub id, or the AR baseline of a workdir. Raises InputError for anything else, a model
+    without an exact likelihood, or a vocabulary that does not fit the model. flag: that gave the name."""
     if (epath.Path(name) / "checkpoints").exists():
         trained = load_trained(epath.Path(name), log=say)
         if not trained.experiment.model.causal:
             raise InputError(f"--{flag}={name} holds a diffusion model, which gives no exact likelihood; give a GPT-2")
-        score_fn = trained.experiment.score_fn
 
         @jax.jit
-        def nats_of_twin(params, x):
-            return cross_entropy(score_fn(params)(x, jnp.zeros(len(x)))[:, 1:], x[:, 1:])
+        def nats(params, x):
+            logits = trained.experiment.score_fn(params)(x, jnp.zeros(len(x)))
+            return cross_entropy(logits[:, 1:], x[:, 1:])
 
-        return Judge(trained.tokenizer, trained.config.data.length, partial(nats_of_twin, trained.params))
+        return Judge(trained.tokenizer, trained.config.data.length, partial(nats, trained.params))
     params, config, folder = gpt2.load(name)
     vocabulary = epath.Path(tokenizer_path or folder)
     alone = (vocabulary / "tokenizer.json").exists() and not (vocabulary / "vocab.json").exists()
@@ -66,47 +66,43 @@ def load_judge(name: str, tokenizer_path: str | None = None, *, flag: str = "mod
         return cross_entropy(gpt2.logits(params, config, x)[:, :-1], x[:, 1:])
 
     @jax.jit
-    def features_of_gpt2(params, x):
-        return gpt2.hidden(params, config, x)
+    def features(params, x, indices):
+        return gpt2.hidden(params, config, x)[jnp.arange(len(x)), indices]
 
     params = jax.device_put(params)
-    return Judge(tokenizer, config.n_positions, partial(nats_of_gpt2, params), partial(features_of_gpt2, params))
+    return Judge(tokenizer, config.n_positions, partial(nats_of_gpt2, params), partial(features, params))
 
 
 def read_samples(path: epath.Path, *, flag: str = "samples") -> list[str]:
-    """Texts of a file, which `flag` names. Raises InputError if it is absent, empty, or neither JSON lines nor what
-    `sample` prints."""
+    """The texts in a file, which `flag` names: JSON lines, or the output of `sample`. Raises InputError if the file is
+    absent, empty, or neither of them."""
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--{flag}={path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if content.startswith("=== sample "):
-        # The answer of the command may stand at the end.
+        # The JSON line of the command may stand at the end.
         content = re.sub(r"\n\{[^\n]*\"samples\"[^\n]*\n?\Z", "\n", content)
-        texts = [text.removesuffix("\n") for text in re.split(r"^=== sample \d+.* ===\n", content, flags=re.M)[1:]]
-    else:
-        texts = [
-            _text(line, number, f"--{flag}={path}")
-            for number, line in enumerate(content.split("\n"), 1)
-            if line.strip()
-        ]
+        return [text.removesuffix("\n") for text in re.split(r"^=== sample \d+.* ===\n", content, flags=re.M)[1:]]
+    lines = [(number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
+    texts = [_text(line, f"--{flag}={path}:{number}") for number, line in lines]
     if not texts:
         raise InputError(f"--{flag}={path} holds no samples")
     return texts
 
 
-def _text(line: str, number: int, where: str) -> str:
+def _text(line: str, where: str) -> str:
     try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{where}:{number} is not a JSON object with a field 'text'") from error
-    if not isinstance(text, str):
-        raise InputError(f"{where}:{number}: the field 'text' is {text!r:.40}, not a string")
-    return text
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not (isinstance(record, dict) and isinstance(record.get("text"), str)):
+        raise InputError(f"{where} is not a JSON object with a string as its field 'text': {line:.60}")
+    return record["text"]
 
 
 def encode(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """Ids, <|endoftext|> as the end of a text and not as its letters, where the tokenizer has one."""
+    """Ids; <|endoftext|> is the end of a text and not its letters, if the tokenizer has an end of text."""
     if tokenizer.eot is None:
         return tokenizer.encode(text)
     parts = [part for document in text.split(END_OF_TEXT) for part in (tokenizer.encode(document), [tokenizer.eot])]
@@ -114,21 +110,21 @@ def encode(text: str, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def judge_samples(judge: Judge, texts: list[str], batch_size: int) -> dict[str, Any]:
-    """The figures of the final line. Raises InputError where no sample has a token to judge."""
+    """The figures of the final line. Raises InputError if no sample has a token to judge."""
     encoded = [encode(text, judge.tokenizer) for text in texts]
     samples = [tokens[: judge.length] for tokens in encoded if len(tokens) > 1]
     if not samples:
         raise InputError("none of the samples has two tokens or more, so there is nothing to judge")
     counts = np.array([len(tokens) - 1 for tokens in samples])
-    # What fills a row comes after its tokens, so that none of them sees it.
-    rows = _as_rows(samples)
-    nats = likelihood.over_chunks(
-        lambda batch, first: likelihood.Exact(judge.nats(batch)),
-        rows,
-        batch_size=min(batch_size, len(rows)),
-        progress=lambda batches: tqdm(batches, desc="judging", unit="batch", file=sys.stderr),
-    ).total
-    judged = np.arange(rows.shape[1] - 1) < counts[:, None]
+    # The padding comes after the tokens of a sample, so that none of them sees it.
+    padded = _pad(samples)
+    nats = map_batches(
+        lambda batch, first: judge.nats(batch),
+        padded,
+        min(batch_size, len(padded)),
+        progress=partial(tqdm, desc="judging", unit="batch"),
+    )
+    judged = np.arange(padded.shape[1] - 1) < counts[:, None]
     return {
         **quality.perplexity(np.sum(nats, axis=1, where=judged, dtype=np.float64), counts),
         **quality.diversity(samples),
@@ -141,19 +137,19 @@ def judge_samples(judge: Judge, texts: list[str], batch_size: int) -> dict[str, 
     }
 
 
-def _as_rows(samples: list[np.ndarray]) -> np.ndarray:
+def _pad(samples: list[np.ndarray]) -> TokenRows:
     """[number of samples, length of the longest], filled up with zeros."""
-    rows = np.zeros((len(samples), max(map(len, samples))), np.int32)
-    for row, tokens in zip(rows, samples, strict=True):
+    padded = np.zeros((len(samples), max(map(len, samples))), np.int32)
+    for row, tokens in zip(padded, samples, strict=True):
         row[: len(tokens)] = tokens
-    return rows
+    return padded
 
 
 def mauve(judge: Judge, texts: list[str], references: list[str], batch_size: int) -> dict[str, Any]:
     """How close the distribution of the texts is to that of the references, from 0 to 1 (MAUVE, Pillutla et al. 2021,
-    arXiv 2102.01454), by their library from the judge's last hidden states at the last token of each text.
+    arXiv 2102.01454), by the authors' library from the judge's last hidden states at the last token of each text.
 
-    Raises InputError where the library is not installed, or the judge has no such states.
+    Raises InputError if the library is not installed, or the judge has no such states.
     """
     try:
         from mauve import compute_mauve
@@ -163,19 +159,16 @@ def mauve(judge: Judge, texts: list[str], references: list[str], batch_size: int
         raise InputError("--references needs a GPT-2 as the judge: MAUVE is defined by its hidden states")
 
     def features(texts: list[str], name: str) -> np.ndarray:
-        encoded = [encode(text, judge.tokenizer)[: judge.length] for text in texts]
-        samples = [tokens for tokens in encoded if len(tokens)]
+        samples = [ids for text in texts if len(ids := encode(text, judge.tokenizer)[: judge.length])]
         if len(samples) < 2:
             raise InputError(f"MAUVE compares distributions: {len(samples)} of the {name} have text; give many")
-        rows, last = _as_rows(samples), np.array([len(tokens) - 1 for tokens in samples])
-        starts = tqdm(range(0, len(rows), batch_size), desc=f"reading {name}", unit="batch", file=sys.stderr)
-        found = []
-        for start in starts:
-            part, ends = rows[start : start + batch_size], last[start : start + batch_size]
-            # Filled up, so that the last batch is no other program.
-            filled = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
-            found.append(np.asarray(judge.features(filled))[np.arange(len(part)), ends])
-        return np.concatenate(found)
+        padded, last = _pad(samples), np.array([len(ids) - 1 for ids in samples])
+        return map_batches(
+            lambda batch, first: judge.features(padded[batch], last[batch]),
+            np.arange(len(samples)),
+            min(batch_size, len(samples)),
+            progress=partial(tqdm, desc=f"reading {name}", unit="batch"),
+        )
 
     score = compute_mauve(
         p_features=features(texts, "samples"), q_features=features(references, "references"), verbose=False

@@ -1,4 +1,4 @@
-"""Figures that take long, one file each, so that a command that was stopped goes on where it was."""
+"""Results that take long to compute, one file each, so that a command that was stopped continues."""
 
 import json
 from collections.abc import Callable
@@ -9,16 +9,16 @@ from etils import epath
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.files import write_atomically
+from sedd_jax.files import make_directory, read_json, write_atomically
 
 
 class Ledger:
-    """Entries in `folder`/points, all of one setting. Every process makes the same calls; the first one writes."""
+    """Entries in `folder`/points, all of one setting. Every process makes the same calls; only the first one writes."""
 
     def __init__(self, folder: epath.Path, setting: dict[str, Any]):
         """Raises InputError if the folder holds entries of another setting, or cannot be made."""
         record = folder / "setting.json"
-        held = _from_leader("setting", record)
+        held = _read("setting", record)
         for name, value in setting.items():
             if held is not None and held.get(name) != value:
                 raise InputError(
@@ -26,18 +26,14 @@ class Ledger:
                     "choose another --output"
                 )
         self._folder = folder / "points"
-        if not processes.is_leader():
-            return
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--output={folder} cannot be made a directory: {error.strerror}") from error
-        write_atomically(record, json.dumps(setting, indent=2) + "\n")
+        if processes.is_leader():
+            make_directory(self._folder, "output")
+            write_atomically(record, json.dumps(setting, indent=2) + "\n")
 
     def entry(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The entry of that name, made if it is not there yet. Raises InputError if it is damaged."""
+        """The entry `name`, made if it is absent. Raises InputError if it is damaged."""
         path = self._folder / f"{name}.json"
-        held = _from_leader(name, path)
+        held = _read(name, path)
         if held is not None:
             say(f"{name}: done already")
             return held
@@ -47,11 +43,11 @@ class Ledger:
         return made
 
 
-def _from_leader(name: str, path: epath.Path) -> dict[str, Any] | None:
-    """What a JSON file holds, None if it is absent: the same on all processes, whatever they see of the file."""
-    content = processes.from_leader(f"ledger/{name}", lambda: path.read_bytes() if path.exists() else b"null")
-    try:
-        value = json.loads(content)
-        return None if value is None else dict(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}); remove it, and what it held is computed again") from error
+def _read(name: str, path: epath.Path) -> dict[str, Any] | None:
+    """The JSON object in a file, as the first process finds it; None if the file is absent."""
+
+    def read() -> bytes:
+        remedy = "remove it, and it is computed again"
+        return json.dumps(read_json(path, remedy=remedy) if path.exists() else None).encode()
+
+    return json.loads(processes.from_leader(f"ledger/{name}", read))

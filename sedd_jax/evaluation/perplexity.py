@@ -1,60 +1,62 @@
-"""How likely held-out text is under a trained model: its complete bound, or the likelihood itself of a causal one."""
+"""How likely held-out text is under a trained model: the complete bound, or the likelihood itself of an AR model."""
 
-import sys
+from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import Int
+from etils import epath
 from tqdm import tqdm
 
 from sedd_jax import likelihood
+from sedd_jax.config import build
+from sedd_jax.data import dataset
 from sedd_jax.data.packing import TokenStream, chunks
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
+from sedd_jax.devices.sharding import map_batches
 from sedd_jax.errors import InputError
-from sedd_jax.training.experiment import Trained
+from sedd_jax.training.experiment import EvalOptions, Trained
+from sedd_jax.typing import TokenRows
 
 
-def of_rows(
-    trained: Trained, rows: Int[np.ndarray, "n l"], *, num_times: int, batch_size: int, seed: int, name: str = "rows"
+def bounds(
+    trained: Trained, sequences: TokenRows, options: EvalOptions, *, seed: int, name: str = "sequences"
 ) -> likelihood.Bound | likelihood.Exact:
-    """One entry per row, which depends on the seed and the row's number, and not on batch_size. name: of these rows,
-    used once in a run."""
-    bound = processes.in_step(f"bound of {name}", trained.experiment.bound_fn(num_times))
+    """One entry per sequence, which depends on the seed and the sequence's number, and not on the batch size.
+
+    name: of these sequences; several processes need a new one for each call.
+    """
+    bound = processes.in_step(f"bound of {name}", trained.experiment.bound_fn(options.num_times))
     key = jax.random.key(seed)
     with jax.set_mesh(trained.experiment.mesh):
-        return likelihood.over_chunks(
+        return map_batches(
             lambda batch, first: bound(trained.params, key, trained.experiment.place(batch), first),
-            rows,
-            batch_size=min(batch_size, len(rows)),
-            progress=lambda batches: tqdm(
-                batches, desc=f"evaluating {name}", unit="batch", file=sys.stderr, disable=not processes.is_leader()
-            ),
+            sequences,
+            min(options.batch_size, len(sequences)),
+            progress=partial(tqdm, desc=f"evaluating {name}", unit="batch", disable=not processes.is_leader()),
         )
 
 
-def of_stream(
-    trained: Trained,
-    stream: TokenStream,
-    *,
-    num_times: int,
-    batch_size: int,
-    seed: int,
-    limit: int | None = None,
-    name: str = "text",
+def summary(
+    trained: Trained, stream: TokenStream, options: EvalOptions, *, seed: int, name: str = "text"
 ) -> dict[str, Any]:
-    """The figures of `likelihood.summarise` for the stream cut into chunks that do not overlap.
+    """The figures of `likelihood.summarise` for the first chunks of the stream, which do not overlap.
 
-    limit: only the first so many chunks. Raises InputError where there is not one.
+    Raises InputError if the stream does not fill one chunk.
     """
     length = trained.config.data.length
-    try:
-        rows, dropped = chunks(stream, length, limit=limit)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    say(f"{name}: {len(rows)} sequences of {length} tokens; {dropped} tokens at the end do not fill another")
-    bounds = of_rows(trained, rows, num_times=num_times, batch_size=batch_size, seed=seed, name=name)
-    # Where the likelihood is exact, there is nothing to average over.
-    made = {"num_sequences": len(rows), "num_times": None if trained.experiment.model.causal else num_times}
-    return likelihood.summarise(bounds, length, stream.tokens_per_byte) | made | {"step": trained.step}
+    sequences, dropped = chunks(stream, length, limit=options.num_sequences or None)
+    say(f"{name}: {len(sequences)} sequences of {length} tokens; {dropped} tokens at the end do not fill another")
+    figures = likelihood.summarise(
+        bounds(trained, sequences, options, seed=seed, name=name), length, stream.tokens_per_byte
+    )
+    # An exact likelihood is no mean over noise levels.
+    num_times = None if trained.experiment.model.causal else options.num_times
+    return figures | {"num_sequences": len(sequences), "num_times": num_times, "step": trained.step}
+
+
+def validation_stream(trained: Trained, workdir: epath.Path, *, remedy: str) -> TokenStream:
+    """The validation part of the training data. Raises InputError for converted weights, which come without data."""
+    if "source" not in trained.config.data:
+        raise InputError(f"--workdir={workdir} holds converted weights without their training data; {remedy}")
+    return build(dataset.load, "data", trained.config, directory=workdir).valid

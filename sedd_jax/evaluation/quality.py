@@ -1,7 +1,7 @@
-"""What samples are like, next to how likely a judge finds them.
+"""Diversity of samples, and their perplexity under a judge.
 
-A low perplexity is easily had by saying little: text that repeats itself is likely, and so is text drawn with truncated
-probabilities. So the diversity of the samples stands beside it (Zheng et al. 2024, arXiv 2409.02908, section 4.2).
+Text that repeats itself has a low perplexity, and so has text sampled from truncated probabilities. So the perplexity
+is read beside the diversity (Zheng et al. 2024, arXiv 2409.02908, section 4.2).
 """
 
 from collections.abc import Sequence
@@ -19,28 +19,27 @@ def unigram_entropy(tokens: Int[np.ndarray, " n"]) -> float:
 
 
 def distinct(tokens: Sequence[Int[np.ndarray, " _"]], n: int) -> float:
-    """The share of different ones among all n-grams (within a sequence each) of the sequences; NaN if there are none
-    (Li et al. 2016, arXiv 1510.03055)."""
+    """Number of different n-grams over number of n-grams, each within one sequence; NaN if there are none (Li et al.
+    2016, arXiv 1510.03055)."""
     grams = [gram for each in tokens for gram in zip(*(each[i:].tolist() for i in range(n)), strict=False)]
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
-    """Over those that are not NaN. The error is NaN for fewer than two."""
-    finite = np.asarray([value for value in values if not np.isnan(value)], np.float64)
-    mean = finite.mean() if len(finite) else np.nan
-    return float(mean), float(finite.std(ddof=1) / len(finite) ** 0.5) if len(finite) > 1 else float("nan")
+def mean_and_stderr(name: str, values: Sequence[float]) -> dict[str, float]:
+    """{name: mean, name_stderr: its standard error} over the values that are not NaN, NaN if they are too few."""
+    known = np.asarray([value for value in values if not np.isnan(value)], np.float64)
+    mean = known.mean() if len(known) else np.nan
+    stderr = known.std(ddof=1) / len(known) ** 0.5 if len(known) > 1 else np.nan
+    return {name: float(mean), f"{name}_stderr": float(stderr)}
 
 
 def diversity(samples: Sequence[Int[np.ndarray, " _"]]) -> dict[str, float]:
-    """Means over samples, with standard errors, and for distinct-n the figure of all samples together: it falls with
-    their number, but it alone tells if samples are alike."""
-    figures = {"unigram_entropy": mean_and_stderr([unigram_entropy(tokens) for tokens in samples])}
-    figures |= {f"distinct_{n}": mean_and_stderr([distinct([tokens], n) for tokens in samples]) for n in N_GRAMS}
-    summary = {}
-    for name, (value, error) in figures.items():
-        summary |= {name: value, f"{name}_stderr": error}
-    return summary | {f"distinct_{n}_of_all": distinct(samples, n) for n in N_GRAMS}
+    """Means over samples with standard errors, and distinct-n of all samples together: it falls with their number, but
+    only it shows if samples are alike."""
+    figures = mean_and_stderr("unigram_entropy", [unigram_entropy(tokens) for tokens in samples])
+    for n in N_GRAMS:
+        figures |= mean_and_stderr(f"distinct_{n}", [distinct([tokens], n) for tokens in samples])
+    return figures | {f"distinct_{n}_of_all": distinct(samples, n) for n in N_GRAMS}
 
 
 def perplexity(nats: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> dict[str, float]:

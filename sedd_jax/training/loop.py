@@ -203,10 +203,10 @@ class Run:
 
     def _evaluate(self) -> None:
         place = self.experiment.place
-        bounds = likelihood.over_chunks(
+        bounds = sharding.map_batches(
             lambda rows, first: self.bound(self.state.ema, self.eval_key, place(rows), first),
             self.valid,
-            batch_size=min(self.experiment.eval.batch_size, len(self.valid)),
+            min(self.experiment.eval.batch_size, len(self.valid)),
             progress=lambda batches: tqdm(
                 batches, desc="evaluating", leave=False, delay=1, file=sys.stderr, disable=not processes.is_leader()
             ),

@@ -1,0 +1,114 @@
+"""Several training runs beside one another: a table and a plot of their workdirs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from sedd_jax import config as configuration
+from sedd_jax import files
+from sedd_jax.evaluation import tables
+from sedd_jax.training.report import Log
+
+FIGURES = (
+    "train_loss",
+    "eval_bits_per_byte",
+    "eval_bits_per_byte_stderr",
+    "eval_nats_per_token",
+    "tokens_per_second",
+    "mfu",
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run, begun or not. arguments: those of its training command."""
+
+    name: str
+    config: ConfigDict
+    workdir: epath.Path
+    arguments: Sequence[str] = ()
+
+    def entries(self) -> list[dict[str, int | float | None]]:
+        """The entries of metrics.jsonl."""
+        return Log.lines(self.workdir / "metrics.jsonl")
+
+    def last(self) -> dict[str, int | float | None]:
+        """All figures of the last step reported; step 0 before the first."""
+        entries = self.entries()
+        last = {"step": max((entry["step"] for entry in entries), default=0)}
+        for entry in entries:
+            last |= entry if entry["step"] == last["step"] else {}
+        return last
+
+    def is_done(self) -> bool:
+        """Whether everything is there that training leaves behind its last step."""
+        options, last = self.config.train, self.last()
+        return (
+            last["step"] >= options.steps
+            and "train_loss" in last
+            and (not options.eval_every or "eval_nats_per_token" in last)
+            and (not options.sample_every or (self.workdir / "samples" / f"{last['step']}.txt").exists())
+            and (self.workdir / "checkpoints" / str(last["step"])).exists()
+        )
+
+
+def compare(trials: Sequence[Trial], fields: Sequence[str], states: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A line per trial: name, state, values of the fields of its config, and the figures of its last step.
+
+    states: of some trials, by name; that of the others, done or unfinished, is read from their workdirs.
+    """
+    table = []
+    for trial in trials:
+        values, last = dict(configuration.flatten(trial.config)), trial.last()
+        state = states.get(trial.name) or ("done" if trial.is_done() else "unfinished")
+        table.append(
+            {"name": trial.name, "state": state, "step": last["step"], "steps": trial.config.train.steps}
+            | {field: values[field] for field in fields}
+            | {name: last.get(name) for name in FIGURES}
+            | {"workdir": str(trial.workdir)}
+        )
+    return table
+
+
+def best(table: Sequence[Mapping[str, Any]]) -> str | None:
+    """The finished trial with the fewest bits per byte, or with the lowest loss if none knows its bits per byte."""
+    for figure in ("eval_bits_per_byte", "eval_nats_per_token", "train_loss"):
+        known = [line for line in table if line["state"] == "done" and line[figure] is not None]
+        if known:
+            return min(known, key=lambda line: line[figure])["name"]
+    return None
+
+
+def markdown(table: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> str:
+    names = {field: field for field in fields} or {"point": "name"}
+    return tables.markdown(
+        table,
+        {heading: lambda line, name=name: str(line[name]) for heading, name in names.items()}
+        | {
+            "bits per byte": tables.number("eval_bits_per_byte", ".3f"),
+            "training loss": tables.number("train_loss", ".3f"),
+            "step": lambda line: f"{line['step']} of {line['steps']}",
+            "tokens/s": tables.number("tokens_per_second", ",.0f"),
+            "state": lambda line: line["state"],
+        },
+    )
+
+
+def plot(path: epath.Path, trials: Sequence[Trial]) -> None:
+    """Validation bound in bits per byte against steps, or the training loss if no trial has two bounds."""
+    entries = {trial.name: trial.entries() for trial in trials}
+    figure, label = "eval_bits_per_byte", "validation bound, bits per byte"
+    if all(sum(figure in entry for entry in found) < 2 for found in entries.values()):
+        figure, label = "train_loss", "training loss, nats per token"
+    with files.plot(path, size=(7.0, 4.5)) as (page, axes):
+        for name, found in entries.items():
+            points = [(entry["step"], entry[figure]) for entry in found if entry.get(figure)]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o" if figure.startswith("eval") else "", label=name)
+        axes.set(xlabel="step", ylabel=label)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            page.legend(loc="outside lower center", fontsize="small", ncols=1 + (len(axes.lines) > 6))
