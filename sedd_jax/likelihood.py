@@ -1,10 +1,10 @@
-"""A complete upper bound on -log p(x0): prior + diffusion + reconstruction, nothing left out (docs/mathematics.md).
+"""A complete upper bound on -log p(x0): prior + diffusion + reconstruction (docs/mathematics.md).
 
 -log p(x0) <= KL( p_{1|0}(.|x0) || p_base )                                    prior
             + integral over t of sigma'(t) E_{x_t} score_entropy(x_t, x0)      diffusion (theorem 3.6)
-            + E_{x_d} [ -log p(x0 | x_d) ], d where t = 0                      reconstruction
+            + E_{x_d} [ -log p(x0 | x_d) ] at t = 0                            reconstruction
 
-With the true scores the last two add up to -log p(x0), as far as nothing of the data is left at t = 1.
+With the true scores the last two add up to -log p(x0), if x_1 is independent of x0.
 """
 
 from collections.abc import Callable
@@ -13,22 +13,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
-from sedd_jax.score_entropy import Noised, ScoreFn, denoising_loss, stratified_times
+from sedd_jax.score_entropy import Noised, denoising_loss, stratified_times
+from sedd_jax.typing import PerSequence, PRNGKey, ScoreFn, Tokens
 
 
 class Bound(NamedTuple):
     """One entry per sequence, in nats per sequence (summed over L)."""
 
-    prior: Float[Array, " b"]
-    diffusion: Float[Array, " b"]
-    reconstruction: Float[Array, " b"]
-    # Standard error of diffusion + reconstruction as estimates, from the spread over the times of this sequence. The
-    # times are stratified, so it errs on the large side.
-    stderr: Float[Array, " b"]
+    prior: PerSequence
+    diffusion: PerSequence
+    reconstruction: PerSequence
+    # Standard error of the estimates diffusion + reconstruction, from the spread over the times of this sequence. The
+    # times are stratified, so it is rather too large.
+    stderr: PerSequence
 
     @property
     def total(self) -> Float[Array | np.ndarray, " b"]:
@@ -38,23 +39,23 @@ class Bound(NamedTuple):
 class Exact(NamedTuple):
     """-log p(x0) of a model that has it in closed form, one entry per sequence, in nats per sequence."""
 
-    total: Float[Array, " b"]
+    total: PerSequence
 
 
 def bound(
-    key: Key[Array, ""],
+    key: PRNGKey,
     score_fn: ScoreFn,
     graph: Graph,
     noise: Noise,
-    tokens: Int[Array, "b l"],
+    tokens: Tokens,
     *,
     num_times: int,
     first_index: Int[Array, ""] | int = 0,
 ) -> Bound:
-    """Estimates the bound of each sequence from num_times stratified times, one network call of the batch per time.
+    """Estimates the bound of each sequence from num_times stratified times, with one network call per time.
 
-    first_index: number of the first sequence in its data set. The noise of a sequence depends on the key and on its
-        number alone, so that batches of any size on any mesh give the same estimates up to rounding.
+    first_index: index of the first sequence in its data set. The noise of a sequence depends only on the key and its
+        index, so batches of any size on any mesh give the same estimates up to rounding.
     """
     batch, length = tokens.shape
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(batch))
@@ -73,7 +74,7 @@ def bound(
         sigma = jnp.full(batch, sigma_0)
         x = corrupt(1 + num_times + index, sigma)
         probs = graph.denoise_probs(x, score_fn(x, sigma), sigma[:, None])
-        # The sampler never draws what is clipped at zero. A finite price keeps one such token from hiding the rest.
+        # The sampler never draws a probability clipped at zero. A finite cost keeps one such token from hiding others.
         probs = jnp.maximum(probs, jnp.finfo(jnp.float32).tiny)
         right = jnp.take_along_axis(probs, tokens[..., None], axis=-1)[..., 0]
         return (jnp.log(probs.sum(-1)) - jnp.log(right)).sum(-1)
@@ -82,7 +83,7 @@ def bound(
     with jax.ensure_compile_time_eval():
         sigma_0 = float(noise.total(jnp.zeros(())))
     if sigma_0 > 0:
-        # Few tokens are noised at sigma(0), so this part needs far fewer draws than the integral.
+        # Few tokens are noised at sigma(0), so this part needs far fewer samples than the integral.
         parts.append(_mean_and_variance(reconstruction_at, max(2, num_times // 8)))
     else:
         parts.append((jnp.zeros(batch), jnp.zeros(batch)))
@@ -95,8 +96,8 @@ def bound(
     )
 
 
-def _mean_and_variance(draw: Callable, num: int) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """The mean of draws 0..num-1 and the variance of that mean; NaN for a single draw."""
+def _mean_and_variance(draw: Callable, num: int) -> tuple[PerSequence, PerSequence]:
+    """The mean of `num` samples and the variance of that mean; NaN for a single sample."""
     draws = jax.lax.map(draw, jnp.arange(num))
     return draws.mean(0), jnp.var(draws, 0, ddof=1) / num
 
