@@ -29,8 +29,8 @@ def expected():
     return value_and_gradient(jax.nn.dot_product_attention)
 
 
-def test_plain(expected):
-    assert_same(value_and_gradient(attention.plain), expected)
+def test_xla(expected):
+    assert_same(value_and_gradient(attention.xla), expected)
 
 
 def test_splash_on_one_device_and_on_a_mesh(expected):
@@ -44,13 +44,13 @@ def test_splash_on_one_device_and_on_a_mesh(expected):
 def test_causal_in_every_implementation():
     expected = value_and_gradient(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True))
     splash = lambda q, k, v: attention.splash(q, k, v, causal=True, interpret=True)  # noqa: E731
-    for found in (lambda q, k, v: attention.plain(q, k, v, causal=True), splash):
+    for found in (lambda q, k, v: attention.xla(q, k, v, causal=True), splash):
         assert_same(value_and_gradient(found), expected)
 
 
 def test_cached_is_a_row_of_the_causal_one():
     q, k, v = QKV
-    whole = attention.plain(q, k, v, causal=True)
+    whole = attention.xla(q, k, v, causal=True)
     for position in (0, 1, 127):
         # What stands behind the position is not known yet, and not looked at.
         keys, values = (jnp.where(jnp.arange(128)[:, None, None] <= position, a, 7.0) for a in (k, v))

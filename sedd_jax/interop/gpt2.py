@@ -63,7 +63,7 @@ def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"])
     def block(x, weights):
         qkv = linear(norm(x, weights["ln_1"]), weights["attn.c_attn"])
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, config.n_head, -1), 2, 0)
-        x = x + linear(attention.plain(q, k, v, causal=True).reshape(x.shape), weights["attn.c_proj"])
+        x = x + linear(attention.xla(q, k, v, causal=True).reshape(x.shape), weights["attn.c_proj"])
         h = jax.nn.gelu(linear(norm(x, weights["ln_2"]), weights["mlp.c_fc"]), approximate=True)
         return x + linear(h, weights["mlp.c_proj"]), None
 

@@ -19,7 +19,7 @@ LANES = 128
 
 @jax.custom_jvp
 def _softmax(scores: Float[Array, "... k"]) -> Float[Array, "... k"]:
-    """The gradient needs the weights alone, where that of jax.nn's keeps their exponentials as well."""
+    """Its gradient stores the weights only; that of jax.nn's also stores their exponentials."""
     return jax.nn.softmax(scores)
 
 
@@ -29,11 +29,11 @@ def _softmax_jvp(primals, tangents):
     return weights, weights * (moved - jnp.sum(weights * moved, -1, keepdims=True))
 
 
-def plain(q: Heads, k: Heads, v: Heads, *, causal: bool = False) -> Heads:
-    """In plain XLA, on any device. Holds the weights, [B, H, L, L].
+def xla(q: Heads, k: Heads, v: Heads, *, causal: bool = False) -> Heads:
+    """Without a fused kernel, on any device. Holds the weights, [B, H, L, L].
 
-    Heads move in front of positions first: on a CPU the batched products are then twice as fast as those of
-    `jax.nn.dot_product_attention` (`python -m benchmarks.attention`), elsewhere the compiler chooses the layout anyway.
+    Heads are moved before positions: on a CPU the batched products are then twice as fast as those of
+    `jax.nn.dot_product_attention` (`python -m benchmarks.attention`); elsewhere the compiler chooses the layout.
     """
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v))
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
@@ -51,7 +51,7 @@ def cudnn(q: Heads, k: Heads, v: Heads, *, causal: bool = False) -> Heads:
 def splash(q: Heads, k: Heads, v: Heads, *, causal: bool = False, interpret: bool = False) -> Heads:
     """The Pallas kernel for TPUs that ships with JAX; L must be a multiple of 128.
 
-    interpret: run it as plain JAX operations, anywhere and slowly, for tests.
+    interpret: run it as JAX operations, on any device and slowly, for tests.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention  # half a second that only TPUs need
 
@@ -59,13 +59,8 @@ def splash(q: Heads, k: Heads, v: Heads, *, causal: bool = False, interpret: boo
     if length % LANES:
         raise InputError(f"data.length={length} must be a multiple of {LANES} for model.attention='splash'")
     block = next(size for size in (512, 256, 128) if length % size == 0)
-    blocks = splash_attention.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        use_fused_bwd_kernel=True,
-    )
+    sizes = dict.fromkeys(("block_q", "block_kv", "block_q_dkv", "block_kv_dkv"), block)
+    blocks = splash_attention.BlockSizes(**sizes, use_fused_bwd_kernel=True)
 
     def local(q, k, v):
         q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * dim**-0.5, k, v))
@@ -83,19 +78,18 @@ def splash(q: Heads, k: Heads, v: Heads, *, causal: bool = False, interpret: boo
 
 
 def cached(q: Float[Array, "b 1 h d"], k: Heads, v: Heads, position: Int[Array, ""]) -> Float[Array, "b 1 h d"]:
-    """Causal attention of the one query at `position`: over the keys and values up to there, of all that there will
-    be."""
+    """Causal attention of the query at `position` over the keys and values up to there. k, v: of all positions."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(jnp.where(jnp.arange(k.shape[1]) <= position, scores, -jnp.inf))
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
 
 
-IMPLEMENTATIONS = {"plain": plain, "cudnn": cudnn, "splash": splash}
+IMPLEMENTATIONS = {"plain": xla, "cudnn": cudnn, "splash": splash}
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
 
 
 def choose(kind: str, *, platform: str, dtype: str, length: int) -> str:
-    """The implementation to use where a config says `kind`: 'auto' for the device's own kernel where it can be used.
+    """The implementation for model.attention=kind: 'auto' takes the device's own kernel where possible.
 
     platform: of the devices, 'cpu', 'gpu' or 'tpu'. Raises InputError for a kind that is unknown or not for them.
     """

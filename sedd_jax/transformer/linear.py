@@ -1,5 +1,4 @@
-"""The matrix product of the network: a weight with logical axis names, and products whose results are wider than their
-operands."""
+"""The matrix product of the network: a weight with logical axis names, and products with a wider output dtype."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,15 +11,15 @@ from jaxtyping import Array, Float
 
 from sedd_jax.devices.sharding import constrain, gathered
 
-# What rematerialisation knows the results of products by: to it, `_product` with its own backward pass is no dot.
+# The name by which rematerialisation finds products: its own policies do not see them, since `_product` is custom.
 PRODUCT = "product"
 
-# Uniform on +-1/sqrt(fan_in), for weights [fan_in, ...]: what torch gives a Linear layer, and the reference has.
+# Uniform on +-1/sqrt(fan_in) for weights [fan_in, ...]: torch's default for Linear, which the reference uses.
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=-1)
 
 
 def bias_init(fan_in: int) -> Callable:
-    """An initialiser: uniform on +-1/sqrt(fan_in), as torch has it for biases."""
+    """An initialiser: uniform on +-1/sqrt(fan_in), torch's default for biases."""
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
 
 
@@ -28,11 +27,10 @@ def bias_init(fan_in: int) -> Callable:
 def _product(x: Array, kernel: Array, axes: tuple[str | None, ...], out_dtype: str) -> Array:
     """x [..., in], kernel [in, ...] with the logical names `axes` -> [..., ...] in out_dtype.
 
-    The backward pass differs from JAX's own in three ways. It casts and gathers the kernel once more, from the
-    parameter itself: what the forward pass made of it would be stored, a second time the weights of all layers. The
-    gradient of the kernel is taken the way round in which the narrower operand is transposed: on a CPU that takes a
-    tenth off a step, elsewhere it is the same. And the operands have the dtype of x: the float32 gradient of a result
-    that is wider than they are would run at a fraction of the speed.
+    The backward pass differs from JAX's own in three ways. (1) It casts and gathers the kernel again, from the
+    parameter: otherwise the gathered kernels of all layers would be stored. (2) The kernel's gradient transposes the
+    narrower operand: a tenth of a step on a CPU, no difference elsewhere. (3) Its operands have the dtype of x: with
+    the float32 gradient of a wider output the products would run at a fraction of the speed.
     """
     kernel = gathered(kernel.astype(x.dtype), axes)
     return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=out_dtype)
@@ -49,7 +47,7 @@ def _product_backward(axes, _, operands: tuple[Array, Array], gradient: Array) -
         d_kernel = jnp.moveaxis(jax.lax.dot_general(gradient, x, over_rows), -1, 0)
     else:
         d_kernel = jax.lax.dot_general(x, gradient, over_rows)
-    # The gradient is split as the weight is: the compiler by itself would make it whole, with an all-reduce.
+    # The gradient is split like the weight: by itself the compiler would all-reduce and replicate it.
     return d_x, constrain(d_kernel, *axes).astype(kernel.dtype)
 
 
@@ -60,8 +58,8 @@ _product.defvjp(
 
 @jax.custom_vjp
 def _add_bias(y: Array, bias: Array) -> Array:
-    """The gradient of the bias, a sum over all positions, is a product with ones: of a whole vocabulary's columns a
-    CPU's own sum takes as long as the product with the weights."""
+    """The gradient of the bias, a sum over positions, is taken as a product with ones. On a CPU, XLA's own sum takes as
+    long as the product with the weights, for the columns of a vocabulary."""
     return y + bias.astype(y.dtype)
 
 
@@ -75,11 +73,10 @@ _add_bias.defvjp(lambda y, bias: (_add_bias(y, bias), bias.ndim), _add_bias_back
 
 
 class Linear(nn.Module):
-    """x [..., in] -> [..., *features], with one matrix product however many feature axes there are.
+    """x [..., in] -> [..., *features], with one matrix product for any number of feature axes.
 
     axes: the logical names of the weight's axes, input first.
-    before: what x goes through first. The backward pass computes it again from x instead of storing its result, so it
-        should be cheap: a norm, an activation.
+    before: a cheap function of x (a norm, an activation). The backward pass recomputes it and stores no result.
     """
 
     features: tuple[int, ...]
@@ -96,7 +93,7 @@ class Linear(nn.Module):
         kernel_init = nn.with_logical_partitioning(zeros if self.zero_init else _kernel_init, self.axes)
         kernel = self.param("kernel", kernel_init, (fan_in, *self.features), jnp.float32)
 
-        # In a scan, nothing need keep XLA from merging what is computed again with the first time.
+        # Inside a scan XLA cannot merge the recomputation with the forward pass, so nothing has to prevent it.
         @partial(jax.checkpoint, prevent_cse=False)
         def product(x, kernel):
             return _product(before(x).astype(self.dtype), kernel, self.axes, self.out_dtype or self.dtype)

@@ -1,7 +1,7 @@
 """The network: (tokens, sigma) -> log-score. A bidirectional transformer conditioned on the noise level (DiT style).
 
-With causal=True it is the autoregressive twin: no noise level, and logits of each token from those before it.
-It knows nothing of rates, noise or loss. Weights carry logical axis names, which `sharding.py` maps to a mesh.
+With causal=True it is the AR baseline: no noise level, and the logits of each token given those before it.
+It knows nothing of rates, noise or loss. Weights carry logical axis names, which `devices/sharding.py` maps to a mesh.
 Architecture: Lou et al. 2023, appendix C.2; Peebles & Xie 2022 for adaLN-zero; Su et al. 2021 for the rotary embedding.
 """
 
@@ -18,13 +18,14 @@ from sedd_jax.devices.sharding import constrain
 from sedd_jax.errors import InputError
 from sedd_jax.transformer.attention import IMPLEMENTATIONS, cached
 from sedd_jax.transformer.linear import PRODUCT, Linear, bias_init
+from sedd_jax.typing import LogScore, PerSequence, Tokens
 
 gelu = partial(jax.nn.gelu, approximate=True)
 
 
 class ModulatedNorm(nn.Module):
-    """x -> layer norm over the last axis in float32 with a learned scale and no bias, then x * (1 + scale) + shift, the
-    modulation of each sequence. Returned as a function, for the product behind it to recompute (`Linear`)."""
+    """Layer norm over the last axis in float32, with a learned scale and no bias, then the modulation of each sequence,
+    x * (1 + scale) + shift. Returned as a function, which the product behind it recomputes (`Linear`)."""
 
     @nn.compact
     def __call__(
@@ -42,7 +43,7 @@ class ModulatedNorm(nn.Module):
         return norm
 
 
-def sinusoidal(sigma: Float[Array, " b"], features: int = 256, period: float = 10000.0) -> Float[Array, "b f"]:
+def sinusoidal(sigma: PerSequence, features: int = 256, period: float = 10000.0) -> Float[Array, "b f"]:
     """Cosines, then sines, of sigma at geometrically spaced frequencies from 1 down to 1/period."""
     half = features // 2
     angles = sigma[:, None] * period ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -63,7 +64,7 @@ def rotary(x: Float[Array, "b l h d"], start: Int[Array, ""] | int = 0) -> Float
 
 
 class Cache(NamedTuple):
-    """Keys (rotated) and values of all positions of the causal network, as far as they are known; zero elsewhere."""
+    """Keys (rotated) and values of the positions that the causal network has read; zero elsewhere."""
 
     keys: Float[Array, "*layers b l h d"]
     values: Float[Array, "*layers b l h d"]
@@ -72,7 +73,7 @@ class Cache(NamedTuple):
 class Block(nn.Module):
     """Attention and MLP, each as x + gate * f(modulate(norm(x))), with shift, scale and gate from the condition.
 
-    Without a condition, nothing is modulated. With a cache, x is the one position given and the rest is in the cache.
+    Without a condition there is no modulation. With a cache, x is one position and the cache holds those before it.
     """
 
     num_heads: int
@@ -125,28 +126,27 @@ REMAT = {
     "blocks": partial(nn.remat, prevent_cse=False),
     "dots": partial(nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT)),
 }
-
-
+DTYPES = ("float32", "bfloat16")
 PARAMETRISATIONS = ("score", "mean")
 
 
 class Transformer(nn.Module):
     """`.apply({'params': p}, tokens, sigma)` -> log-score [B, L, N] float32, exactly 0 at the current token.
 
-    causal: the autoregressive twin. Its result are logits [B, L, N] float32: log p(tokens[i] | tokens[:i]) but for
-        normalisation. Position i is given token i - 1, the first one zeros: nothing is assumed to come before a
-        window, and every token of it has a probability. sigma is not looked at, and there are no parameters for it.
+    causal: the AR baseline. It gives logits [B, L, N] float32: log p(tokens[i] | tokens[:i]) up to normalisation.
+        The input at position i is token i - 1, and zeros at the first position: no context before the window is
+        assumed, and all its tokens have a probability. sigma is ignored and has no parameters.
     num_states: N, the tokens and MASK if the graph has one.
-    time_conditioning: False leaves sigma and its parameters out of `features`, as the absorbing graph allows: what a
-        token is likely to be does not depend on when the others were masked (RADD, arXiv 2406.03736).
-    parametrisation: what the head says. 'score': the log-score. 'mean': a softmax over the clean token, of which
-        score_of_mean, (logits, tokens, sigma [B, 1]) -> log-score, makes the log-score: see `rates.Graph`.
+    time_conditioning: False leaves sigma and its parameters out of `features`. The absorbing graph allows it: the
+        distribution of a clean token does not depend on when the others were masked (RADD, arXiv 2406.03736).
+    parametrisation: the head's output. 'score': the log-score. 'mean': the softmax over the clean token, which
+        score_of_mean, (logits, tokens, sigma [B, 1]) -> log-score, converts: see `rates.Graph`.
     scale_by_sigma: with the parametrisation 'score', subtract log(e^sigma - 1) + log(N - 1), the scale of the absorbing
         graph's scores, so that the untrained network starts near it. True for absorbing, False for uniform.
     dtype: of the matrix products and activations ('float32' or 'bfloat16'); parameters, the residual stream, norms
-        and the log-score are float32 always.
+        and the log-score are always float32.
     attention: a name in `attention.IMPLEMENTATIONS`; a config may also say 'auto', see `attention.choose`.
-    remat: what the backward pass computes again instead of storing it: 'none', all but each block's input ('blocks'),
+    remat: what the backward pass recomputes instead of storing it: 'none', all but each block's input ('blocks'),
         or all but the products with weights ('dots').
     Training applies dropout: pass train=True and rngs={'dropout': key}.
     """
@@ -173,43 +173,34 @@ class Transformer(nn.Module):
             raise InputError(
                 f"model.num_heads={self.num_heads} must divide model.dim={self.dim} into heads of an even width"
             )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"model.dtype={self.dtype!r} is unknown; choose 'float32' or 'bfloat16'")
-        if self.remat not in REMAT:
-            raise InputError(f"model.remat={self.remat!r} is unknown; choose one of {', '.join(map(repr, REMAT))}")
-        if self.parametrisation not in PARAMETRISATIONS:
-            choices = " or ".join(map(repr, PARAMETRISATIONS))
-            raise InputError(f"model.parametrisation={self.parametrisation!r} is unknown; choose {choices}")
+        for name, choices in {"dtype": DTYPES, "remat": REMAT, "parametrisation": PARAMETRISATIONS}.items():
+            if (value := getattr(self, name)) not in choices:
+                raise InputError(f"model.{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout} must lie in [0, 1)")
 
     def setup(self):
-        self.head = Linear(
-            (self.num_states,), ("embed", "vocab"), zero_init=True, dtype=self.dtype, out_dtype="float32"
-        )
+        axes = ("embed", "vocab")
+        self.head = Linear((self.num_states,), axes, zero_init=True, dtype=self.dtype, out_dtype="float32")
 
-    def __call__(
-        self, tokens: Int[Array, "b l"], sigma: Float[Array, " b"], train: bool = False
-    ) -> Float[Array, "b l n"]:
+    def __call__(self, tokens: Tokens, sigma: PerSequence, train: bool = False) -> LogScore:
         return self.log_score(self.features(tokens, sigma, train), tokens, sigma)
 
-    def features(
-        self, tokens: Int[Array, "b l"], sigma: Float[Array, " b"], train: bool = False
-    ) -> Float[Array, "b l d"]:
-        """Everything but the last matrix product. With `log_score`, for a loss that never has the whole [B, L, N]."""
+    def features(self, tokens: Tokens, sigma: PerSequence, train: bool = False) -> Float[Array, "b l d"]:
+        """Everything but the last matrix product. With `log_score`, for a loss that never holds [B, L, N]."""
         return self._features(tokens, sigma, train)[0]
 
     def empty_cache(self, batch: int, length: int) -> Cache:
-        """Where `next_logits` starts: nothing is known of any position."""
+        """The cache that `next_logits` starts from."""
         shape = (self.num_layers, batch, length, self.num_heads, self.dim // self.num_heads)
         return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
 
     def next_logits(
         self, previous: Int[Array, " b"], position: Int[Array, ""], cache: Cache
     ) -> tuple[Float[Array, "b n"], Cache]:
-        """The causal network's logits at `position`, and the cache with that position known.
+        """The causal network's logits at `position`, and the cache with that position added.
 
-        previous: the token before; at position 0 it is not looked at. cache: of all positions before.
+        previous: the token before; ignored at position 0. cache: of all positions before.
         """
         features, cache = self._features(previous[:, None], None, False, cache, position)
         return self.head(features)[:, 0], cache
@@ -217,8 +208,8 @@ class Transformer(nn.Module):
     @nn.compact
     def _features(
         self,
-        tokens: Int[Array, "b l"],
-        sigma: Float[Array, " b"] | None,
+        tokens: Tokens,
+        sigma: PerSequence | None,
         train: bool,
         cache: Cache | None = None,
         position: Int[Array, ""] | None = None,
@@ -236,8 +227,8 @@ class Transformer(nn.Module):
             (self.num_states, self.dim),
             jnp.float32,
         )
-        # Each device looks up its columns for all sequences of its fsdp group, which then exchange them: the rows that
-        # are looked up are less than the table, and the table's gradient stays split as the table is.
+        # Each device looks up its columns for all sequences of its fsdp group, which then exchange them: these rows are
+        # fewer than the table's, and the table's gradient stays split as the table is.
         x = constrain(embedding[constrain(tokens, "replica", None)], "replica", None, "embed")
         x = constrain(x, "batch", None, None)
         if cache is not None:
@@ -264,9 +255,7 @@ class Transformer(nn.Module):
         norm = jax.checkpoint(ModulatedNorm(name="norm")(shift, scale))
         return norm(x).astype(self.dtype), cache
 
-    def log_score(
-        self, features: Float[Array, "b l d"], tokens: Int[Array, "b l"], sigma: Float[Array, " b"]
-    ) -> Float[Array, "b l n"]:
+    def log_score(self, features: Float[Array, "b l d"], tokens: Tokens, sigma: PerSequence) -> LogScore:
         """The log-score from `features`; needs no parameters but `head`."""
         log_score = self.head(features)
         if self.causal:
