@@ -9,6 +9,7 @@ given ones) by the protocol of the published figures, and writes a table of both
 continues where it stopped.
 """
 
+import dataclasses
 from typing import Any
 
 from absl import flags
@@ -20,7 +21,7 @@ from sedd_jax.data.packing import tokenize
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.evaluation import perplexity, zeroshot
-from sedd_jax.training.experiment import EvalOptions, Trained, load_trained
+from sedd_jax.training.experiment import load_trained
 
 cli.define_workdir("Directory of a trained model.")
 cli.define_processes()
@@ -34,40 +35,28 @@ flags.DEFINE_list("corpora", [], "With --suite: NAME=SOURCE, where SOURCE is a v
 flags.DEFINE_string("output", None, "With --suite: directory of the results.")
 
 
-def evaluate_suite(trained: Trained, options: EvalOptions, seed: int) -> dict[str, Any]:
-    values = flags.FLAGS
-    if values.data is not None:
-        raise InputError(f"--suite has its own data; leave --data={values.data} out and give --corpora")
-    sources, output = zeroshot.parse(values.corpora), epath.Path(cli.required("output"))
-    figures = zeroshot.evaluate(trained, sources, output, options, seed=seed)
-    return {"suite": values.suite, "corpora": figures, "step": trained.step, "output": str(output)}
-
-
-def evaluate_data(trained: Trained, options: EvalOptions, seed: int) -> dict[str, Any]:
-    source = flags.FLAGS.data
-    if source is None:
-        stream = perplexity.validation_stream(trained, cli.workdir(), remedy="give --data")
-    else:
-        text_field = trained.config.data.get("text_field", "text")
-        stream = tokenize(corpora.documents(source, text_field=text_field), trained.tokenizer, progress=True)
-    return perplexity.summary(trained, stream, options, seed=seed)
-
-
 def main() -> dict[str, Any]:
-    values = flags.FLAGS
+    values, workdir = flags.FLAGS, cli.workdir()
+    if values.suite and values.data is not None:
+        raise InputError(f"--suite has its own data; leave --data={values.data} out and give --corpora")
     for name in ("corpora", "output"):
         if values[name].value and values.suite is None:
             raise InputError(f"--{name} belongs to --suite=zeroshot, which is missing")
-    trained = load_trained(cli.workdir(), log=say)
+    trained = load_trained(workdir, log=say)
     if warning := tokenizers.lossy_warning(trained.tokenizer):
         say(f"warning: {warning}")
-    defaults = trained.experiment.eval
-    options = EvalOptions(
-        num_times=values.num_times or defaults.num_times,
-        num_sequences=values.num_sequences or 0,
-        batch_size=values.batch_size or defaults.batch_size,
-    )
-    return (evaluate_suite if values.suite else evaluate_data)(trained, options, values.seed)
+    given = {name: values[name].value for name in ("num_times", "batch_size") if values[name].value}
+    options = dataclasses.replace(trained.experiment.eval, num_sequences=values.num_sequences or 0, **given)
+    if values.suite:
+        sources, output = zeroshot.parse(values.corpora), epath.Path(cli.required("output"))
+        figures = zeroshot.evaluate(trained, sources, output, options, seed=values.seed)
+        return {"suite": values.suite, "corpora": figures, "step": trained.step, "output": str(output)}
+    if values.data is None:
+        stream = perplexity.validation_stream(trained, workdir, remedy="give --data")
+    else:
+        documents = corpora.documents(values.data, text_field=trained.config.data.get("text_field", "text"))
+        stream = tokenize(documents, trained.tokenizer, progress=True)
+    return perplexity.summary(trained, stream, options, seed=values.seed, name="text")
 
 
 if __name__ == "__main__":

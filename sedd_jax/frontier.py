@@ -9,7 +9,7 @@ same command continues where it stopped, and longer lists add points.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,8 @@ from sedd_jax.typing import TokenRows
 
 # A point: one setting of these options.
 FIELDS = ("method", "grid", "temperature", "steps")
-MEASURED = ("bits_per_token", "generative_perplexity", "unigram_entropy", *(f"distinct_{n}" for n in quality.N_GRAMS))
+FIGURES = ("bits_per_token", "generative_perplexity", "unigram_entropy", *(f"distinct_{n}" for n in quality.N_GRAMS))
+MEASURED = [name + end for name in FIGURES for end in ("", "_stderr")]
 COSTS = ("network_evaluations", "seconds", "clipped_fraction")
 # The method in the line of the validation text.
 DATA = "data"
@@ -61,28 +62,22 @@ flags.DEFINE_integer("seed", 0, "Seed of the samples.", lower_bound=0, upper_bou
 flags.DEFINE_string("output", None, "Directory of the results; by default frontier/ in --workdir.")
 
 
-def parse_points(
-    methods: Iterable[str], temperatures: Iterable[str], steps: Iterable[str], defaults: SamplingOptions
-) -> list[SamplingOptions]:
+def parse_points(values: flags.FlagValues, defaults: SamplingOptions) -> list[SamplingOptions]:
     """Each method at each temperature with each number of steps, the steps running fastest, without repetitions.
 
     Raises InputError for values that no sampler has.
     """
     points = []
-    for method, temperature, count in itertools.product(methods, temperatures, steps):
+    for method, temperature, steps in itertools.product(values.methods, values.temperatures, values.steps):
         name, _, grid = method.partition(":")
-        numbers = {"temperature": _number("temperatures", temperature, float), "steps": _number("steps", count, int)}
+        try:
+            numbers = {"temperature": float(temperature), "steps": int(steps)}
+        except ValueError as error:
+            raise InputError(f"--temperatures and --steps must be numbers: {error}") from error
         points.append(dataclasses.replace(defaults, method=name, grid=grid or "uniform", **numbers))
     if not points:
         raise InputError("--methods, --temperatures and --steps must each name at least one")
     return list(dict.fromkeys(points))
-
-
-def _number(flag: str, text: str, kind: type) -> Any:
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise InputError(f"--{flag}: {text!r} is not a number") from error
 
 
 def make_measure(trained: Trained, values: flags.FlagValues) -> Callable[[TokenRows], dict[str, Any]]:
@@ -95,17 +90,10 @@ def make_measure(trained: Trained, values: flags.FlagValues) -> Callable[[TokenR
     options = EvalOptions(num_times=values.num_times, batch_size=values.batch_size)
 
     def measure(tokens):
-        nats = perplexity.bounds(trained, tokens, options, seed=values.seed).total
+        nats = perplexity.bounds(trained, tokens, options, seed=values.seed, name="samples").total
         return quality.perplexity(nats, np.full(len(tokens), tokens.shape[1])) | quality.diversity(list(tokens))
 
     return measure
-
-
-def make_line(fields: dict[str, Any], measured: dict[str, Any], costs: dict[str, Any]) -> dict[str, Any]:
-    known = measured | costs
-    known |= {f"bits_per_token{end}": measured[f"nats_per_token{end}"] / np.log(2) for end in ("", "_stderr")}
-    names = [name + end for name in MEASURED for end in ("", "_stderr")]
-    return cli.plain(fields | {name: known.get(name) for name in (*names, *COSTS)})
 
 
 def plot(path: epath.Path, table: Sequence[dict[str, Any]], measured_by: str) -> None:
@@ -134,10 +122,8 @@ def main() -> dict[str, Any]:
     trained = load_trained(workdir, log=say)
     experiment, length = trained.experiment, trained.config.data.length
     if experiment.model.causal:
-        raise InputError(
-            f"--workdir={workdir} holds an autoregressive model, which takes one step per token: no choice"
-        )
-    points = parse_points(values.methods, values.temperatures, values.steps, experiment.sampling)
+        raise InputError(f"--workdir={workdir} holds an autoregressive model; give that of a diffusion model")
+    points = parse_points(values, experiment.sampling)
     for options in points:
         options.check(experiment.graph, options.steps)
     measure = make_measure(trained, values)
@@ -148,26 +134,28 @@ def main() -> dict[str, Any]:
     ledger = Ledger(output, setting if values.judge else setting | {"num_times": values.num_times})
     drawings: dict[SamplingOptions, Drawing] = {}
 
-    def entry(fields: dict[str, Any], tokens: TokenRows, costs: dict[str, Any]) -> dict[str, Any]:
-        texts = [trained.tokenizer.decode(ids) for ids in tokens.tolist()]
-        return {"row": make_line(fields, measure(tokens), costs), "texts": texts}
+    def compute(options: SamplingOptions | None, fields: dict[str, Any]) -> dict[str, Any]:
+        if options is None:
+            stream = perplexity.validation_stream(trained, workdir, remedy="leave --data out")
+            tokens, costs = chunks(stream, length, limit=values.num)[0], {}
+        else:
+            # The number of steps is traced: points that differ only in it share one program.
+            alike = dataclasses.replace(options, steps=1)
+            drawing = drawings.setdefault(alike, Drawing(trained, options, values.batch_size))
+            drawn = drawing.draw(np.full((values.num, length), FREE), steps=options.steps, seed=values.seed)
+            tokens, costs = drawn.tokens, dict(zip(COSTS, (drawn.calls, drawn.seconds, drawn.clipped), strict=True))
+        figures = measure(tokens) | costs
+        figures |= {f"bits_per_token{end}": figures[f"nats_per_token{end}"] / np.log(2) for end in ("", "_stderr")}
+        line = fields | {name: figures.get(name) for name in (*MEASURED, *COSTS)}
+        return {"row": cli.plain(line), "texts": [trained.tokenizer.decode(ids) for ids in tokens.tolist()]}
 
-    def sample(options: SamplingOptions, fields: dict[str, Any]) -> dict[str, Any]:
-        # The number of steps is traced: points that differ only in it share one program.
-        alike = dataclasses.replace(options, steps=1)
-        drawing = drawings.setdefault(alike, Drawing(trained, options, values.batch_size))
-        drawn = drawing.draw(np.full((values.num, length), FREE), steps=options.steps, seed=values.seed)
-        return entry(fields, drawn.tokens, dict(zip(COSTS, (drawn.calls, drawn.seconds, drawn.clipped), strict=True)))
-
-    def real() -> dict[str, Any]:
-        stream = perplexity.validation_stream(trained, workdir, remedy="leave --data out")
-        return entry(dict.fromkeys(FIELDS) | {"method": DATA}, chunks(stream, length, limit=values.num)[0], {})
-
-    table = [ledger.entry(DATA, real)["row"]] if values.data else []
-    for options in tqdm(points, desc="frontier", unit="point"):
-        fields = {field: getattr(options, field) for field in FIELDS}
-        name = "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in fields.values())
-        table.append(ledger.entry(name, partial(sample, options, fields))["row"])
+    table = []
+    # None is the validation text.
+    for options in tqdm(([None] if values.data else []) + points, desc="frontier", unit="point"):
+        fields = {field: getattr(options, field, None) for field in FIELDS} | ({} if options else {"method": DATA})
+        parts = [value for value in fields.values() if value is not None]
+        name = "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in parts)
+        table.append(ledger.entry(name, partial(compute, options, fields))["row"])
     measured_by = "the model's own bound" if values.judge is None else f"the judge {epath.Path(values.judge).name}"
     text = tables.markdown(table, COLUMNS)
     tables.write(output, table, text)

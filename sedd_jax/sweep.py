@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from sedd_jax import config as configuration
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.stopping import Stopped
 from sedd_jax.errors import InputError, TrainingError
-from sedd_jax.evaluation import comparison, tables
+from sedd_jax.evaluation import comparison
 from sedd_jax.evaluation.comparison import Trial
 from sedd_jax.files import make_directory, read_json, write_atomically
 
@@ -74,14 +74,9 @@ def make_points(
     """The points with their configs. Raises InputError for one that does not fit the config, or that is there twice."""
     made: list[Trial] = []
     for point in points:
-        name, folder = name_of(point), workdir / name_of(point)
-        given = [*overrides, *(f"--config.{field}={value}" for field, value in point.items())]
-        trial = Trial(
-            name,
-            cli.read_config(f"--config={config}", *given),
-            folder,
-            [f"--config={config}", f"--workdir={folder}", *given],
-        )
+        name = name_of(point)
+        given = [f"--config={config}", *overrides, *(f"--config.{field}={value}" for field, value in point.items())]
+        trial = Trial(name, cli.read_config(*given), workdir / name, [f"--workdir={workdir / name}", *given])
         values = dict(configuration.flatten(trial.config))
         for field, value in point.items():
             if any(override.startswith(f"--config.{field}=") for override in overrides):
@@ -111,27 +106,21 @@ def check_workdir(points: Sequence[Trial], workdir: epath.Path) -> None:
         configuration.check_same_experiment(point.config, point.workdir)
 
 
-class Trainer:
-    """Trains points as processes of their own, and passes signals on to the one that runs.
+class Trainer(contextlib.ExitStack):
+    """Trains points as processes of their own. Until its context ends, signals go on to the one that runs.
 
     stopped: the signal that ends the sweep, 0 for none.
     """
 
     def __init__(self):
+        super().__init__()
         self.stopped = 0
         self._process: subprocess.Popen | None = None
-
-    @contextlib.contextmanager
-    def passing_signals(self) -> Iterator[None]:
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        previous = {number: signal.getsignal(number) for number in numbers}
-        for number, handler in previous.items():
-            signal.signal(number, handler if handler is signal.SIG_IGN else self._receive)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            previous = signal.getsignal(number)
+            if previous is not signal.SIG_IGN:
+                signal.signal(number, self._receive)
+                self.callback(signal.signal, number, previous)
 
     def _receive(self, number: int, _: object) -> None:
         self.stopped = number
@@ -147,7 +136,6 @@ class Trainer:
             if self.stopped:
                 self._process.send_signal(signal.SIGTERM)
             code = self._process.wait()
-        self._process = None
         if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):  # stopped by somebody else, or by us
             self.stopped = self.stopped or code - 128
         return code
@@ -155,17 +143,10 @@ class Trainer:
 
 def run_sweep(points: Sequence[Trial], fields: Sequence[str], workdir: epath.Path) -> list[dict[str, Any]]:
     """Trains the points that are not done and returns the table. Raises TrainingError if points fail."""
-    states, trainer = dict[str, str](), Trainer()
-
-    def write() -> list[dict[str, Any]]:
-        table = comparison.compare(points, fields, states)
-        tables.write(workdir, table, comparison.markdown(table, fields))
-        comparison.plot(workdir / "results.png", points)
-        return table
-
+    states: dict[str, str] = {}
     record = {"points": [point.name for point in points]}
     write_atomically(make_directory(workdir, "workdir") / "sweep.json", json.dumps(record, indent=2) + "\n")
-    with trainer.passing_signals():
+    with Trainer() as trainer:
         for number, point in enumerate(points, 1):
             what = f"point {number} of {len(points)}, {point.name}"
             if point.is_done():
@@ -179,9 +160,9 @@ def run_sweep(points: Sequence[Trial], fields: Sequence[str], workdir: epath.Pat
                 break
             reason = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
             states[point.name] = "done" if code == 0 else f"failed: {reason}"
-            write()
-        table = write()
-        say(comparison.markdown(table, fields))
+            comparison.write(workdir, points, fields, states)
+        table = comparison.write(workdir, points, fields, states)
+        say((workdir / "results.md").read_text())
         left = [line["name"] for line in table if line["state"] == "unfinished"]
         if left:
             raise Stopped(trainer.stopped, f"at the point {left[0]}")

@@ -70,7 +70,7 @@ def test_an_ar_baseline_judges(models, tmp_path):
         ("diffusion", "--steps=4,0", "steps=0 must be at least 1"),
         ("diffusion", "--temperatures=0", "temperature=0"),
         ("diffusion", "--methods=magic", "'magic' is unknown"),
-        ("diffusion", "--steps=few", "'few' is not a number"),
+        ("diffusion", "--steps=few", "must be numbers: invalid literal for int() with base 10: 'few'"),
         ("ar", "--steps=4", "holds an autoregressive model"),
     ],
 )

@@ -197,7 +197,7 @@ def map_batches(
     The last batch is filled with repeats of its last row, so that all have one shape; their results are cut off.
     progress: wraps the iterable of batches, `tqdm` for one.
     """
-    parts = []
+    parts, batch_size = [], min(batch_size, len(rows))
     for first in progress(range(0, len(rows), batch_size)):
         batch = rows[first : first + batch_size]
         filled = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])

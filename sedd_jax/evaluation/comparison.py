@@ -12,14 +12,8 @@ from sedd_jax import files
 from sedd_jax.evaluation import tables
 from sedd_jax.training.report import Log
 
-FIGURES = (
-    "train_loss",
-    "eval_bits_per_byte",
-    "eval_bits_per_byte_stderr",
-    "eval_nats_per_token",
-    "tokens_per_second",
-    "mfu",
-)
+BITS = "eval_bits_per_byte"
+FIGURES = ("train_loss", BITS, f"{BITS}_stderr", "eval_nats_per_token", "tokens_per_second", "mfu")
 
 
 @dataclass(frozen=True)
@@ -55,8 +49,11 @@ class Trial:
         )
 
 
-def compare(trials: Sequence[Trial], fields: Sequence[str], states: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A line per trial: name, state, values of the fields of its config, and the figures of its last step.
+def write(
+    folder: epath.Path, trials: Sequence[Trial], fields: Sequence[str], states: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Writes results.{json,csv,md,png} into the folder. Returns the table, with a line per trial: name, state, values
+    of the fields of its config, and the figures of its last step.
 
     states: of some trials, by name; that of the others, done or unfinished, is read from their workdirs.
     """
@@ -70,37 +67,31 @@ def compare(trials: Sequence[Trial], fields: Sequence[str], states: Mapping[str,
             | {name: last.get(name) for name in FIGURES}
             | {"workdir": str(trial.workdir)}
         )
+    columns = {field: lambda line, field=field: str(line[field]) for field in fields}
+    columns = columns or {"point": lambda line: line["name"]}
+    columns["bits per byte"] = tables.number(BITS, ".3f")
+    columns["training loss"] = tables.number("train_loss", ".3f")
+    columns["step"] = lambda line: f"{line['step']} of {line['steps']}"
+    columns["tokens/s"] = tables.number("tokens_per_second", ",.0f")
+    columns["state"] = lambda line: line["state"]
+    tables.write(folder, table, tables.markdown(table, columns))
+    plot(folder / "results.png", trials)
     return table
 
 
 def best(table: Sequence[Mapping[str, Any]]) -> str | None:
     """The finished trial with the fewest bits per byte, or with the lowest loss if none knows its bits per byte."""
-    for figure in ("eval_bits_per_byte", "eval_nats_per_token", "train_loss"):
+    for figure in (BITS, "eval_nats_per_token", "train_loss"):
         known = [line for line in table if line["state"] == "done" and line[figure] is not None]
         if known:
             return min(known, key=lambda line: line[figure])["name"]
     return None
 
 
-def markdown(table: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> str:
-    names = {field: field for field in fields} or {"point": "name"}
-    return tables.markdown(
-        table,
-        {heading: lambda line, name=name: str(line[name]) for heading, name in names.items()}
-        | {
-            "bits per byte": tables.number("eval_bits_per_byte", ".3f"),
-            "training loss": tables.number("train_loss", ".3f"),
-            "step": lambda line: f"{line['step']} of {line['steps']}",
-            "tokens/s": tables.number("tokens_per_second", ",.0f"),
-            "state": lambda line: line["state"],
-        },
-    )
-
-
 def plot(path: epath.Path, trials: Sequence[Trial]) -> None:
     """Validation bound in bits per byte against steps, or the training loss if no trial has two bounds."""
     entries = {trial.name: trial.entries() for trial in trials}
-    figure, label = "eval_bits_per_byte", "validation bound, bits per byte"
+    figure, label = BITS, "validation bound, bits per byte"
     if all(sum(figure in entry for entry in found) < 2 for found in entries.values()):
         figure, label = "train_loss", "training loss, nats per token"
     with files.plot(path, size=(7.0, 4.5)) as (page, axes):

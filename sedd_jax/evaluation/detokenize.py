@@ -10,8 +10,8 @@ curly quotes become straight.
 """
 
 import re
+from collections.abc import Callable
 
-# (pattern, replacement), applied from first to last.
 Rules = tuple[tuple[str, str], ...]
 
 
@@ -24,22 +24,35 @@ def _close_up(marks: str) -> Rules:
     return _literal(*((f" {mark} ", f"{mark} ") for mark in marks))
 
 
-# SEDD's list has one more rule, for an apostrophe and a digit between slashes, which looks like a misprint and matches
-# nothing in its test set.
-_WIKITEXT = (
+def _apply(*rules: tuple[str, str]) -> Callable[[str], str]:
+    """The function that applies (pattern, replacement) after (pattern, replacement) to a text."""
+
+    def plain(text: str) -> str:
+        for pattern, replacement in rules:
+            text = re.sub(pattern, replacement, text)
+        return text
+
+    return plain
+
+
+# One line of WikiText (raw), with its newline, or several. SEDD's list has one more rule, for an apostrophe and a digit
+# between slashes, which looks like a misprint and matches nothing in its test set.
+wikitext = _apply(
     *_literal(("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", ".")),
     *_close_up(":;.!?,"),
     *((rf"\{a}\s*([^\{b}]*?)\s*\{b}", rf"{a}\1{b}") for a, b in ("()", "[]", "{}", '""', "''")),
     *_literal(("= = = =", "===="), ("= = =", "==="), ("= =", "==")),
     *_literal((" \u00b0 ", "\u00b0"), (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "), (" 's", "'s")),
 )
-_PENN_TREEBANK = (
+# One sentence of the Penn Treebank as Mikolov prepared it.
+penn_treebank = _apply(
     *_literal((" 's", "'s"), ("s ' ", "s' "), (" n't", "n't"), (" \n ", "\n"), ("\\/", "/")),
     # A lookahead, since the same space may stand before the next number.
     (r" N(?= )", " 1"),
     *_literal(("$ 1", "$1"), ("# 1", "#1"), ("<unk>", "?")),
 )
-_LM1B = (
+# One sentence of the One Billion Word Benchmark.
+lm1b = _apply(
     *_literal(("http : / / ", "http://"), ("https : / / ", "https://")),
     *((r" '(\w+)", r"'\1"), (r" (\w+) \. ", r" \1. "), (r" (\w+) \.$", r" \1.")),
     *(*_close_up("?"), (r" \?$", "?"), *_close_up("!"), (r" !$", "!"), *_close_up(",:;")),
@@ -47,27 +60,6 @@ _LM1B = (
     *((rf"\{a} ([^\{a}\{b}]+) \{b}", rf"{a}\1{b}") for a, b in ('""', "''", "()", "[]")),
     *_literal(("$ ", "$"), ("£ ", "£")),
 )
-
-
-def _apply(rules: Rules, text: str) -> str:
-    for pattern, replacement in rules:
-        text = re.sub(pattern, replacement, text)
-    return text
-
-
-def wikitext(text: str) -> str:
-    """One line of WikiText (raw), with its newline, or several."""
-    return _apply(_WIKITEXT, text)
-
-
-def penn_treebank(text: str) -> str:
-    """One sentence of the Penn Treebank as Mikolov prepared it."""
-    return _apply(_PENN_TREEBANK, text)
-
-
-def lm1b(text: str) -> str:
-    """One sentence of the One Billion Word Benchmark."""
-    return _apply(_LM1B, text)
 
 
 def lambada(text: str) -> str:

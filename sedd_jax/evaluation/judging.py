@@ -44,12 +44,8 @@ def load_judge(name: str, tokenizer_path: str | None = None, *, flag: str = "mod
         trained = load_trained(epath.Path(name), log=say)
         if not trained.experiment.model.causal:
             raise InputError(f"--{flag}={name} holds a diffusion model, which gives no exact likelihood; give a GPT-2")
-
-        @jax.jit
-        def nats(params, x):
-            logits = trained.experiment.score_fn(params)(x, jnp.zeros(len(x)))
-            return cross_entropy(logits[:, 1:], x[:, 1:])
-
+        score_fn = trained.experiment.score_fn
+        nats = jax.jit(lambda params, x: cross_entropy(score_fn(params)(x, jnp.zeros(len(x)))[:, 1:], x[:, 1:]))
         return Judge(trained.tokenizer, trained.config.data.length, partial(nats, trained.params))
     params, config, folder = gpt2.load(name)
     vocabulary = epath.Path(tokenizer_path or folder)
@@ -60,17 +56,10 @@ def load_judge(name: str, tokenizer_path: str | None = None, *, flag: str = "mod
             f"the vocabulary in {vocabulary} has {tokenizer.vocab_size} tokens, --{flag}={name} only "
             f"{config.vocab_size}; give its own with --tokenizer_path"
         )
-
-    @jax.jit
-    def nats_of_gpt2(params, x):
-        return cross_entropy(gpt2.logits(params, config, x)[:, :-1], x[:, 1:])
-
-    @jax.jit
-    def features(params, x, indices):
-        return gpt2.hidden(params, config, x)[jnp.arange(len(x)), indices]
-
     params = jax.device_put(params)
-    return Judge(tokenizer, config.n_positions, partial(nats_of_gpt2, params), partial(features, params))
+    nats = jax.jit(lambda params, x: cross_entropy(gpt2.logits(params, config, x)[:, :-1], x[:, 1:]))
+    features = jax.jit(lambda params, x, indices: gpt2.hidden(params, config, x)[jnp.arange(len(x)), indices])
+    return Judge(tokenizer, config.n_positions, partial(nats, params), partial(features, params))
 
 
 def read_samples(path: epath.Path, *, flag: str = "samples") -> list[str]:
@@ -115,34 +104,28 @@ def judge_samples(judge: Judge, texts: list[str], batch_size: int) -> dict[str, 
     samples = [tokens[: judge.length] for tokens in encoded if len(tokens) > 1]
     if not samples:
         raise InputError("none of the samples has two tokens or more, so there is nothing to judge")
-    counts = np.array([len(tokens) - 1 for tokens in samples])
+    lengths = np.array([len(tokens) for tokens in samples])
     # The padding comes after the tokens of a sample, so that none of them sees it.
     padded = _pad(samples)
-    nats = map_batches(
-        lambda batch, first: judge.nats(batch),
-        padded,
-        min(batch_size, len(padded)),
-        progress=partial(tqdm, desc="judging", unit="batch"),
-    )
-    judged = np.arange(padded.shape[1] - 1) < counts[:, None]
+    bar = partial(tqdm, desc="judging", unit="batch")
+    nats = map_batches(lambda batch, first: judge.nats(batch), padded, batch_size, progress=bar)
+    judged = np.arange(padded.shape[1] - 1) < lengths[:, None] - 1
     return {
-        **quality.perplexity(np.sum(nats, axis=1, where=judged, dtype=np.float64), counts),
+        **quality.perplexity(np.sum(nats, axis=1, where=judged, dtype=np.float64), lengths - 1),
         **quality.diversity(samples),
         "num_samples": len(samples),
         "num_too_short": len(texts) - len(samples),
-        "tokens": int(sum(map(len, samples))),
-        "tokens_judged": int(counts.sum()),
-        "tokens_cut": int(sum(max(len(tokens) - judge.length, 0) for tokens in encoded)),
-        "tokens_per_sample": float(np.mean([len(tokens) for tokens in samples])),
+        "tokens": int(lengths.sum()),
+        "tokens_judged": int(judged.sum()),
+        "tokens_cut": sum(len(tokens[judge.length :]) for tokens in encoded),
+        "tokens_per_sample": float(lengths.mean()),
     }
 
 
 def _pad(samples: list[np.ndarray]) -> TokenRows:
     """[number of samples, length of the longest], filled up with zeros."""
-    padded = np.zeros((len(samples), max(map(len, samples))), np.int32)
-    for row, tokens in zip(padded, samples, strict=True):
-        row[: len(tokens)] = tokens
-    return padded
+    longest = max(map(len, samples))
+    return np.stack([np.pad(tokens, (0, longest - len(tokens))) for tokens in samples], dtype=np.int32)
 
 
 def mauve(judge: Judge, texts: list[str], references: list[str], batch_size: int) -> dict[str, Any]:
@@ -163,14 +146,9 @@ def mauve(judge: Judge, texts: list[str], references: list[str], batch_size: int
         if len(samples) < 2:
             raise InputError(f"MAUVE compares distributions: {len(samples)} of the {name} have text; give many")
         padded, last = _pad(samples), np.array([len(ids) - 1 for ids in samples])
-        return map_batches(
-            lambda batch, first: judge.features(padded[batch], last[batch]),
-            np.arange(len(samples)),
-            min(batch_size, len(samples)),
-            progress=partial(tqdm, desc=f"reading {name}", unit="batch"),
-        )
+        bar = partial(tqdm, desc=f"reading {name}", unit="batch")
+        read = lambda batch, first: judge.features(padded[batch], last[batch])  # noqa: E731
+        return map_batches(read, np.arange(len(samples)), batch_size, progress=bar)
 
-    score = compute_mauve(
-        p_features=features(texts, "samples"), q_features=features(references, "references"), verbose=False
-    )
+    score = compute_mauve(features(texts, "samples"), features(references, "references"), verbose=False)
     return {"mauve": float(score.mauve), "mauve_clusters": int(score.num_buckets), "num_references": len(references)}

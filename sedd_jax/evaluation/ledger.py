@@ -18,9 +18,9 @@ class Ledger:
     def __init__(self, folder: epath.Path, setting: dict[str, Any]):
         """Raises InputError if the folder holds entries of another setting, or cannot be made."""
         record = folder / "setting.json"
-        held = _read("setting", record)
+        held = _read("setting", record) or setting
         for name, value in setting.items():
-            if held is not None and held.get(name) != value:
+            if held.get(name) != value:
                 raise InputError(
                     f"--output={folder} is of a run whose {name} is {held.get(name)!r} and not {value!r}; "
                     "choose another --output"
@@ -33,8 +33,7 @@ class Ledger:
     def entry(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The entry `name`, made if it is absent. Raises InputError if it is damaged."""
         path = self._folder / f"{name}.json"
-        held = _read(name, path)
-        if held is not None:
+        if (held := _read(name, path)) is not None:
             say(f"{name}: done already")
             return held
         made = make()

@@ -7,7 +7,6 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from sedd_jax import likelihood
 from sedd_jax.config import build
 from sedd_jax.data import dataset
 from sedd_jax.data.packing import TokenStream, chunks
@@ -15,31 +14,29 @@ from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.sharding import map_batches
 from sedd_jax.errors import InputError
+from sedd_jax.likelihood import Bound, Exact, summarise
 from sedd_jax.training.experiment import EvalOptions, Trained
 from sedd_jax.typing import TokenRows
 
 
-def bounds(
-    trained: Trained, sequences: TokenRows, options: EvalOptions, *, seed: int, name: str = "sequences"
-) -> likelihood.Bound | likelihood.Exact:
+def bounds(trained: Trained, sequences: TokenRows, options: EvalOptions, *, seed: int, name: str) -> Bound | Exact:
     """One entry per sequence, which depends on the seed and the sequence's number, and not on the batch size.
 
     name: of these sequences; several processes need a new one for each call.
     """
     bound = processes.in_step(f"bound of {name}", trained.experiment.bound_fn(options.num_times))
     key = jax.random.key(seed)
+    bar = partial(tqdm, desc=f"evaluating {name}", unit="batch", disable=not processes.is_leader())
     with jax.set_mesh(trained.experiment.mesh):
         return map_batches(
             lambda batch, first: bound(trained.params, key, trained.experiment.place(batch), first),
             sequences,
-            min(options.batch_size, len(sequences)),
-            progress=partial(tqdm, desc=f"evaluating {name}", unit="batch", disable=not processes.is_leader()),
+            options.batch_size,
+            progress=bar,
         )
 
 
-def summary(
-    trained: Trained, stream: TokenStream, options: EvalOptions, *, seed: int, name: str = "text"
-) -> dict[str, Any]:
+def summary(trained: Trained, stream: TokenStream, options: EvalOptions, *, seed: int, name: str) -> dict[str, Any]:
     """The figures of `likelihood.summarise` for the first chunks of the stream, which do not overlap.
 
     Raises InputError if the stream does not fill one chunk.
@@ -47,9 +44,8 @@ def summary(
     length = trained.config.data.length
     sequences, dropped = chunks(stream, length, limit=options.num_sequences or None)
     say(f"{name}: {len(sequences)} sequences of {length} tokens; {dropped} tokens at the end do not fill another")
-    figures = likelihood.summarise(
-        bounds(trained, sequences, options, seed=seed, name=name), length, stream.tokens_per_byte
-    )
+    found = bounds(trained, sequences, options, seed=seed, name=name)
+    figures = summarise(found, length, stream.tokens_per_byte)
     # An exact likelihood is no mean over noise levels.
     num_times = None if trained.experiment.model.causal else options.num_times
     return figures | {"num_sequences": len(sequences), "num_times": num_times, "step": trained.step}

@@ -15,14 +15,14 @@ from sedd_jax.files import write_atomically
 Columns = Mapping[str, Callable[[Any], str]]
 
 
-def number(name: str, form: str) -> Callable[[Mapping[str, Any]], str]:
+def number(name: str, form: str, *, prefix: str = "") -> Callable[[Mapping[str, Any]], str]:
     """The cell of a column of numbers: line[name], with ± line[name_stderr] if that is known. None is an empty cell."""
 
     def cell(line: Mapping[str, Any]) -> str:
         value, error = line[name], line.get(f"{name}_stderr")
         if value is None:
             return ""
-        return f"{value:{form}}" + ("" if error is None or math.isnan(error) else f" ± {error:{form}}")
+        return f"{prefix}{value:{form}}" + ("" if error is None or math.isnan(error) else f" ± {error:{form}}")
 
     return cell
 

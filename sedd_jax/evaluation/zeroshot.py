@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from sedd_jax.data import corpora
-from sedd_jax.data.packing import Stream, check_length, tokenize
+from sedd_jax.data.packing import Stream, tokenize
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
@@ -47,14 +47,7 @@ def _sentences(text: str) -> Iterator[str]:
 
 # Table 1 of the paper (arXiv 2310.16834). SEDD's figures are upper bounds. Its authors computed GPT-2's again, without
 # a sliding window, except for LM1B: these are from table 3 of GPT-2's paper (Radford et al. 2019), per word.
-MODELS = (
-    "GPT-2 small",
-    "SEDD absorbing small",
-    "SEDD uniform small",
-    "GPT-2 medium",
-    "SEDD absorbing medium",
-    "SEDD uniform medium",
-)
+MODELS = [f"{name} {size}" for size in ("small", "medium") for name in ("GPT-2", "SEDD absorbing", "SEDD uniform")]
 TEST_SETS = {
     "lambada": TestSet("LAMBADA", lambda text: [text], detokenize.lambada, (45.04, 50.92, 65.40, 35.66, 42.77, 51.28)),
     "wikitext2": TestSet("WikiText-2", _lines, detokenize.wikitext, (42.43, 41.84, 50.27, 31.80, 31.04, 38.93)),
@@ -68,16 +61,13 @@ TEST_SETS = {
 
 def parse(given: Sequence[str]) -> dict[str, str]:
     """{name: source} of 'name=source', in the order of TEST_SETS. Raises InputError for another form or name."""
-    known, sources = ", ".join(TEST_SETS), {}
-    for text in given:
-        name, _, source = text.partition("=")
+    pairs = [text.partition("=")[::2] for text in given]
+    for name, source in pairs:
         if name not in TEST_SETS or not source:
-            raise InputError(f"--corpora: {text!r} is not NAME=SOURCE with one of {known}")
-        if name in sources:
-            raise InputError(f"--corpora: {name} is given twice")
-        sources[name] = source
-    if not sources:
-        raise InputError(f"--corpora is missing; give NAME=SOURCE for at least one of {known}")
+            raise InputError(f"--corpora: {name}={source} is not NAME=SOURCE with one of {', '.join(TEST_SETS)}")
+    sources = dict(pairs)
+    if not sources or len(sources) < len(pairs):
+        raise InputError(f"--corpora needs at least one of {', '.join(TEST_SETS)}, each once: NAME=SOURCE,...")
     return {name: sources[name] for name in TEST_SETS if name in sources}
 
 
@@ -101,6 +91,7 @@ def evaluate(
     anything is computed, if a source cannot be read or does not fill one chunk, or if `output` is of another setting.
     """
     causal, figures = trained.experiment.model.causal, {}
+    show = tables.number("perplexity", ".2f", prefix="" if causal else "≤ ")
     streams = {name: _stream(name, source, trained) for name, source in sources.items()}
     setting = {"weights": trained.fingerprint, "tokenizer": trained.tokenizer.fingerprint, "seed": seed}
     setting |= {"length": trained.config.data.length, "num_times": None if causal else options.num_times}
@@ -109,8 +100,8 @@ def evaluate(
         digest = hashlib.sha256(stream.content()).hexdigest()[:12]
         compute = partial(perplexity.summary, trained, stream, options, seed=seed, name=name)
         figures[name] = ledger.entry(f"{name}-{digest}", compute)
-        say(f"{TEST_SETS[name].title}: perplexity {_perplexity(figures[name], exact=causal)}")
-    text = markdown(figures, exact=causal)
+        say(f"{TEST_SETS[name].title}: perplexity {show(figures[name])}")
+    text = _markdown(figures, show)
     if processes.is_leader():
         tables.write(output, [{"corpus": name} | line for name, line in figures.items()], text)
     say(text)
@@ -118,23 +109,17 @@ def evaluate(
 
 
 def _stream(name: str, source: str, trained: Trained) -> Stream:
-    stream = tokenize(documents(name, source), trained.tokenizer, progress=True)
-    try:
-        check_length(stream, trained.config.data.length)
-    except InputError as error:
-        raise InputError(f"--corpora={name}={source}: {error}") from error
+    stream, length = tokenize(documents(name, source), trained.tokenizer, progress=True), trained.config.data.length
+    if len(stream) < length:
+        raise InputError(f"--corpora={name}={source} has {len(stream)} tokens, and one sequence takes {length}")
     return stream
 
 
-def _perplexity(figures: Mapping[str, Any], *, exact: bool) -> str:
-    return ("" if exact else "≤ ") + tables.number("perplexity", ".2f")(figures)
-
-
-def markdown(figures: Mapping[str, Mapping[str, Any]], *, exact: bool) -> str:
+def _markdown(figures: Mapping[str, Mapping[str, Any]], show: Callable[[Mapping[str, Any]], str]) -> str:
     """A table of perplexities per token with standard errors over sequences, beside the published ones."""
     columns: dict[str, Callable[[str], str]] = {
         "test set": lambda name: TEST_SETS[name].title,
-        "this model": lambda name: _perplexity(figures[name], exact=exact) if name in figures else "not given",
+        "this model": lambda name: show(figures[name]) if name in figures else "not given",
         "its bits per byte": lambda name: f"{figures[name]['bits_per_byte']:.3f}" if name in figures else "",
     }
     for index, model in enumerate(MODELS):

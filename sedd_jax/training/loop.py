@@ -206,7 +206,7 @@ class Run:
         bounds = sharding.map_batches(
             lambda rows, first: self.bound(self.state.ema, self.eval_key, place(rows), first),
             self.valid,
-            min(self.experiment.eval.batch_size, len(self.valid)),
+            self.experiment.eval.batch_size,
             progress=lambda batches: tqdm(
                 batches, desc="evaluating", leave=False, delay=1, file=sys.stderr, disable=not processes.is_leader()
             ),
