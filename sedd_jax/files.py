@@ -28,7 +28,7 @@ def read_json(path: epath.PathLike, *, remedy: str) -> dict[str, Any]:
 
 
 def make_directory(path: epath.PathLike, flag: str) -> epath.Path:
-    """Makes the directory that a flag names, with its parents. Raises InputError if that cannot be."""
+    """Makes the directory of a flag, with its parents. Raises InputError if that fails."""
     path = epath.Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -102,11 +102,11 @@ def test_sources_that_cannot_be_read_are_refused(write, tmp_path):
 def test_an_unreadable_file_is_refused(write, monkeypatch):
     source = write("secret.txt", "text")
 
-    def deny(path):
+    def deny(path, **_):
         raise PermissionError(13, "Permission denied")
 
     # Taking the permission away would not stop root, as whom containers run tests.
-    monkeypatch.setattr("pathlib.Path.read_bytes", deny)
+    monkeypatch.setattr("pyarrow.input_stream", deny)
     with refused("secret.txt: Permission denied"):
         corpora.documents(source)
 

@@ -1,7 +1,7 @@
-"""The shards of `preparation` as a Beam pipeline, for corpora that one machine would read for too long.
+"""The shards of `preparation` made by a Beam pipeline, for corpora that are too large for one machine.
 
-The parts of a source go to workers, which have to see the source and the output under the same paths. The shards are
-byte for byte those that one process makes.
+The parts of a source are distributed to workers, which must see the source and the output under the same paths. The
+shards are byte for byte those of one process.
 """
 
 import functools
@@ -19,15 +19,12 @@ from sedd_jax.errors import InputError
 
 
 def prepare(plan: Plan, output: str, *, options: list[str]) -> Manifest:
-    """Makes the shards of a plan in the directory `output`. Repeating what fails is left to Beam's runner.
+    """Makes the shards of a plan in the directory `output`. Beam's runner repeats what fails.
 
-    Args:
-      plan: what one process would have to read the corpus for is to be given: `valid_data`, and a tokenizer.
-      output: a directory that is empty or not there yet, on a file system that all workers share.
-      options: what Beam takes on a command line, such as `--runner=...`.
-
-    Raises:
-      InputError: the plan or the output is not so, or the source does not read.
+    plan: must name `valid_data`, and a tokenizer that need not be trained.
+    output: a directory that is empty or absent, on a file system that all workers share.
+    options: Beam's command line, such as `--runner=...`.
+    Raises InputError for another plan or output, or if the source cannot be read.
     """
     if plan.valid_data is None:
         raise InputError("valid_data is missing: a Beam pipeline does not divide a corpus, give a validation text")

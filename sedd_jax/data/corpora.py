@@ -1,14 +1,19 @@
-"""Text as documents: where it is read from, and how it is divided for training and validation."""
+"""Corpora as documents: where they are read from, and how they are divided for training and validation."""
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Callable, Iterator
 
-from sedd_jax.data import files, libraries, text8
+from sedd_jax.data import files, libraries
 from sedd_jax.errors import InputError
 
 EMBEDDED = "embedded"
+TEXT8 = "text8:"
+_TEXT8_SIZE = 100_000_000
+_TEXT8_SPLITS = {"train": (0, 90_000_000), "valid": (90_000_000, 95_000_000), "test": (95_000_000, _TEXT8_SIZE)}
 
-# A part of a source, which any process can read by itself.
+# A part of a source, which any process can read on its own.
 Part = Callable[[], Iterator[str]]
 
 
@@ -29,15 +34,11 @@ def read(
 ) -> Corpus:
     """Reads a corpus and divides it.
 
-    Args:
-      source: what `documents` reads.
-      valid_source: validation text, read whole; None divides `source` itself.
-      valid_fraction: without a `valid_source`, the share of the characters, taken from the end of the corpus. The
-        document in which the cut falls is divided there, so the share holds for one large file as for many documents.
-      text_field: the field of a record that holds its text.
-
-    Raises:
-      InputError: a source cannot be read, holds no text, or cannot be divided as asked.
+    source, text_field: see `documents`.
+    valid_source: the validation text; None divides `source` itself.
+    valid_fraction: without a `valid_source`, the share of the characters, taken from the end of the corpus. The
+        document at the cut is divided there, so the share holds for one large file and for many documents.
+    Raises InputError if a source cannot be read, holds no text, or cannot be divided so.
     """
     whole = documents(source, text_field=text_field)
     if valid_source is not None:
@@ -49,10 +50,9 @@ def read(
 
 
 def documents(source: str, *, text_field: str = "text") -> tuple[str, ...]:
-    """Reads one source whole, without its empty documents.
+    """Reads all documents of a source but the empty ones.
 
-    Args:
-      source: one of
+    source: one of
         * "embedded", the language reference that ships with Python (0.5 MB of English and code, which needs no network
           and changes a little with each minor version of Python);
         * the path, or the glob (`**` descends), of local UTF-8 files, read in sorted order. A line of a `.jsonl` file
@@ -61,11 +61,9 @@ def documents(source: str, *, text_field: str = "text") -> tuple[str, ...]:
           ~/tensorflow_datasets); or by its folder, `tfds:/data/lm1b/1.1.0`. `tfds:NAME@SPLIT` is another split than
           train, or a part of one, `train[:10%]`;
         * `hf:PATH`, a folder that `save_to_disk` of Hugging Face datasets wrote, and `hf:PATH@SPLIT`;
-        * `text8:PATH@SPLIT`, see `text8.read`.
-      text_field: the field of a record that holds its text.
-
-    Raises:
-      InputError: names the file, the line or byte in it, and what would help.
+        * `text8:PATH@SPLIT`, see `read_text8`.
+    text_field: the field of a record that holds its text.
+    Raises InputError, which names the file, the line or byte in it, and the remedy.
     """
     found = tuple(text for part in parts(source, text_field=text_field) for text in part() if text)
     if not found:
@@ -74,15 +72,15 @@ def documents(source: str, *, text_field: str = "text") -> tuple[str, ...]:
 
 
 def parts(source: str, *, text_field: str = "text", size: int = 1 << 26) -> list[Part]:
-    """What `documents` reads, in parts of about `size` bytes that are read one document at a time.
+    """A source of `documents` in parts of about `size` bytes, each of which yields one document at a time.
 
-    Which parts there are depends on the source and `size` alone; a file is never divided. Documents may be empty.
-    Raises InputError as `documents` does, some of it only when a part is read.
+    The division depends only on the source and `size`; a file is never divided. Documents may be empty.
+    Raises InputError as `documents` does, sometimes only when a part is read.
     """
     if source == EMBEDDED:
         return [_embedded]
-    if source.startswith(text8.PREFIX):
-        return [lambda: iter([text8.read(source)])]
+    if source.startswith(TEXT8):
+        return [lambda: iter([read_text8(source)])]
     library = source.startswith((libraries.TFDS, libraries.HUGGING_FACE))
     return (libraries if library else files).parts(source, text_field=text_field, size=size)
 
@@ -98,7 +96,7 @@ def cut_of(size: int, valid_fraction: float) -> int:
 
 
 def divide(documents: Iterator[str], cut: int) -> Iterator[tuple[str, str]]:
-    """Of each document what lies before character `cut` of them all, and the rest."""
+    """Each document in two: the characters before number `cut` of the corpus, and the rest."""
     start = 0
     for text in documents:
         inside = min(max(cut - start, 0), len(text))
@@ -107,6 +105,28 @@ def divide(documents: Iterator[str], cut: int) -> Iterator[tuple[str, str]]:
 
 
 def _embedded() -> Iterator[str]:
-    from pydoc_data.topics import topics  # here, since half a megabyte is slow to import for those who need none
+    from pydoc_data.topics import topics  # here, since half a megabyte is slow to import
 
     yield from topics.values()
+
+
+def read_text8(source: str) -> str:
+    """The characters of `text8:PATH@SPLIT`, PATH being the file of mattmahoney.net/dc/text8.zip.
+
+    The customary division: 90 million characters to train, 5 to validate and 5 to test.
+    Raises InputError for another file, an incomplete one (which would be divided elsewhere), or another split.
+    """
+    name, _, split = source.removeprefix(TEXT8).rpartition("@")
+    if not name or split not in _TEXT8_SPLITS:
+        raise InputError(f"data source {source!r}: give {TEXT8}PATH@SPLIT, SPLIT one of {', '.join(_TEXT8_SPLITS)}")
+    path = pathlib.Path(os.path.expanduser(name))
+    remedy = "unpack mattmahoney.net/dc/text8.zip there"
+    try:
+        if (size := path.stat().st_size) != _TEXT8_SIZE:
+            raise InputError(f"{path} has {size} bytes, and text8 has {_TEXT8_SIZE}: {remedy}")
+        text = path.read_bytes().decode("ascii")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text8: it is not ASCII at byte {error.start}") from error
+    return text[slice(*_TEXT8_SPLITS[split])]

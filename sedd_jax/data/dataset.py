@@ -1,4 +1,4 @@
-"""A corpus as a config names it: read, tokenised, and ready to be cut into batches."""
+"""The corpus of a config: read, tokenised, and ready to be cut into batches."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from sedd_jax.data.shards import Shards
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 
-# What is to be tokenised yet, or has been.
+# Documents, or their tokens.
 Part = tuple[str, ...] | TokenStream
 
 
@@ -30,8 +30,7 @@ class Dataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest of the tokenizer and of all tokens (of shards: of their checksums): what a resumed run must find
-        again."""
+        """Hex digest of the tokenizer and all tokens (or the checksums of shards), which a resumed run compares."""
         digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
         for stream in (self.train, self.valid):
             digest.update(stream.content())
@@ -50,21 +49,17 @@ def load(
     text_field: str = "text",
     shift: bool = True,
     directory: epath.PathLike | None = None,
-    once: Callable[[Callable[[], bytes]], bytes] = lambda make: make(),
+    on_leader: Callable[[Callable[[], bytes]], bytes] = lambda make: make(),
 ) -> Dataset:
     """Opens a corpus: shards stay on disk, text is read and tokenised. Writes nothing.
 
-    Args:
-      source: what `corpora.documents` reads, `shards:DIR` that `prepare` made, or a mixture `mix:3*SOURCE,1*SOURCE` of
-        such by weights.
-      valid_source: likewise, but no mixture; of shards their validation part. By default the validation part of the
-        first source, of which `valid_fraction` decides in the case of text.
-      valid_fraction, text_field: see `corpora.read`.
-      tokenizer, vocab_size, tokenizer_path, directory, once: see `tokenizers.make`. Shards bring their own tokenizer,
-        and these have to agree with it.
-
-    Raises:
-      InputError: see there, or a part of the corpus is shorter than one sequence.
+    source: see `corpora.documents`; or `shards:DIR` that `prepare` made, or a mixture `mix:3*SOURCE,1*SOURCE`.
+    valid_source: likewise, but no mixture; for shards their validation part. By default the validation part of the
+        first source, which for text is its last `valid_fraction`.
+    valid_fraction, text_field: see `corpora.read`.
+    tokenizer, vocab_size, tokenizer_path, directory, on_leader: see `tokenizers.make`. Shards have their own tokenizer,
+        and these arguments must agree with it.
+    Raises InputError as these functions do, or if a part of the corpus is shorter than one sequence.
     """
     weights, names = zip(*mixture.parse(source), strict=True)
     prepared: list[Shards] = []
@@ -87,7 +82,7 @@ def load(
     else:
         texts = [text for part in train for text in part]
         chosen = tokenizers.make(
-            tokenizer, vocab_size=vocab_size, path=tokenizer_path, texts=texts, directory=directory, once=once
+            tokenizer, vocab_size=vocab_size, path=tokenizer_path, texts=texts, directory=directory, on_leader=on_leader
         )
 
     def stream(part: Part) -> TokenStream:

@@ -1,4 +1,4 @@
-"""Documents of local files: text, JSON lines, either of them compressed, and Parquet."""
+"""Documents of local files: text, JSON lines, both also compressed, and Parquet."""
 
 import contextlib
 import functools
@@ -18,11 +18,11 @@ _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 
 def find(source: str) -> list[pathlib.Path]:
-    """The files that a path or a glob (`**` descends) names, sorted. Raises InputError if there are none."""
+    """The files that match a path or a glob (`**` descends), sorted. Raises InputError if there are none."""
     pattern = os.path.expanduser(source)
     if os.path.isdir(pattern):
         raise InputError(f"data source {source!r} is a directory: give a file or a glob ({source.rstrip('/')}/*.txt)")
-    # A name is tried as it stands first, because brackets are legal in file names.
+    # Try the literal name first: brackets are legal in file names.
     names = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
     paths = [pathlib.Path(name) for name in names if not os.path.isdir(name)]
     if not paths:
@@ -31,40 +31,21 @@ def find(source: str) -> list[pathlib.Path]:
 
 
 def parts(source: str, *, text_field: str, size: int) -> list[Callable[[], Iterator[str]]]:
-    """Runs of neighbouring files of at least `size` bytes together, each as a function that reads its documents."""
-    runs: list[list[pathlib.Path]] = []
+    """Groups of neighbouring files of at least `size` bytes together, each as a function that reads its documents."""
+    groups: list[list[pathlib.Path]] = []
     room = 0
     for path in find(source):
         if room <= 0:
-            runs.append([])
+            groups.append([])
             room = size
-        runs[-1].append(path)
+        groups[-1].append(path)
         with _explained(path):
             room -= path.stat().st_size
-    return [functools.partial(_read_all, paths, text_field) for paths in runs]
-
-
-def read(path: pathlib.Path, text_field: str) -> Iterator[str]:
-    """The documents of one file, by the ending of its name: see `corpora.documents`.
-
-    Raises InputError: names the file, the line or byte in it, and what would help.
-    """
-    compression = _COMPRESSION.get(path.suffix)
-    kind = path.with_suffix("").suffix if compression else path.suffix
-    with _explained(path):
-        if kind == ".parquet" and not compression:
-            yield from _columns(path, text_field)
-        elif kind == ".jsonl":
-            with _open(path, compression) as lines:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        yield _record_text(line, text_field, where=f"{path}:{number}")
-        else:
-            yield _decode(_open(path, compression).read() if compression else path.read_bytes(), where=str(path))
+    return [functools.partial(_read, paths, text_field) for paths in groups]
 
 
 def check_text(text: object, text_field: str, *, where: str) -> str:
-    """`text`, or an InputError if it is no string, or one that has no UTF-8 form."""
+    """`text`. Raises InputError if it is not a string, or has no UTF-8 form."""
     if not isinstance(text, str):
         raise InputError(f"{where}: field {text_field!r} is a {type(text).__name__}, not a string; set text_field")
     try:
@@ -74,23 +55,40 @@ def check_text(text: object, text_field: str, *, where: str) -> str:
     return text
 
 
-def _read_all(paths: list[pathlib.Path], text_field: str) -> Iterator[str]:
+def check_field(text_field: str, fields: list[str], *, where: str) -> None:
+    if text_field not in fields:
+        raise InputError(f"{where}: no field {text_field!r}; set text_field to one of {', '.join(map(repr, fields))}")
+
+
+def _read(paths: list[pathlib.Path], text_field: str) -> Iterator[str]:
+    """The documents of files, whose format is the ending of their names: see `corpora.documents`.
+
+    Raises InputError, which names the file, the line or byte in it, and the remedy.
+    """
     for path in paths:
-        yield from read(path, text_field)
+        compression = _COMPRESSION.get(path.suffix)
+        kind = path.with_suffix("").suffix if compression else path.suffix
+        with _explained(path):
+            if kind == ".parquet" and not compression:
+                yield from _parquet(path, text_field)
+                continue
+            # pyarrow reports a compressed file that ends too early; the gzip and zstandard modules do not.
+            with io.BufferedReader(pyarrow.input_stream(str(path), compression=compression), 1 << 20) as file:
+                if kind == ".jsonl":
+                    for number, line in enumerate(file, start=1):
+                        if line.strip():
+                            yield _record_text(line, text_field, where=f"{path}:{number}")
+                else:
+                    yield _decode(file.read(), where=str(path))
 
 
 @contextlib.contextmanager
 def _explained(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:  # pyarrow's too, of what cannot be decompressed
+    except OSError as error:  # pyarrow raises it too, for files that it cannot decompress
         reason = " ".join((error.strerror or str(error)).split())
         raise InputError(f"cannot read {path}: {reason}; check the file and its permissions") from error
-
-
-def _open(path: pathlib.Path, compression: str | None) -> io.BufferedReader:
-    # Unlike the readers of gzip and zstandard themselves, pyarrow tells of a compressed file that ends too early.
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression=compression), 1 << 20)
 
 
 def _decode(content: bytes, *, where: str) -> str:
@@ -107,20 +105,15 @@ def _record_text(line: bytes, text_field: str, *, where: str) -> str:
         raise InputError(f"{where}: invalid JSON ({error.msg}); each line must be one JSON object") from error
     if not isinstance(record, dict):
         raise InputError(f"{where}: a JSON {type(record).__name__}, not an object; each line must be one JSON object")
-    if text_field not in record:
-        raise InputError(f"{where}: no field {text_field!r}; set text_field to one of {', '.join(map(repr, record))}")
+    check_field(text_field, list(record), where=where)
     return check_text(record[text_field], text_field, where=where)
 
 
-def _columns(path: pathlib.Path, text_field: str) -> Iterator[str]:
-    """Rows of a Parquet file in which the field is null are documents without text."""
+def _parquet(path: pathlib.Path, text_field: str) -> Iterator[str]:
+    """A row whose field is null is a document without text."""
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            names = table.schema_arrow.names
-            if text_field not in names:
-                raise InputError(
-                    f"{path}: no field {text_field!r}; set text_field to one of {', '.join(map(repr, names))}"
-                )
+            check_field(text_field, table.schema_arrow.names, where=str(path))
             row = 0
             for batch in table.iter_batches(batch_size=256, columns=[text_field]):
                 for text in batch.column(0).to_pylist():
@@ -128,4 +121,4 @@ def _columns(path: pathlib.Path, text_field: str) -> Iterator[str]:
                     yield "" if text is None else check_text(text, text_field, where=f"{path}, row {row}")
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path} is no sound Parquet file ({reason}): give a whole copy") from error
+        raise InputError(f"{path} is no sound Parquet file ({reason}): give a complete copy") from error

@@ -1,36 +1,25 @@
-"""Documents of data sets that a library keeps: TensorFlow Datasets by name, Hugging Face datasets saved to a folder.
+"""Documents of data sets of two libraries: TensorFlow Datasets by name, Hugging Face datasets saved to a folder.
 
-Both are read by random access, so that parts of one can be read apart, and neither needs TensorFlow or torch.
+Both are read by random access, so that processes can read different parts, and neither needs TensorFlow or torch.
 """
 
 import functools
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from sedd_jax.data.files import check_text
+from sedd_jax.data.files import check_field, check_text
 from sedd_jax.errors import InputError
 
 TFDS = "tfds:"
 HUGGING_FACE = "hf:"
 
 
-@runtime_checkable
-class Examples(Protocol):
-    """By number, each a mapping from fields to values."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Any: ...
-
-
 def parts(source: str, *, text_field: str, size: int) -> list[Callable[[], Iterator[str]]]:
     """Ranges of examples of about `size` bytes, each as a function that reads its documents.
 
-    Args:
-      source: `tfds:NAME` or `hf:PATH`, and `@SPLIT` behind it for another split than train; see `corpora.documents`.
-      text_field: the feature that holds the text.
-      size: bytes.
+    source: `tfds:NAME` or `hf:PATH`, followed by `@SPLIT` for another split than train; see `corpora.documents`.
+    text_field: the feature that holds the text.
     """
     examples, num_bytes = _open(source, text_field)
     step = max(1, round(size * len(examples) / max(num_bytes, 1)))
@@ -52,20 +41,19 @@ def _range(source: str, text_field: str, start: int, stop: int) -> Iterator[str]
 
 
 @functools.lru_cache(maxsize=4)
-def _open(source: str, text_field: str) -> tuple[Examples, int]:
-    """The examples and about how many bytes they take."""
+def _open(source: str, text_field: str) -> tuple[Any, int]:
+    """The examples, a sequence of mappings from fields to values, and about how many bytes they take."""
     kind, _, name = source.partition(":")
     name, _, split = name.partition("@")
     if not name:
         raise InputError(f"data source {source!r} has no name: give {kind}:NAME or {kind}:NAME@SPLIT")
     opened = _open_tfds if f"{kind}:" == TFDS else _open_hugging_face
     examples, fields, num_bytes = opened(source, name, split or "train")
-    if text_field not in fields:
-        raise InputError(f"{source}: no field {text_field!r}; set text_field to one of {', '.join(map(repr, fields))}")
+    check_field(text_field, fields, where=source)
     return examples, num_bytes
 
 
-def _open_tfds(source: str, name: str, split: str) -> tuple[Examples, list[str], int]:
+def _open_tfds(source: str, name: str, split: str) -> tuple[Any, list[str], int]:
     import tensorflow_datasets as tfds  # here, since it takes seconds to import
 
     try:
@@ -93,7 +81,7 @@ def _open_tfds(source: str, name: str, split: str) -> tuple[Examples, list[str],
     return examples, list(builder.info.features), int(builder.info.dataset_size) * len(examples) // max(total, 1)
 
 
-def _open_hugging_face(source: str, path: str, split: str) -> tuple[Examples, list[str], int]:
+def _open_hugging_face(source: str, path: str, split: str) -> tuple[Any, list[str], int]:
     try:
         import datasets
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Several token streams by weights, as one."""
+"""A weighted mixture of token streams."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ PREFIX = "mix:"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
-    """streams: each is repeated for itself, whatever its size. weights: the shares of the rows, in any unit."""
+    """streams: each is repeated independently of its size. weights: the shares of the sequences, in any unit."""
 
     streams: tuple[TokenStream, ...]
     weights: tuple[float, ...]
@@ -25,19 +25,22 @@ class Mixture:
         return repr(self.weights).encode() + b"".join(stream.content() for stream in self.streams)
 
     def order(self, endless: int) -> grain.MapDataset:
-        """Row number -> (number of the stream, row number within it): of any n rows in succession from the first on,
-        each stream has its share to within a row or so, in a regular interleaving that a number alone decides."""
-        rows = [
-            grain.MapDataset.range(endless).map(lambda row, number=number: (number, row))
-            for number in range(len(self.streams))
+        """Sequence number -> (number of the stream, sequence number within it).
+
+        Any n successive sequences from the first on hold each stream's share to within about one, in a regular
+        interleaving that depends only on the number.
+        """
+        numbered = [
+            grain.MapDataset.range(endless).map(lambda index, stream=stream: (stream, index))
+            for stream in range(len(self.streams))
         ]
-        return grain.MapDataset.mix(rows, self.weights)
+        return grain.MapDataset.mix(numbered, self.weights)
 
 
 def parse(source: str) -> list[tuple[float, str]]:
-    """(weight, source) of each part of `mix:3*SOURCE,1.5*SOURCE`; of another source, itself with weight 1.
+    """(weight, source) of each part of `mix:3*SOURCE,1.5*SOURCE`; any other source has the weight 1.
 
-    Raises InputError for a weight that is none, and for a mixture within a mixture.
+    Raises InputError for an invalid weight or a mixture within a mixture.
     """
     if not source.startswith(PREFIX):
         return [(1.0, source)]

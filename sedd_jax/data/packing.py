@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import tqdm
@@ -11,43 +10,35 @@ from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 
 
-@runtime_checkable
-class TokenStream(Protocol):
-    """Documents laid end to end, each closed by the end-of-text token if the tokenizer has one.
+class TokenStream:
+    """Documents laid end to end, each closed by the end-of-text token if the tokenizer has one. `len` is in tokens.
 
-    Wherever they lie. Its `len` is in tokens.
-
-    num_bytes: UTF-8 bytes of the raw text, ends of text not counted.
-    num_documents: how many they are.
+    num_bytes: UTF-8 bytes of the raw text, without ends of text.
     """
 
     num_bytes: int
     num_documents: int
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     @property
     def tokens_per_byte(self) -> float:
-        """Turns bits per token into bits per byte; the ends of text are among the tokens, so they are paid for."""
-        ...
+        """Turns bits per token into bits per byte. Ends of text are tokens too, so their bits count."""
+        return len(self) / self.num_bytes
 
     def content(self) -> bytes:
-        """What a fingerprint is taken of: different for different tokens."""
-        ...
+        """The input of a fingerprint: different for different tokens."""
+        raise NotImplementedError
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Tokens, int32 [num_starts, length], from each of `starts` on; behind the last token comes the first."""
-        ...
+        """Tokens, int32 [num_starts, length], from each of `starts` on; the first token follows the last."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Stream:
-    """A `TokenStream` in memory.
-
-    tokens: [num_tokens], uint16, or uint32 for vocabularies above 65536.
-    num_bytes: UTF-8 bytes of the raw text, ends of text not counted.
-    num_documents: how many they are.
-    """
+class Stream(TokenStream):
+    """A `TokenStream` in memory. tokens: [num_tokens], uint16, or uint32 for vocabularies above 65536."""
 
     tokens: np.ndarray
     num_bytes: int
@@ -55,10 +46,6 @@ class Stream:
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-    @property
-    def tokens_per_byte(self) -> float:
-        return len(self.tokens) / self.num_bytes
 
     def content(self) -> bytes:
         return self.tokens.tobytes()
@@ -86,13 +73,10 @@ def tokenize(documents: Sequence[str], tokenizer: Tokenizer, *, progress: bool =
 
 
 def chunks(stream: TokenStream, length: int, *, limit: int | None = None) -> tuple[np.ndarray, int]:
-    """Cuts the stream, from its start, into chunks that do not overlap; no more than `limit` are read.
+    """Cuts the stream, from its start, into chunks that do not overlap; reads at most `limit`.
 
-    Returns:
-      The chunks, int32 [num_chunks, length], and the number of tokens left over at the end, fewer than `length`.
-
-    Raises:
-      InputError: `length` is not positive, or the stream is shorter than one chunk.
+    Returns the chunks, int32 [num_chunks, length], and the number of tokens left at the end, fewer than `length`.
+    Raises InputError as `check_length`.
     """
     check_length(stream, length)
     count, dropped = divmod(len(stream), length)

@@ -1,7 +1,7 @@
-"""A corpus into shards: tokenised once, by several processes, taken up again where it was broken off.
+"""A corpus as shards: tokenised once, by several processes, and resumed where it was interrupted.
 
-Neighbouring documents of about `shard_bytes` are a block, and a block becomes a shard, whoever makes it: so the output
-depends on the documents and the plan alone, shards can be made in any order, and one that is there stays.
+Neighbouring documents of about `shard_bytes` are a block, and a block becomes a shard. So the output depends only on
+the documents and the plan, shards can be made in any order, and existing ones are kept.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import tqdm
 
@@ -21,7 +22,7 @@ from sedd_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything that decides the output. data, valid_data, text_field: see `corpora.documents`; valid_fraction: see
+    """Everything that determines the output. data, valid_data, text_field: see `corpora.documents`; valid_fraction: see
     `corpora.read`; tokenizer, tokenizer_path, vocab_size: see `tokenizers.make`; shard_bytes: UTF-8 bytes after which a
     shard is closed; record_tokens: tokens per record of a shard."""
 
@@ -46,7 +47,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Documents, none of them empty, and the name of the shard that they make."""
+    """Documents, none of them empty, and the name of their shard."""
 
     name: str
     texts: tuple[str, ...]
@@ -61,52 +62,46 @@ class Block:
         return digest.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
-class Survey:
-    """characters: of `data`; num_bytes: of it and `valid_data`; cut: characters of `data` for training, or None where
-    the validation text is a source of its own."""
+class Survey(NamedTuple):
+    """num_bytes: of all text. train_characters: characters for training. cut: where in `data` they end, or None if the
+    validation text is a separate source."""
 
-    characters: int
     num_bytes: int
+    train_characters: int
     cut: int | None
 
 
 def survey(plan: Plan, *, progress: bool = False) -> Survey:
-    """Reads all documents once, so that what is wrong with them is said before anything is written."""
-    sizes = []
+    """Reads all documents once, so that their errors are reported before anything is written."""
+    num_bytes, characters = 0, []
     for source in filter(None, (plan.data, plan.valid_data)):
-        characters = num_bytes = 0
-        bar = tqdm.tqdm(desc=f"reading {source}", unit="B", unit_scale=True, delay=1, disable=not progress)
-        with bar:
+        characters.append(0)
+        with tqdm.tqdm(desc=f"reading {source}", unit="B", unit_scale=True, delay=1, disable=not progress) as bar:
             for text in itertools.chain.from_iterable(part() for part in plan.parts(source)):
-                size = len(text.encode())
-                characters += len(text)
+                characters[-1] += len(text)
+                bar.update(size := len(text.encode()))
                 num_bytes += size
-                bar.update(size)
-        if not characters:
+        if not characters[-1]:
             raise InputError(f"data source {source!r} holds no text: give files that are not empty")
-        sizes.append((characters, num_bytes))
-    cut = None if plan.valid_data is not None else corpora.cut_of(sizes[0][0], plan.valid_fraction)
-    return Survey(sizes[0][0], sum(num_bytes for _, num_bytes in sizes), cut)
+    cut = None if plan.valid_data is not None else corpora.cut_of(characters[0], plan.valid_fraction)
+    return Survey(num_bytes, characters[0] if cut is None else cut, cut)
 
 
 def blocks(plan: Plan, cut: int | None) -> Iterator[Block]:
-    """All blocks in order. A block does not reach over the end of a part of its source."""
-    if cut is None:
-        assert plan.valid_data is not None
-        for split, source in zip(shards.SPLITS, (plan.data, plan.valid_data), strict=True):
-            for number, part in enumerate(plan.parts(source)):
-                yield from part_blocks(split, number, part(), plan.shard_bytes)
-        return
-    pieces = _divided(plan.parts(plan.data), cut)
-    for (split, number), group in itertools.groupby(pieces, key=lambda piece: piece[0]):
+    """All blocks in order. A block does not cross the end of a part of its source."""
+    for (split, number), group in itertools.groupby(_pieces(plan, cut), key=lambda piece: piece[0]):
         yield from part_blocks(split, number, (text for _, text in group), plan.shard_bytes)
 
 
-def _divided(parts: list[corpora.Part], cut: int) -> Iterator[tuple[tuple[str, int], str]]:
-    """((split, number of the part), text); the document in which the cut falls comes in two pieces."""
+def _pieces(plan: Plan, cut: int | None) -> Iterator[tuple[tuple[str, int], str]]:
+    """((split, number of the part of its source), text), training first; the document at the cut is divided."""
+    if cut is None:
+        for split, source in zip(shards.SPLITS, (plan.data, plan.valid_data), strict=True):
+            for number, part in enumerate(plan.parts(source)):
+                yield from (((split, number), text) for text in part())
+        return
     start = 0
-    for number, part in enumerate(parts):
+    for number, part in enumerate(plan.parts(plan.data)):
         for text in part():
             inside = max(cut - start, 0)
             start += len(text)
@@ -159,15 +154,14 @@ def make_manifest(plan: Plan, tokenizer: Tokenizer, made: Iterable[Shard]) -> Ma
 
 
 def make_tokenizer(plan: Plan, root: pathlib.Path, size: Survey | None) -> Tokenizer:
-    """The tokenizer that is saved in root, or the one that the plan asks for. `size` is needed to train one: on the
-    training part, or on evenly spread documents of it where it is long."""
+    """The tokenizer that is saved in root, or that of the plan. `size` is needed to train one: on the training text, or
+    on evenly spread documents of a long one."""
     saved = root / shards.TOKENIZER
     texts: list[str] = []
     if size is not None and plan.vocab_size is not None and plan.tokenizer_path is None and not [*saved.glob("*.json")]:
-        cut = size.characters if size.cut is None else size.cut
-        pieces = _divided(plan.parts(plan.data), cut)
-        training = (text for (split, _), text in pieces if split == "train")
-        texts = list(itertools.islice(training, 0, None, 1 + cut // 50_000_000))
+        training = itertools.takewhile(lambda piece: piece[0][0] == "train", _pieces(plan, size.cut))
+        step = 1 + size.train_characters // 50_000_000
+        texts = [text for _, text in itertools.islice(training, 0, None, step)]
     return tokenizers.make(
         plan.tokenizer, vocab_size=plan.vocab_size, path=plan.tokenizer_path, texts=texts, directory=saved
     )

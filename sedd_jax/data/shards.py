@@ -1,8 +1,8 @@
-"""Tokens on disk: ArrayRecord shards with a manifest, of which any position is read by random access.
+"""Tokens on disk: ArrayRecord shards with a manifest, read by random access.
 
-A shard is the tokens of some neighbouring documents, cut into records of equal length; the last one may be shorter. A
-record is little-endian unsigned integers of 16 bits, or of 32 for vocabularies above 65536. Shards lie end to end in
-the order of the manifest.
+A shard is the tokens of neighbouring documents, cut into records of equal length; the last may be shorter. A record is
+little-endian unsigned integers of 16 bits, or 32 for vocabularies above 65536. Shards lie end to end in the order of
+the manifest.
 """
 
 import bisect
@@ -20,7 +20,7 @@ import numpy as np
 from array_record.python import array_record_module as array_record
 
 from sedd_jax.data import tokenizers
-from sedd_jax.data.packing import token_dtype
+from sedd_jax.data.packing import TokenStream, token_dtype
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 
@@ -30,7 +30,7 @@ TOKENIZER = "tokenizer"
 VERSION = 1
 SPLITS = ("train", "valid")
 
-# A name leads nowhere but into the directory of the manifest.
+# Such a name stays in the directory of the manifest.
 _NAME = re.compile(r"(train|valid)-(\d{5,})-(\d{5,})\.array_record")
 _READERS = 256
 
@@ -60,7 +60,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """record_tokens: tokens per record. kind: the kind of the tokenizer. made_from: what `prepare` was asked for."""
+    """record_tokens: tokens per record. kind: of the tokenizer. made_from: the plan of `prepare`."""
 
     fingerprint: str
     kind: str
@@ -91,7 +91,7 @@ class Manifest:
 
 
 def read_manifest(directory: pathlib.Path) -> Manifest:
-    """Raises InputError where it is missing, damaged, or does not agree with itself. Does not look at the shards."""
+    """Raises InputError if it is missing, damaged or inconsistent. Does not look at the shards."""
     path = directory / MANIFEST
     try:
         content = json.loads(path.read_text())
@@ -105,11 +105,9 @@ def read_manifest(directory: pathlib.Path) -> Manifest:
             shards=shards,
             made_from=content["made_from"],
         )
-        sound = (
-            json.loads(manifest.to_json()) == content and all(shards.values()) and type(content["made_from"]) is dict
-        )
         names = [shard.name for split in SPLITS for shard in shards[split]]
-        if not sound or manifest.record_tokens < 1 or len(set(names)) < len(names):
+        sound = json.loads(manifest.to_json()) == content and manifest.record_tokens > 0 and all(shards.values())
+        if not sound or type(manifest.made_from) is not dict or len(set(names)) < len(names):
             raise ValueError("its figures do not agree")
     except InputError:
         raise
@@ -132,10 +130,10 @@ class Shards:
 
 
 def load(directory: str) -> Shards:
-    """Opens what `prepare` made.
+    """Opens a directory that `prepare` made.
 
-    Raises InputError: the manifest is not sound, the tokenizer is not the one that made the shards, or a file is
-    missing or has not its size. Their contents are checked as they are read.
+    Raises InputError if the manifest is damaged, the tokenizer is not the one that made the shards, or a file is
+    missing or of another size. Contents are checked when they are read.
     """
     root = pathlib.Path(os.path.expanduser(directory))
     manifest = read_manifest(root)
@@ -146,13 +144,19 @@ def load(directory: str) -> Shards:
     return Shards(manifest, tokenizer, train, valid)
 
 
-class ShardedStream:
-    """A `packing.TokenStream` on disk. Memory does not grow with what has been read."""
+class ShardedStream(TokenStream):
+    """A `TokenStream` on disk. Memory does not grow with the number of tokens read."""
 
     def __init__(self, root: pathlib.Path, manifest: Manifest, split: str):
         self._shards = manifest.shards[split]
         for shard in self._shards:
-            _check_size(root / shard.name, shard)
+            path = root / shard.name
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise InputError(f"cannot read {path}: {error.strerror}; {_AGAIN}") from error
+            if size != shard.size:  # ArrayRecord takes a truncated file for an empty one.
+                raise InputError(f"{path} has {size} bytes instead of {shard.size}: {_AGAIN}")
         self.num_bytes = sum(shard.bytes for shard in self._shards)
         self.num_characters = sum(shard.characters for shard in self._shards)
         self.num_documents = sum(shard.documents for shard in self._shards)
@@ -161,21 +165,17 @@ class ShardedStream:
         self._dtype = token_dtype(manifest.vocab_size).newbyteorder("<")
         self._per_record = manifest.record_tokens
         self._ends = list(itertools.accumulate(shard.tokens for shard in self._shards))
-        # An open shard costs a file handle and an index; those used last stay open.
+        # An open shard costs a file handle and an index; only recently used ones stay open.
         self._reader = functools.lru_cache(maxsize=_READERS)(self._open)
 
     def __len__(self) -> int:
         return self._ends[-1]
 
-    @property
-    def tokens_per_byte(self) -> float:
-        return len(self) / self.num_bytes
-
     def content(self) -> bytes:
         return "".join(f"{shard.sha256} {shard.tokens}\n" for shard in self._shards).encode()
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """See `TokenStream.read`. Reads each record once. Raises InputError for a shard that is damaged."""
+        """See `TokenStream.read`. Reads each record once. Raises InputError for a damaged shard."""
         tokens = np.empty((len(starts), length), np.int32)
         pieces: dict[int, list[tuple[int, int, np.ndarray]]] = {}
         for row, start in zip(tokens, starts.tolist(), strict=True):
@@ -218,13 +218,13 @@ class ShardedStream:
         )
 
 
-_AGAIN = "start `prepare` again with the same flags, it makes what is missing or damaged"
+_AGAIN = "start `prepare` again with the same flags, which makes missing and damaged shards"
 
 
 def write_records(path: pathlib.Path, tokens: np.ndarray, record_tokens: int) -> None:
-    """Writes a shard in one move: whatever is killed when, `path` is whole or not there."""
+    """Writes a shard in one move, so that after a kill `path` is complete or absent."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # One record per group, so that nothing is read but what is asked for; and tokens hardly compress.
+    # One record per group, so that only the requested records are read; and tokens hardly compress.
     writer = array_record.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     little = tokens.astype(tokens.dtype.newbyteorder("<"))
     for start in range(0, len(tokens), record_tokens):
@@ -236,14 +236,14 @@ def write_records(path: pathlib.Path, tokens: np.ndarray, record_tokens: int) ->
 
 
 def place_of(name: str) -> tuple[int, int]:
-    """(part of the source, block in it), in which order shards lie."""
+    """(part of the source, block in it), by which shards are ordered."""
     found = _NAME.fullmatch(name)
     assert found is not None
     return int(found[2]), int(found[3])
 
 
 def is_sound(root: pathlib.Path, shard: Shard) -> bool:
-    """Whether the file is there, byte for byte. Reads all of it."""
+    """Whether the file exists and is unchanged. Reads all of it."""
     try:
         return sha256(root / shard.name) == shard.sha256
     except OSError:
@@ -253,13 +253,3 @@ def is_sound(root: pathlib.Path, shard: Shard) -> bool:
 def sha256(path: pathlib.Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_size(path: pathlib.Path, shard: Shard) -> None:
-    # ArrayRecord takes a truncated file for an empty one.
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; {_AGAIN}") from error
-    if size != shard.size:
-        raise InputError(f"{path} has {size} bytes instead of {shard.size}: {_AGAIN}")

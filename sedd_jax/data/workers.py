@@ -1,4 +1,4 @@
-"""Shards by several processes, with a journal of those that are done."""
+"""Shards made by several processes, with a journal of the finished ones."""
 
 import concurrent.futures
 import dataclasses
@@ -18,19 +18,17 @@ from sedd_jax.data.preparation import Block, Plan
 from sedd_jax.data.shards import Manifest, Shard
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError, TrainingError
+from sedd_jax.files import make_directory, write_atomically
 
 JOURNAL = "progress.jsonl"
 
 
 def prepare(plan: Plan, output: str, *, workers: int = 1, progress: bool = False) -> tuple[Manifest, int]:
-    """Makes the shards of a plan in the directory `output`, or what is still missing of them.
+    """Makes the shards of a plan in the directory `output`, or those that are missing there.
 
-    Returns:
-      The manifest, and how many shards were there already, each compared with its checksum.
-
-    Raises:
-      InputError: the source does not read, or `output` holds anything else than this very preparation.
-      TrainingError: a worker was killed.
+    Returns the manifest, and how many shards existed already; each was compared with its checksum.
+    Raises InputError if the source cannot be read, or `output` holds anything but this preparation; TrainingError if a
+    worker was killed.
     """
     if workers < 1:
         raise InputError(f"workers={workers}: give at least 1")
@@ -42,17 +40,12 @@ def prepare(plan: Plan, output: str, *, workers: int = 1, progress: bool = False
     size = preparation.survey(plan, progress=progress)
     tokenizer = preparation.make_tokenizer(plan, root, size)
     begin(plan, root, tokenizer, kept)
-    bar = tqdm.tqdm(
-        desc="tokenizing",
-        total=size.num_bytes,
-        initial=sum(shard.bytes for shard in kept.values()),
-        unit="B",
-        unit_scale=True,
-        delay=1,
-        disable=not progress,
-    )
-    made = dict(kept)
-    with bar, open(root / JOURNAL, "a") as journal:
+    made, done = dict(kept), sum(shard.bytes for shard in kept.values())
+    options = {"unit": "B", "unit_scale": True, "delay": 1, "disable": not progress}
+    with (
+        tqdm.tqdm(desc="tokenizing", total=size.num_bytes, initial=done, **options) as bar,
+        open(root / JOURNAL, "a") as journal,
+    ):
         for shard in _make_all(_missing(plan, size.cut, there, kept), root, tokenizer, plan.record_tokens, workers):
             made[shard.name] = shard
             print(json.dumps(dataclasses.asdict(shard)), file=journal, flush=True)
@@ -63,7 +56,7 @@ def prepare(plan: Plan, output: str, *, workers: int = 1, progress: bool = False
 
 
 def find(plan: Plan, root: pathlib.Path) -> list[Shard]:
-    """The shards that an earlier preparation of the same plan has written down as done."""
+    """The shards that an earlier preparation of the same plan has recorded as finished."""
     if not root.exists():
         return []
     if not root.is_dir():
@@ -72,7 +65,7 @@ def find(plan: Plan, root: pathlib.Path) -> list[Shard]:
         manifest = shards.read_manifest(root)
         made_from, found = manifest.made_from, [shard for split in manifest.shards.values() for shard in split]
     elif (root / JOURNAL).exists():
-        # A line that was being written when the process was killed does not parse: its shard is made again.
+        # The shard of an incomplete last line, from a process that was killed, is made again.
         lines = [line for line in (root / JOURNAL).read_text().split("\n")[:-1] if line]
         try:
             made_from, *records = map(json.loads, lines)
@@ -96,31 +89,22 @@ def find(plan: Plan, root: pathlib.Path) -> list[Shard]:
 
 
 def begin(plan: Plan, root: pathlib.Path, tokenizer: Tokenizer, kept: dict[str, Shard]) -> None:
-    """Writes the journal as it stands and the tokenizer, and clears away what killed processes left."""
+    """Writes the journal and the tokenizer, and removes temporary files of killed processes."""
     saved = root / shards.TOKENIZER
     if kept and tokenizers.load(saved).fingerprint != tokenizer.fingerprint:
         raise InputError(f"{saved} is not the tokenizer that is asked for now: put the old file back or prepare anew")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output {root} cannot be made a directory: {error.strerror}") from error
-    for path in root.glob(".*.tmp"):
+    make_directory(root, "output")
+    for path in (*root.glob(".*.tmp"), *root.glob(".*.new")):
         path.unlink()
     lines = [dataclasses.asdict(plan), *map(dataclasses.asdict, kept.values())]
-    _write(root / JOURNAL, "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomically(root / JOURNAL, "".join(json.dumps(line) + "\n" for line in lines))
     tokenizer.save(saved)
 
 
 def finish(root: pathlib.Path, manifest: Manifest) -> None:
-    """From here on the directory is a corpus."""
-    _write(root / shards.MANIFEST, manifest.to_json())
+    """Writes the manifest, which makes the directory a corpus."""
+    write_atomically(root / shards.MANIFEST, manifest.to_json())
     (root / JOURNAL).unlink(missing_ok=True)
-
-
-def _write(path: pathlib.Path, content: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(content)
-    temporary.replace(path)
 
 
 def _missing(plan: Plan, cut: int | None, there: dict[str, Shard], kept: dict[str, Shard]) -> Iterator[Block]:
@@ -138,7 +122,7 @@ def _missing(plan: Plan, cut: int | None, there: dict[str, Shard], kept: dict[st
 def _make_all(
     missing: Iterator[Block], root: pathlib.Path, tokenizer: Tokenizer, record_tokens: int, workers: int
 ) -> Iterator[Shard]:
-    """The shards, as they get done."""
+    """Yields the shards as they are finished."""
     if workers == 1:
         yield from (preparation.make_shard(root, block, tokenizer, record_tokens) for block in missing)
         return
@@ -149,36 +133,32 @@ def _make_all(
     try:
         for block in missing:
             running.add(pool.submit(_work, block))
-            # One block per worker waits, and no more are held in memory.
+            # At most one waiting block per worker is held in memory.
             if len(running) >= 2 * workers:
                 done, running = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
                 yield from (future.result() for future in done)
         yield from (future.result() for future in concurrent.futures.as_completed(running))
     except BrokenProcessPool as error:
         raise TrainingError(
-            "a worker process was killed, for want of memory perhaps; the shards that are done stay, and the same "
-            f"command goes on: give fewer than workers={workers}"
+            "a worker process was killed, perhaps out of memory; finished shards stay, and the same command continues: "
+            f"give fewer than workers={workers}"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start(root: pathlib.Path, record_tokens: int) -> None:
-    """What a worker process begins with."""
-    global _work_of_this_process
-    tokenizer = tokenizers.load(root / shards.TOKENIZER)
-    _work_of_this_process = root, tokenizer, record_tokens
-    # Ctrl-C reaches all processes: the parent ends, and the workers finish the shard at hand.
+    """Initialises a worker process."""
+    global _setting
+    _setting = root, tokenizers.load(root / shards.TOKENIZER), record_tokens
+    # Ctrl-C reaches all processes: the parent ends, and the workers finish their current shard.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # If the parent is killed, the workers wait for work for ever.
+    # If the parent is killed, the workers would wait for work forever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-_work_of_this_process: tuple[pathlib.Path, Tokenizer, int]
-
-
 def _work(block: Block) -> Shard:
-    root, tokenizer, record_tokens = _work_of_this_process
+    root, tokenizer, record_tokens = _setting
     return preparation.make_shard(root, block, tokenizer, record_tokens)
 
 

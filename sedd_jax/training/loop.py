@@ -37,8 +37,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     Raises InputError before anything is written, TrainingError for a loss that is not finite or a stop signal.
     """
     configuration.check_same_experiment(config, workdir)
-    once = functools.partial(processes.from_leader, "tokenizer")
-    data = build(dataset.load, "data", config, directory=workdir, once=once)
+    on_leader = functools.partial(processes.from_leader, "tokenizer")
+    data = build(dataset.load, "data", config, directory=workdir, on_leader=on_leader)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
     options = experiment.train
     options.check(experiment.mesh)

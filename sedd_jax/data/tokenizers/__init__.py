@@ -28,8 +28,8 @@ __all__ = [
     "train_sentencepiece",
 ]
 
-_ALPHABETS = {"bytes": Bytes, "text8": Text8}
-_VOCABULARIES = {"sentencepiece": SentencePiece, "gpt2": GPT2, "huggingface": HuggingFace}
+_ALPHABETS = {tokenizer.KIND: tokenizer for tokenizer in (Bytes, Text8)}
+_VOCABULARIES = {tokenizer.KIND: tokenizer for tokenizer in (SentencePiece, GPT2, HuggingFace)}
 KINDS = (*_ALPHABETS, *_VOCABULARIES)
 
 
@@ -40,21 +40,18 @@ def make(
     path: str | None = None,
     texts: Sequence[str] = (),
     directory: epath.PathLike | None = None,
-    once: Callable[[Callable[[], bytes]], bytes] = lambda make: make(),
+    on_leader: Callable[[Callable[[], bytes]], bytes] = lambda make: make(),
 ) -> Tokenizer:
-    """The tokenizer that a configuration asks for. Writes nothing.
+    """The tokenizer of a config. Writes nothing.
 
-    Args:
-      kind: one of `KINDS`.
-      vocab_size: needed to train; where the vocabulary is given already, None or its very size.
-      path: of the vocabulary to use: a SentencePiece model file; a directory with GPT-2's two files, or one of them; a
-        `tokenizer.json`, its directory, or the name of a repository that is in the local Hugging Face cache.
-      texts: without a `path`, what to train SentencePiece on.
-      directory: without a `path`, where `save` may have put a tokenizer, which is then used again.
-      once: of several processes, calls what it is given on one and returns the result on all, to train once only.
-
-    Raises:
-      InputError: unknown kind, a file that is missing or damaged, or a vocabulary that is not the one asked for.
+    kind: one of `KINDS`.
+    vocab_size: needed to train; otherwise None or the size of the given vocabulary.
+    path: of the vocabulary: a SentencePiece model file; a directory with GPT-2's two files, or one of them; a
+        `tokenizer.json`, its directory, or the name of a repository in the local Hugging Face cache.
+    texts: without a `path`, the training text of SentencePiece.
+    directory: without a `path`, a directory where `save` may have put a tokenizer, which is then used again.
+    on_leader: calls a function on the first process and returns its result on all, so that only one trains.
+    Raises InputError for an unknown kind, a missing or damaged file, or another vocabulary size.
     """
     if kind not in KINDS:
         raise InputError(f"tokenizer kind {kind!r}: give one of {', '.join(KINDS)}")
@@ -66,16 +63,15 @@ def make(
         tokenizer = _VOCABULARIES[kind].read(epath.Path(path))
     elif directory is not None and (epath.Path(directory) / DESCRIPTION_FILE).exists():
         tokenizer = load(directory)
-        if not isinstance(tokenizer, _VOCABULARIES[kind]):
+        if kind != tokenizer.KIND:
             raise InputError(f"{directory} holds a tokenizer that is not of the kind {kind!r}: use another directory")
     elif kind != "sentencepiece":
         tokenizer = _VOCABULARIES[kind].default()
     elif vocab_size is None:
         raise InputError("tokenizer vocab_size=None: give the number of pieces to train, or the path of a model")
     else:
-        tokenizer = SentencePiece(once(lambda: train_sentencepiece(texts, vocab_size).model))
-    if vocab_size not in (None, tokenizer.vocab_size):
-        size = tokenizer.vocab_size
+        tokenizer = SentencePiece(on_leader(lambda: train_sentencepiece(texts, vocab_size).model))
+    if vocab_size not in (None, size := tokenizer.vocab_size):
         raise InputError(
             f"tokenizer vocab_size={vocab_size}, but this {kind} tokenizer has {size}: give {size} or None"
         )
@@ -83,7 +79,7 @@ def make(
 
 
 def load(directory: epath.PathLike) -> Tokenizer:
-    """Reads what `Tokenizer.save` wrote. Raises InputError if it is missing, damaged, or not what was written."""
+    """Reads the files of `Tokenizer.save`. Raises InputError if they are missing, damaged or changed."""
     directory = epath.Path(directory)
     path = directory / DESCRIPTION_FILE
     content = base.read(path)

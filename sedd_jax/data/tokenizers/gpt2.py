@@ -3,8 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
-from typing import SupportsIndex
+from collections.abc import Iterator
 
 import numpy as np
 import tokenizers as library
@@ -18,17 +17,17 @@ _PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 _ORIGIN = "https://openaipublic.blob.core.windows.net/gpt-2/models/124M/{encoder.json,vocab.bpe}"
 
 
-class GPT2:
+class GPT2(base.Tokenizer):
     """Byte-level BPE with GPT-2's rule for where words end. Every text comes back exactly."""
 
+    KIND = "gpt2"
     FILES = _PAIRS[0]
-    lossless = True
 
     def __init__(self, encoder: bytes, merges: bytes):
         """From the contents of the two files.
 
-        Raises InputError unless they fit one another: the vocabulary has to be the 256 bytes, what each merge makes,
-        and <|endoftext|>. So a truncated file is refused, which would give other tokens without any error.
+        Raises InputError unless they fit: the vocabulary must be the 256 bytes, the results of the merges, and
+        <|endoftext|>. So a truncated file is refused, which would otherwise give other tokens.
         """
         vocabulary = _parse_encoder(encoder)
         pairs = _parse_merges(merges)
@@ -41,10 +40,10 @@ class GPT2:
             )
         self.vocab_size: int = len(vocabulary)
         self.eot: int = vocabulary[base.END_OF_TEXT]
-        # Of what the files mean: OpenAI and Hugging Face format them differently.
+        # A digest of the content: OpenAI and Hugging Face format the files differently.
         meaning = json.dumps([sorted(vocabulary.items()), pairs])
         self.fingerprint: str = hashlib.sha256(f"gpt2\n{meaning}".encode()).hexdigest()
-        self._files = dict(zip(self.FILES, (encoder, merges), strict=True))
+        self._contents = (encoder, merges)
         self._tokenizer = library.Tokenizer(library.models.BPE(vocab=vocabulary, merges=pairs))
         self._tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
         self._tokenizer.decoder = library.decoders.ByteLevel()
@@ -53,10 +52,8 @@ class GPT2:
     def read(cls, path: epath.Path) -> "GPT2":
         """path: a directory with the two files, or one of them, the other beside it."""
         encoder, merges = _find(path)
-        try:
+        with base.naming(path):
             return cls(base.read(encoder), base.read(merges))
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
 
     @classmethod
     def default(cls) -> "GPT2":
@@ -74,11 +71,11 @@ class GPT2:
         blocks = (np.array(self._tokenizer.encode(block).ids, np.int32) for block in _blocks(text))
         return np.concatenate([np.empty(0, np.int32), *blocks])
 
-    def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
-        return base.decode_documents(self, tokens, lambda ids: self._tokenizer.decode(ids.tolist()))
+    def contents(self) -> tuple[bytes, ...]:
+        return self._contents
 
-    def save(self, directory: epath.PathLike) -> None:
-        base.save(directory, "gpt2", self, self._files)
+    def _decode(self, ids: np.ndarray) -> str:
+        return self._tokenizer.decode(ids.tolist())
 
 
 def _find(path: epath.Path) -> tuple[epath.Path, epath.Path]:

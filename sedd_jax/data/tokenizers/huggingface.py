@@ -1,9 +1,9 @@
-"""A Hugging Face `tokenizer.json`: whatever pipeline it describes, with an end of text found among its symbols."""
+"""A Hugging Face `tokenizer.json`: any pipeline, with an end of text among its special tokens."""
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable
-from typing import SupportsIndex, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import tokenizers as library
@@ -14,16 +14,17 @@ from sedd_jax.errors import InputError
 
 T = TypeVar("T")
 
-# What ends a text, by name; the first that the file has counts.
+# Names of the end of text; the first that the file has is taken.
 _ENDS = (base.END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
 
 
-class HuggingFace:
+class HuggingFace(base.Tokenizer):
     """The pipeline of a `tokenizer.json` (its bytes), without the symbols that it would put around a text.
 
     Many are not `lossless`: bert-base-uncased lower-cases, strips accents and joins spaces.
     """
 
+    KIND = "huggingface"
     FILES = ("huggingface.json",)
 
     def __init__(self, content: bytes):
@@ -59,10 +60,8 @@ class HuggingFace:
                     f"Hugging Face cache: check the path, or `hf download {path} tokenizer.json`"
                 )
             (path,) = found
-        try:
+        with base.naming(path):
             return cls(base.read(path))
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
 
     @classmethod
     def default(cls) -> "HuggingFace":
@@ -77,16 +76,13 @@ class HuggingFace:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, np.int32)
         if self.eot in ids:
-            # A vocabulary may have its end of text as an ordinary piece too: such a text is spelt, letter by letter.
+            # The end of text may be an ordinary piece too: such a text is spelt letter by letter.
             pieces = zip(encoding.ids, encoding.offsets, strict=True)
             ids = np.array([i for piece in pieces for i in self._spell(text, *piece)], np.int32)
         return ids
 
-    def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
-        return base.decode_documents(self, tokens, self._decode)
-
-    def save(self, directory: epath.PathLike) -> None:
-        base.save(directory, "huggingface", self, {self.FILES[0]: self._content})
+    def contents(self) -> tuple[bytes, ...]:
+        return (self._content,)
 
     def _decode(self, ids: np.ndarray) -> str:
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
@@ -96,7 +92,7 @@ class HuggingFace:
             return use()
         except (InputError, KeyboardInterrupt, SystemExit, MemoryError):
             raise
-        # The library raises plain Exception, and where it did not foresee an error Rust's panic, which is none.
+        # The library raises plain Exception, and for unforeseen errors a Rust panic, which is not an Exception.
         except BaseException as error:
             size = len(self._content)
             raise InputError(

@@ -4,25 +4,24 @@ import functools
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import SupportsIndex
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import sentencepiece
 from etils import epath
 
 from sedd_jax.data.tokenizers import base
-from sedd_jax.data.tokenizers.base import END_OF_TEXT
+from sedd_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from sedd_jax.errors import InputError
 
 
-class SentencePiece:
+class SentencePiece(Tokenizer):
     """A SentencePiece model (the bytes of a `.model` file).
 
-    A model from `train_sentencepiece` gives every text back exactly. One from elsewhere may normalise text, or lack
-    characters: then bits per byte compare badly with other models, since what is lost costs nothing.
+    A model from `train_sentencepiece` is lossless. Others may normalise text or lack characters.
     """
 
+    KIND = "sentencepiece"
     FILES = ("tokenizer.model",)
 
     def __init__(self, model: bytes):
@@ -31,7 +30,7 @@ class SentencePiece:
         Raises InputError if it is no model, or has neither <|endoftext|> nor an end-of-sentence symbol.
         """
         try:
-            # An empty model would load, and complain at every use.
+            # An empty model would load, and fail at every use.
             processor = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
         except RuntimeError:
             processor = None
@@ -57,10 +56,8 @@ class SentencePiece:
     def read(cls, path: epath.Path) -> "SentencePiece":
         """path: of a `.model` file."""
         model = base.read(path)
-        try:
+        with base.naming(path):
             return cls(model)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -71,11 +68,8 @@ class SentencePiece:
         blocks = _blocks(text) if self._restarts_at_newline else [text]
         return np.concatenate([np.empty(0, np.int32), *(np.array(self._encode(block), np.int32) for block in blocks)])
 
-    def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
-        return base.decode_documents(self, tokens, self._decode)
-
-    def save(self, directory: epath.PathLike) -> None:
-        base.save(directory, "sentencepiece", self, {self.FILES[0]: self.model})
+    def contents(self) -> tuple[bytes, ...]:
+        return (self.model,)
 
     def _decode(self, ids: np.ndarray) -> str:
         return self._processor.decode(ids.tolist())
@@ -91,34 +85,26 @@ class SentencePiece:
 
 
 def train_sentencepiece(texts: Sequence[str], vocab_size: int) -> SentencePiece:
-    """A byte-pair model of exactly `vocab_size` pieces, the same for the same texts.
+    """A byte-pair model of exactly `vocab_size` pieces, deterministic in the texts.
 
     It is lossless: no normalisation, indentation kept (a run of spaces can be one piece), and characters without a
-    piece spelt in bytes; a newline is one of them, so no piece spans lines. Of more than 50 million characters, evenly
-    spread lines are used.
-
-    Raises:
-      InputError: there is no text, or `vocab_size` does not suit it; the message says which size would.
+    piece spelt in bytes; a newline is one of them, so no piece spans lines. Longer texts than 50 million characters are
+    represented by evenly spread lines.
+    Raises InputError if there is no text, or if it does not suit `vocab_size`; the message names a size that does.
     """
     output = io.BytesIO()
+    symbols = {"unk_id": 0, "eos_id": 1, "eos_piece": END_OF_TEXT, "bos_id": -1, "pad_id": -1}
+    lossless = {
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+        "byte_fallback": True,
+    }
+    options = {"model_type": "bpe", "vocab_size": vocab_size, "num_threads": 1, "minloglevel": 2}
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_training_lines(texts),
-            model_writer=output,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            byte_fallback=True,
-            unk_id=0,
-            eos_id=1,
-            eos_piece=END_OF_TEXT,
-            bos_id=-1,
-            pad_id=-1,
-            num_threads=1,
-            minloglevel=2,
+            sentence_iterator=_training_lines(texts), model_writer=output, **options, **symbols, **lossless
         )
     except RuntimeError as error:
         raise InputError(_training_remedy(vocab_size, str(error))) from error
