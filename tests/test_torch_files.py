@@ -13,8 +13,8 @@ import pytest
 from etils import epath
 
 from sedd_jax.errors import InputError
-from sedd_jax.interop import pickles, torch_files
-from sedd_jax.interop.pickles import Storage, Tensor
+from sedd_jax.interop import torch_files
+from sedd_jax.interop.torch_files import Storage, Tensor, unpickle
 
 FOLDER = pathlib.Path(__file__).parent / "torch_files"
 
@@ -126,12 +126,12 @@ def test_calls_are_refused_by_name_and_not_made(tmp_path, monkeypatch, protocol,
 )
 def test_other_programs_are_refused(content, named):
     with pytest.raises(InputError, match=named):
-        pickles.read(content)
+        unpickle(content)
 
 
 def test_values_nested_without_end_are_read():
     depth = 0
-    value = pickles.read(b"\x80\x02)" + b"\x85" * 50_000 + b".")
+    value = unpickle(b"\x80\x02)" + b"\x85" * 50_000 + b".")
     while value:
         (value,) = value
         depth += 1

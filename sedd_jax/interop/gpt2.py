@@ -21,7 +21,7 @@ from sedd_jax.transformer import attention
 
 _FILES = ("config.json", "model.safetensors")
 _VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
-# What `logits` does, and the other settings of Hugging Face's GPT-2 ask for something else.
+# The settings of Hugging Face's GPT-2 that `logits` implements.
 _FIXED = {
     "activation_function": "gelu_new",
     "scale_attn_weights": True,
@@ -45,12 +45,12 @@ class Config:
 
 
 def logits(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l v"]:
-    """log p(tokens[i + 1] | tokens[:i + 1]) but for normalisation, at [i]. L is at most n_positions."""
+    """log p(tokens[i + 1] | tokens[:i + 1]) up to normalisation, at [i]. L is at most n_positions."""
     return hidden(params, config, tokens) @ params["wte"].T
 
 
 def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-    """What the head reads: after the last normalisation."""
+    """The input of the head, after the last normalisation."""
 
     def norm(x, weights):
         x = x - x.mean(-1, keepdims=True)
@@ -73,10 +73,9 @@ def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"])
 
 
 def load(name: str) -> tuple[dict[str, Any], Config, Path]:
-    """Weights (float32), sizes, and the folder: `name` itself, or if there is none, downloaded from the hub by the id
-    `name`, with its vocabulary.
+    """Weights (float32), sizes, and the folder with the vocabulary: `name`, or downloaded from the hub by that id.
 
-    Raises InputError for a folder or file that is absent or damaged, another architecture, or weights that do not fit.
+    Raises InputError for an absent or damaged folder or file, another architecture, or weights that do not fit.
     """
     folder = _find(name)
     config = _read_config(folder / _FILES[0])

@@ -1,6 +1,6 @@
 """The config of the PyTorch implementation of SEDD as one of ours, and back.
 
-Theirs is what Hydra composed, saved as `.hydra/config.yaml` of a run and as `config.json` of the published models.
+Theirs is composed by Hydra, and saved as `.hydra/config.yaml` of a run and as `config.json` of the published models.
 """
 
 import json
@@ -38,10 +38,10 @@ def read(path: Path) -> ConfigDict:
 
 
 def from_official_config(official: Mapping[str, Any]) -> ConfigDict:
-    """A config with all sections; what theirs does not say, or does not matter to a trained model, is left to defaults.
+    """A config with all sections; fields that theirs lacks, or that do not affect a trained model, have our defaults.
 
     `data` has the length and the vocabulary (without MASK), and no corpus. Raises InputError for a field that is
-    missing, of another type, or that asks for what there is not here.
+    missing, of another type, or not supported.
     """
 
     def field(name: str, kind: type | tuple[type, ...]) -> Any:
@@ -70,10 +70,8 @@ def from_official_config(official: Mapping[str, Any]) -> ConfigDict:
     graph, schedule = field("graph.type", str), field("noise.type", str)
     if graph not in _GRAPHS:
         raise InputError(f"graph.type={graph!r} is unknown here; choose one of {', '.join(map(repr, _GRAPHS))}")
-    if schedule == "geometric":
-        levels = {"sigma_min": level("noise.sigma_min"), "sigma_max": level("noise.sigma_max")}
-    else:
-        levels = {}
+    names = ("sigma_min", "sigma_max") if schedule == "geometric" else ()
+    levels = {name: level(f"noise.{name}") for name in names}
     model = {ours: size(f"model.{theirs}") for ours, theirs in _SIZES.items()}
     scale_by_sigma = field("model.scale_by_sigma", bool)
     if scale_by_sigma and graph != "absorb":
@@ -84,11 +82,7 @@ def from_official_config(official: Mapping[str, Any]) -> ConfigDict:
             "noise": {"kind": schedule} | levels,
             "model": model | {"dropout": level("model.dropout"), "scale_by_sigma": scale_by_sigma, "attention": "auto"},
             "data": {"length": size("model.length"), "vocab_size": size("tokens")},
-            "optim": {},
-            "train": {},
-            "mesh": {},
-            "eval": {},
-            "sampling": {},
+            **{section: {} for section in ("optim", "train", "mesh", "eval", "sampling")},
         }
     )
     build(noise.make, "noise", config)
@@ -96,17 +90,15 @@ def from_official_config(official: Mapping[str, Any]) -> ConfigDict:
 
 
 def to_official_config(config: ConfigDict, *, vocab_size: int) -> dict[str, Any]:
-    """Theirs, as far as the model, its graph and its schedule go. vocab_size: tokens, without MASK.
+    """Their config of the model, its graph and its schedule. vocab_size: tokens, without MASK.
 
-    Raises InputError for what their implementation cannot do: an MLP that is not 4 times as wide, another log-linear
-    eps than 0.001, another parametrisation, no time conditioning.
+    Raises InputError for what their implementation does not support: an MLP that is not 4 times as wide, another
+    log-linear eps than 0.001, another parametrisation, no time conditioning.
     """
     schedule = build(noise.make, "noise", config)
     if config.noise.kind == "loglinear" and schedule.eps != 1e-3:
         raise InputError(f"noise.eps={schedule.eps}: the official implementation only knows 0.001")
-    if config.model.get("mlp_ratio", 4) != 4:
-        raise InputError(f"model.mlp_ratio={config.model.mlp_ratio}: the official implementation only knows 4")
-    for name, only in {"parametrisation": "score", "time_conditioning": True}.items():
+    for name, only in {"mlp_ratio": 4, "parametrisation": "score", "time_conditioning": True}.items():
         if config.model.get(name, only) != only:
             raise InputError(f"model.{name}={config.model[name]!r}: the official implementation only knows {only!r}")
     absorbing = config.graph.kind == "absorbing"

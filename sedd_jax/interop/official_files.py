@@ -1,7 +1,7 @@
 """Checkpoints of the PyTorch implementation of SEDD: found on disk or on the hub, read, and written.
 
 Three layouts: a Hugging Face folder (config.json and weights), the same on the hub by its id, and `checkpoint.pth` of a
-training run, whose averaged weights (EMA) are the ones to use: they are a list in the order of the model's parameters.
+training run, of which the averaged weights (EMA) are read: a list in the order of the model's parameters.
 """
 
 import json
@@ -21,9 +21,9 @@ from ml_collections import ConfigDict
 from sedd_jax.errors import InputError
 from sedd_jax.files import new_directory
 from sedd_jax.interop import official_config, torch_files
-from sedd_jax.interop.official import ROTARY, check_shapes, from_official, to_official
-from sedd_jax.interop.pickles import Tensor
+from sedd_jax.interop.official import ROTARY, from_official, to_official
 from sedd_jax.interop.sources import download, read_safetensors
+from sedd_jax.interop.torch_files import Tensor
 
 FORMATS = ("safetensors", "torch")
 _SAFETENSORS, _TORCH, _CONFIG = "model.safetensors", "pytorch_model.bin", "config.json"
@@ -33,15 +33,11 @@ _WEIGHTS = (_SAFETENSORS, _TORCH, "checkpoints-meta/checkpoint.pth", "checkpoint
 def load_official(path: str | os.PathLike, *, config_file: str | os.PathLike | None = None) -> tuple[dict, ConfigDict]:
     """(parameters of `Transformer` as float32 arrays, a config in our sections) of a published or trained model.
 
-    Args:
-      path: a folder with weights (Hugging Face's or a training run's), a file of weights, or an id on the hub.
-      config_file: config.json or .hydra/config.yaml, if it is not where the weights are.
-
+    path: a folder with weights (Hugging Face's or a training run's), a file of weights, or an id on the hub.
+    config_file: config.json or .hydra/config.yaml, if it is not where the weights are.
     `config.data` has the length and the vocabulary, but no corpus and no tokenizer. `config.train.steps` is the number
-    of updates where the file tells.
-
-    Raises:
-      InputError: something is absent, damaged, not what it should be, or asks for code to be run; nothing ever is.
+    of updates, if the file has it.
+    Raises InputError if a file is absent, damaged, of another model, or asks to run code, which never happens.
     """
     weights_file = _find_weights(path)
     config = official_config.read(_find_config(weights_file) if config_file is None else Path(config_file))
@@ -51,9 +47,11 @@ def load_official(path: str | os.PathLike, *, config_file: str | os.PathLike | N
         weights, steps = _read_torch(weights_file)
         config.train.update(steps)
     try:
-        weights = _plain_names(weights)
-        check_shapes(weights, config, num_states=config.data.vocab_size + (config.graph.kind == "absorbing"))
-        params = from_official({name: _float32(name, value) for name, value in weights.items()})
+        # DistributedDataParallel puts a prefix before all names.
+        prefix = "module." if all(name.startswith("module.") for name in weights) else ""
+        weights = {name.removeprefix(prefix): _float32(name, value) for name, value in weights.items()}
+        num_states = config.data.vocab_size + (config.graph.kind == "absorbing")
+        params = from_official(weights, config, num_states=num_states)
     except InputError as error:
         raise InputError(f"{weights_file}: {error}") from error
     return jax.tree.map(jnp.asarray, params), config
@@ -62,10 +60,10 @@ def load_official(path: str | os.PathLike, *, config_file: str | os.PathLike | N
 def save_official(
     path: epath.PathLike, params: Mapping[str, Any], config: ConfigDict, *, format: str = "safetensors"
 ) -> None:
-    """Writes a Hugging Face folder, which must not be there yet: config.json, and model.safetensors or
-    pytorch_model.bin (format 'torch'). The constant rotary table is left out, as the model makes its own.
+    """Writes a new Hugging Face folder: config.json, and model.safetensors or pytorch_model.bin (format 'torch'),
+    without the constant rotary table, which the model makes itself.
 
-    Raises InputError for an unknown format, a config that the official implementation has no counterpart of, or a
+    Raises InputError for an unknown format, a config without a counterpart in the official implementation, or a
     directory that is not empty.
     """
     if format not in FORMATS:
@@ -97,12 +95,8 @@ def _find_weights(path: str | os.PathLike) -> Path:
 
 def _find_config(weights_file: Path) -> Path:
     # A run has its config in .hydra/, and its checkpoints in folders beside it.
-    candidates = [
-        weights_file.parent / _CONFIG,
-        *(weights_file.parent / up / ".hydra/config.yaml" for up in (".", "..")),
-    ]
-    for path in candidates:
-        if path.is_file():
+    for name in (_CONFIG, ".hydra/config.yaml", "../.hydra/config.yaml"):
+        if (path := weights_file.parent / name).is_file():
             return path
     raise InputError(
         f"{weights_file} has no config.json or .hydra/config.yaml beside it; name its config with --model_config"
@@ -123,7 +117,7 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
 
 
 def _averaged(path: Path, model: Any, ema: Any) -> dict[str, Tensor]:
-    """The averages under the names of the parameters, in whose order they were saved; buffers have no average."""
+    """The averages by name. They were saved in the order of the parameters; buffers have no average."""
     names = [name for name in _tensors(path, model) if not name.endswith(ROTARY)]
     shadows = ema.get("shadow_params") if isinstance(ema, dict) else None
     if not isinstance(shadows, list | tuple) or len(shadows) != len(names):
@@ -143,12 +137,6 @@ def _tensors(path: Path, tree: Any) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise InputError(f"{path} holds no weights but a {type(value).__name__} under {name[:100]!r}")
     return tree
-
-
-def _plain_names(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    # DistributedDataParallel puts a prefix before all names.
-    prefix = "module." if all(name.startswith("module.") for name in weights) else ""
-    return {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
 def _float32(name: str, value: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Weights of others: fetched from the hub, and read from safetensors files."""
+"""Weights from the hub and from safetensors files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,7 @@ from sedd_jax.errors import InputError
 
 
 def download(name: str, patterns: Sequence[str]) -> Path:
-    """The folder of the hub's model of that id with the files that the patterns name. Raises InputError if it cannot be
-    had."""
+    """Downloads the files of a model on the hub that match the patterns; returns their folder. Raises InputError."""
     from huggingface_hub import snapshot_download  # here, since it is slow to import for those who have the files
 
     try:
@@ -24,7 +23,7 @@ def download(name: str, patterns: Sequence[str]) -> Path:
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Raises InputError if there is no sound file."""
+    """Arrays by name. Raises InputError for an absent or damaged file."""
     try:
         return safetensors.numpy.load_file(path)
     # TypeError: of a dtype that numpy does not have.

@@ -1,17 +1,22 @@
 """Files of `torch.save` (its zip format, torch 1.6 and later), read and written without torch.
 
-An archive holds one pickle, whose tensors refer by key to storages: members that are raw little-endian numbers.
+An archive holds one pickle, whose tensors refer by key to storages: members that are raw little-endian numbers. A
+pickle is a program that can call any function. Here it runs on Python's own interpreter of pickles with a short list of
+opcodes, all for plain values, and about ten names, none of which is imported or called: every other opcode or name is
+refused.
 """
 
+import io
 import math
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Gives numpy the name bfloat16.
 import ml_dtypes  # noqa: F401
@@ -19,14 +24,132 @@ import numpy as np
 from etils import epath
 
 from sedd_jax.errors import InputError
-from sedd_jax.interop import pickles
-from sedd_jax.interop.pickles import Tensor
+
+DTYPES = {
+    "torch.FloatStorage": "float32",
+    "torch.DoubleStorage": "float64",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.LongStorage": "int64",
+    "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16",
+    "torch.CharStorage": "int8",
+    "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool",
+}
+_DICT = "collections.OrderedDict"
+_TENSOR = "torch._utils._rebuild_tensor_v2"
+_PARAMETER = "torch._utils._rebuild_parameter"
+_OPCODES = (
+    "PROTO FRAME STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE "
+    "BINUNICODE8 EMPTY_LIST EMPTY_DICT EMPTY_TUPLE MARK TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS BINPUT LONG_BINPUT "
+    "MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BINPERSID"
+)
+
+
+class Storage(NamedTuple):
+    """The numbers of a member of the archive. size: how many."""
+
+    key: str
+    dtype: str
+    size: int
+
+
+class Tensor(NamedTuple):
+    """A view of a storage; offset and strides are counted in numbers. Not checked against the storage yet."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Global:
+    """A name of torch in a pickle."""
+
+    name: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.name == _DICT and not arguments:
+            return {}
+        if self.name == _PARAMETER:
+            return _of(Tensor, arguments[0])
+        if self.name == _TENSOR:
+            storage, offset, shape, strides = arguments[:4]
+            for number in (offset, *_of(tuple, shape), *_of(tuple, strides)):
+                _of(int, number)
+            return Tensor(_of(Storage, storage), offset, shape, strides)
+        raise TypeError(f"a call of {self.name}")
+
+
+def _of(kind: type | tuple[type, ...], value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"a {type(value).__name__} out of place")
+    return value
+
+
+class _Dispatch(dict):
+    def __missing__(self, code: int) -> Any:
+        name = pickletools.code2op[chr(code)].name
+        raise InputError(f"its pickle has the opcode {name}, which weights do not need; nothing was run")
+
+
+class _Unpickler(pickle._Unpickler):  # The one in Python, since that in C does not let us choose the opcodes.
+    def find_class(self, module: str, name: str) -> _Global:
+        full = f"{module}.{name}"
+        if full not in (_DICT, _TENSOR, _PARAMETER, *DTYPES):
+            raise InputError(f"its pickle names {full[:100]!r}, which weights do not need; nothing was run")
+        return _Global(full)
+
+    def persistent_load(self, reference: Any) -> Storage:
+        tag, kind, key, _, size = _of(tuple, reference)[:5]
+        if tag != "storage":
+            raise ValueError("a reference to something else than a storage")
+        return Storage(_of(str, key), DTYPES[_of(_Global, kind).name], _of(int, size))
+
+    def set_items(self, items: list[Any]) -> None:
+        # Only plain keys: the hash of a deeply nested tuple would overflow the stack.
+        keys = [_of((str, int), key) for key in items[::2]]
+        _of(dict, self.stack[-1]).update(zip(keys, items[1::2], strict=True))
+
+    def build(self) -> None:
+        # Attributes of a dict of weights, where torch writes versions of its modules, are dropped.
+        self.stack.pop()
+        _of(dict, self.stack[-1])
+
+    _codes = (ord(opcode.code) for opcode in pickletools.opcodes if opcode.name in _OPCODES.split())
+    dispatch = _Dispatch((code, pickle._Unpickler.dispatch[code]) for code in _codes)
+    dispatch[pickle.SETITEM[0]] = lambda self: self.set_items([self.stack.pop(-2), self.stack.pop()])
+    dispatch[pickle.SETITEMS[0]] = lambda self: self.set_items(self.pop_mark())
+    dispatch[pickle.BUILD[0]] = build
+
+
+def unpickle(data: bytes) -> Any:
+    """Plain values, lists, tuples and dicts, with a `Tensor` in place of each tensor.
+
+    Raises InputError if the pickle names anything that tensors do not need, or is damaged.
+    """
+    try:
+        return _Unpickler(io.BytesIO(data)).load()
+    except InputError:
+        raise
+    # Errors of a machine for well-formed programs: too few values, or values of another kind.
+    except (
+        pickle.UnpicklingError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        OverflowError,
+    ) as error:
+        raise InputError(f"its pickle is damaged ({' '.join(str(error).split())[:100]}); get a sound copy") from error
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """tree: what was saved, with a `Tensor` for each tensor; the numbers are read when asked for. root: the folder
-    within the archive that all members lie in."""
+    """tree: the saved values, with a `Tensor` for each tensor. root: the folder of all members in the archive."""
 
     path: Path
     root: str
@@ -72,7 +195,7 @@ def load(path: Path) -> TorchFile:
         raise InputError(f"{path} was saved on a big-endian machine, which is not supported; save it again elsewhere")
     data = _member(path, f"{roots[0]}/data.pkl")
     try:
-        return TorchFile(path, roots[0], pickles.read(data))
+        return TorchFile(path, roots[0], unpickle(data))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
