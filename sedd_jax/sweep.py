@@ -61,7 +61,7 @@ def read_sweep(path: str) -> tuple[str | None, list[dict[str, Any]]]:
     return config and os.path.normpath(os.path.join(os.path.dirname(path), config)), points
 
 
-def name_of(overrides: dict[str, Any]) -> str:
+def point_name(overrides: dict[str, Any]) -> str:
     """A directory name from the overrides of a point. It does not depend on the other points."""
     text = ",".join(f"{field}={value}" for field, value in sorted(overrides.items())) or "base"
     name = re.sub(r"[^\w.,=+-]", "_", text)[:100]
@@ -74,9 +74,11 @@ def make_points(
     """The points with their configs. Raises InputError for one that does not fit the config, or that is there twice."""
     made: list[Trial] = []
     for point in points:
-        name = name_of(point)
+        name = point_name(point)
         given = [f"--config={config}", *overrides, *(f"--config.{field}={value}" for field, value in point.items())]
-        trial = Trial(name, cli.read_config(*given), workdir / name, [f"--workdir={workdir / name}", *given])
+        trial = Trial(
+            name, cli.read_config(*given), workdir / name, [given[0], f"--workdir={workdir / name}", *given[1:]]
+        )
         values = dict(configuration.flatten(trial.config))
         for field, value in point.items():
             if any(override.startswith(f"--config.{field}=") for override in overrides):

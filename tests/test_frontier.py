@@ -1,4 +1,4 @@
-"""The frontier: every point measured as it says, gone on with where it stopped, and refused where it cannot be."""
+"""The command `frontier`: its points are those of `sample`, it continues where it stopped, and it refuses bad input."""
 
 import json
 import math
@@ -13,37 +13,37 @@ def answer(out):
     return json.loads(out.splitlines()[-1])
 
 
-def test_points_are_what_the_sampler_draws_and_go_on_where_they_stopped(models, tmp_path):
+def test_points_are_those_of_sample_and_the_command_continues(models, tmp_path):
     workdir, output = models / "diffusion", tmp_path / "points"
     asked = [f"--workdir={workdir}", f"--output={output}", METHODS, "--num=3", "--num_times=4", "--seed=5"]
     found = answer(run("frontier", *asked, "--steps=2,4", "--data")[0])
     assert found["measured_by"] == "the model's own bound" and len(found["points"]) == 7
     data, *points = found["points"]
     assert data["method"] == "data" and data["network_evaluations"] is None
-    for row in points:
-        first_hitting = row["method"] == "first_hitting"
-        assert row["network_evaluations"] == row["steps"] + (not first_hitting)
-        assert row["generative_perplexity"] == pytest.approx(2 ** row["bits_per_token"])
+    for line in points:
+        first_hitting = line["method"] == "first_hitting"
+        assert line["network_evaluations"] == line["steps"] + (not first_hitting)
+        assert line["generative_perplexity"] == pytest.approx(2 ** line["bits_per_token"])
         # 32 tokens have no more than log 32 nats.
-        assert 0 < row["unigram_entropy"] <= math.log(32) + 1e-6 and row["seconds"] > 0
+        assert 0 < line["unigram_entropy"] <= math.log(32) + 1e-6 and line["seconds"] > 0
     for name in ("results.csv", "results.md"):
         assert len((output / name).read_text().splitlines()) == 7 + (1 if name.endswith("csv") else 2)
     assert (output / "results.png").read_bytes().startswith(b"\x89PNG")
 
-    drawn = answer(run("sample", f"--workdir={workdir}", "--num=3", "--steps=4", "--seed=5", "--grid=cosine")[0])
+    sampled = answer(run("sample", f"--workdir={workdir}", "--num=3", "--steps=4", "--seed=5", "--grid=cosine")[0])
     path = output / "points" / "analytic-cosine-1-4.json"
-    assert json.loads(path.read_text())["texts"] == drawn["samples"]
+    assert json.loads(path.read_text())["texts"] == sampled["samples"]
 
     kept = {file.name: file.stat().st_mtime_ns for file in path.parent.iterdir() if file != path}
     path.unlink()
     out, err = run("frontier", *asked, "--steps=2,4,8", "--data")
     assert err.count("done already") == 6
     again = answer(out)["points"]
-    assert len(again) == 10 and [row for row in again if row["steps"] in (None, 2)] == [
-        row for row in found["points"] if row["steps"] in (None, 2)
+    assert len(again) == 10 and [line for line in again if line["steps"] in (None, 2)] == [
+        line for line in found["points"] if line["steps"] in (None, 2)
     ]
-    rebuilt = [row for row in again if (row["grid"], row["steps"]) == ("cosine", 4)]
-    before = [row for row in found["points"] if (row["grid"], row["steps"]) == ("cosine", 4)]
+    rebuilt = [line for line in again if (line["grid"], line["steps"]) == ("cosine", 4)]
+    before = [line for line in found["points"] if (line["grid"], line["steps"]) == ("cosine", 4)]
     assert rebuilt[0]["bits_per_token"] == pytest.approx(before[0]["bits_per_token"])
     assert kept.items() <= {file.name: file.stat().st_mtime_ns for file in path.parent.iterdir()}.items()
 
@@ -74,6 +74,6 @@ def test_an_ar_baseline_judges(models, tmp_path):
         ("ar", "--steps=4", "holds an autoregressive model"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_before_anything_is(models, model, flag, message):
+def test_impossible_points_are_refused_before_sampling(models, model, flag, message):
     _, err = run("frontier", f"--workdir={models / model}", flag, expect=2)
     assert message in err and not (models / model / "frontier").exists()

@@ -1,4 +1,4 @@
-"""GPT-2 computes what its description says, from real files; and what a judge says of samples is what it should be."""
+"""GPT-2 from real files against a reference, and the figures of a judge against figures by hand."""
 
 import json
 import math
@@ -26,7 +26,7 @@ TEXTS = ["the cat is on the mat the end", "ab<|endoftext|>the th", "x", "a" * 40
 
 
 def make_weights(prefix=""):
-    """By the names and shapes of Hugging Face's GPT-2, all random."""
+    """Random weights with the names and shapes of Hugging Face's GPT-2."""
     draw = np.random.default_rng(0)
     dim, shapes = SIZES["n_embd"], {}
     for i in range(SIZES["n_layer"]):
@@ -89,7 +89,7 @@ def reference_nats(tokens):
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer."])
-def test_gpt2_computes_what_its_description_says(tmp_path, prefix):
+def test_gpt2_equals_the_reference(tmp_path, prefix):
     params, config, _ = gpt2.load(str(write_gpt2(tmp_path / "gpt2", prefix=prefix)))
     tokens = np.random.default_rng(1).integers(0, len(SYMBOLS), (2, 24))
     found = gpt2.logits(params, config, jnp.asarray(tokens))
@@ -131,7 +131,7 @@ def test_command_judges_by_gpt2(folder, tmp_path):
     assert all(0 < found[f"distinct_{n}"] <= 1 and found[f"distinct_{n}_stderr"] > 0 for n in (1, 2, 3))
 
 
-def test_filling_and_batches_change_nothing(folder):
+def test_padding_and_batch_size_change_nothing(folder):
     judge = judging.load_judge(str(folder))
     together, alone = (judging.judge_samples(judge, TEXTS, size) for size in (4, 1))
     # Only the order of float32 sums may differ.
@@ -169,13 +169,13 @@ def test_diversity_of_known_sequences():
     assert math.isnan(alone["generative_perplexity_stderr"])
 
 
-def test_perplexity_error_is_that_of_repeated_draws():
+def test_perplexity_error_is_that_of_repeated_samples():
     draw = np.random.default_rng(0)
     counts = draw.integers(5, 50, (400, 100))
     nats = counts * draw.normal(3, 0.4, counts.shape)
     found = [quality.perplexity(*pair) for pair in zip(nats, counts, strict=True)]
     spread = np.std([figures["nats_per_token"] for figures in found])
-    # 400 draws of a spread know it to 1 / sqrt(800), 3.5 %.
+    # 400 samples give the spread to 1 / sqrt(800), 3.5 %.
     assert np.mean([figures["nats_per_token_stderr"] for figures in found]) == pytest.approx(spread, rel=0.12)
 
 
@@ -224,7 +224,7 @@ def test_samples_too_short_to_judge(folder):
         ({"n_layer": 3}, "h.2.ln_1.weight should be .* no such weight"),
     ],
 )
-def test_models_that_are_no_such_gpt2(folder, tmp_path, change, named):
+def test_other_models_are_refused(folder, tmp_path, change, named):
     copy = write_gpt2(tmp_path / "copy", config=CONFIG | change)
     with pytest.raises(InputError, match=named):
         gpt2.load(str(copy))

@@ -1,4 +1,4 @@
-"""A sweep trains each of its points once, whatever stops it, and says which ones failed."""
+"""A sweep trains each of its points once, whatever stops it, and names the ones that failed."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from running import ENVIRONMENT, ROOT, SMALL, files, losses, metrics, run, train
 from sedd_jax.config import flatten
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.evaluation import comparison
-from sedd_jax.sweep import check_workdir, make_points, name_of, read_sweep, run_sweep
+from sedd_jax.sweep import check_workdir, make_points, point_name, read_sweep, run_sweep
 
 BASELINE = str(ROOT / "configs" / "baseline.py")
 # ml_collections reads configs in a way that Python will drop.
@@ -55,7 +55,7 @@ def points_of(path: Path, workdir: Path, *extra: str) -> list:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_the_sweeps_that_come_along(path, tmp_path):
+def test_the_sweeps_in_configs(path, tmp_path):
     config, overrides = read_sweep(str(path))
     points = points_of(path, tmp_path)
     assert len({point.name for point in points}) == len(points) >= 3
@@ -73,16 +73,16 @@ def test_noise_sweep_crosses_graphs_and_schedules(tmp_path):
     ]
 
 
-def test_names_are_one_directory_and_tell_points_apart():
-    assert name_of({"optim.lr": 1e-4, "data.shift": False}) == name_of({"data.shift": False, "optim.lr": 1e-4})
-    assert name_of({"optim.lr": 1e-4}) == "optim.lr=0.0001"
+def test_names_are_directory_names_and_differ_between_points():
+    assert point_name({"optim.lr": 1e-4, "data.shift": False}) == point_name({"data.shift": False, "optim.lr": 1e-4})
+    assert point_name({"optim.lr": 1e-4}) == "optim.lr=0.0001"
     odd = [{}, {"data.source": "a/b"}, {"data.source": "a b"}, {"data.source": "é" * 300}, {"data.source": "é" * 301}]
-    names = [name_of(point) for point in odd]
+    names = [point_name(point) for point in odd]
     assert len(set(names)) == len(odd)
     assert all(len(name.encode()) < 255 and not set(name) & set("/ ") for name in names)
 
 
-def test_commands_for_a_cluster_are_what_a_shell_reads(tmp_path):
+def test_printed_commands_are_those_that_a_shell_reads(tmp_path):
     out, err = run(
         "sweep",
         f"--sweep={ROOT / 'configs' / 'sweeps' / 'noise.py'}",
@@ -182,12 +182,12 @@ def interrupt(argv: list[str], point: Path, number: int) -> tuple[int, str, str]
     return process.returncode, out, err
 
 
-def test_sweep_fails_stops_goes_on_and_ends_with_results(tmp_path, monkeypatch):
+def test_sweep_fails_stops_continues_and_ends_with_results(tmp_path, monkeypatch):
     """One point has no corpus at first; the other one is stopped by Ctrl-C."""
     here, there = write_text(tmp_path / "here.txt"), tmp_path / "there.txt"
     path = write_sweep(tmp_path / "corpora.py", [{"data.source": str(there)}, {"data.source": str(here)}])
     workdir = tmp_path / "out"
-    late, early = (name_of({"data.source": str(source)}) for source in (there, here))
+    late, early = (point_name({"data.source": str(source)}) for source in (there, here))
     argv = [f"--sweep={path}", f"--workdir={workdir}"]
 
     code, out, err = interrupt([*argv, *overrides(train__steps=100_000)], workdir / early, signal.SIGINT)
@@ -196,7 +196,7 @@ def test_sweep_fails_stops_goes_on_and_ends_with_results(tmp_path, monkeypatch):
     assert f"error: stopped by SIGINT at the point {early}; the same command goes on there" in err
     assert (workdir / early / "checkpoints" / str(stopped)).is_dir()
     assert "there.txt" in err and not (workdir / late).exists()
-    states = {row["name"]: row["state"] for row in json.loads((workdir / "results.json").read_text())}
+    states = {line["name"]: line["state"] for line in json.loads((workdir / "results.json").read_text())}
     assert states == {late: "failed: exit code 2", early: "unfinished"}
 
     # As its subprocesses see it: one device.
@@ -223,37 +223,37 @@ def test_sweep_fails_stops_goes_on_and_ends_with_results(tmp_path, monkeypatch):
     assert (answer["sweep"], answer["workdir"]) == ("corpora", str(workdir))
     results = json.loads((workdir / "results.json").read_text())
     assert answer["points"] == results
-    assert [(row["state"], row["step"]) for row in results] == [("done", stopped + 2)] * 2
-    for row in results:
-        last = [entry for entry in metrics(Path(row["workdir"])) if entry["step"] == stopped + 2]
-        told = {name: value for entry in last for name, value in entry.items()}
-        assert all(row[name] == told[name] for name in comparison.FIGURES)
-        assert 0 < row["eval_bits_per_byte"] < 20
+    assert [(line["state"], line["step"]) for line in results] == [("done", stopped + 2)] * 2
+    for line in results:
+        last = [entry for entry in metrics(Path(line["workdir"])) if entry["step"] == stopped + 2]
+        reported = {name: value for entry in last for name, value in entry.items()}
+        assert all(line[name] == reported[name] for name in comparison.FIGURES)
+        assert 0 < line["eval_bits_per_byte"] < 20
     # The same text under two names, but one run was stopped on its way: Ctrl-C cost nothing.
     assert results[0]["eval_bits_per_byte"] == results[1]["eval_bits_per_byte"]
     with (workdir / "results.csv").open() as file:
-        assert [row["name"] for row in csv.DictReader(file)] == [late, early]
+        assert [line["name"] for line in csv.DictReader(file)] == [late, early]
     table = (workdir / "results.md").read_text()
     assert table in err
     assert f"| {there} | {results[0]['eval_bits_per_byte']:.3f} ± " in table
     assert (workdir / "results.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_best_is_the_least_of_those_that_are_done():
-    def row(name: str, state: str, **figures: float) -> dict:
+def test_best_is_the_lowest_of_the_finished():
+    def line(name: str, state: str, **figures: float) -> dict:
         return dict.fromkeys(comparison.FIGURES) | {"name": name, "state": state} | figures
 
     bits = [
-        row("stopped", "unfinished", eval_bits_per_byte=1.0),
-        row("good", "done", eval_bits_per_byte=2.0, train_loss=3.0),
-        row("bad", "done", eval_bits_per_byte=3.0, train_loss=2.0),
+        line("stopped", "unfinished", eval_bits_per_byte=1.0),
+        line("good", "done", eval_bits_per_byte=2.0, train_loss=3.0),
+        line("bad", "done", eval_bits_per_byte=3.0, train_loss=2.0),
     ]
     assert comparison.best(bits) == "good"
     assert comparison.best([entry | {"eval_bits_per_byte": None} for entry in bits]) == "bad"
     assert comparison.best(bits[:1]) is None
 
 
-def test_run_is_done_with_its_last_step_and_all_that_is_due_then(trained, tmp_path):
+def test_trial_is_done_with_all_that_is_due_after_its_last_step(trained, tmp_path):
     folder = epath.Path(shutil.copytree(trained / "graph.kind=absorbing", tmp_path / "run"))
 
     def is_done(**train: int) -> bool:

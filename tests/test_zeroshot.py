@@ -1,4 +1,4 @@
-"""Test sets taken back to plain text, and the suite over them by the command."""
+"""Plain text of the zero-shot test sets, and `evaluate --suite=zeroshot`."""
 
 import json
 import math
@@ -32,18 +32,18 @@ def test_plain_text(rules, text, plain):
     assert rules(text) == plain
 
 
-def test_rows_are_those_of_the_published_loaders(tmp_path):
+def test_documents_are_those_of_the_published_loaders(tmp_path):
     (tmp_path / "wiki.raw").write_text(" \n = A title = \n \n It 's 1 @,@ 000 . \n")
     (tmp_path / "ptb.txt").write_text(" no it was n't \n they cost N N \n")
     (tmp_path / "lambada.jsonl").write_text(json.dumps({"text": "He said \u201cno\u201d\n\nShe"}) + "\n")
-    # Blank lines of WikiText are rows too: each is closed by an end of text.
+    # Blank lines of WikiText are documents too: each is closed by an end of text.
     assert zeroshot.documents("wikitext2", str(tmp_path / "wiki.raw")) == ["", " = A title =\n", "", " It's 1,000.\n"]
     assert zeroshot.documents("ptb", str(tmp_path / "ptb.txt")) == ["no it wasn't", "they cost 1 N"]
     assert zeroshot.documents("lambada", str(tmp_path / "lambada.jsonl")) == ['\nHe said "no"\n\nShe']
 
 
 @pytest.mark.parametrize("given", [[], ["wikitext2"], ["wikitext=a"], ["ptb=a", "ptb=b"]])
-def test_what_names_no_test_set_is_refused(given):
+def test_bad_corpora_are_refused(given):
     with pytest.raises(InputError, match="--corpora"):
         zeroshot.parse(given)
 
@@ -62,16 +62,16 @@ def answer(out):
     return json.loads(out.splitlines()[-1])
 
 
-def test_suite_goes_on_and_does_not_depend_on_the_batch_size(models, folder, tmp_path):
+def test_suite_continues_and_does_not_depend_on_the_batch_size(models, folder, tmp_path):
     corpora = f"--corpora=lm1b={folder}/lm1b.txt,wikitext2={folder}/wiki.raw"
     asked = ["--suite=zeroshot", corpora, "--num_times=3", "--num_sequences=7"]
     out, err = run("evaluate", f"--workdir={models}/diffusion", *asked, f"--output={tmp_path}/a", "--batch_size=4")
     found = answer(out)["corpora"]
     assert list(found) == ["wikitext2", "lm1b"] and "LM1B: perplexity ≤ " in err
 
-    # The plain rows by `--data`, each a document.
-    rows = zeroshot.documents("wikitext2", f"{folder}/wiki.raw")
-    (tmp_path / "plain.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    # The same documents by `--data`.
+    documents = zeroshot.documents("wikitext2", f"{folder}/wiki.raw")
+    (tmp_path / "plain.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     direct = ["--num_times=3", "--num_sequences=7", f"--data={tmp_path}/plain.jsonl"]
     assert answer(run("evaluate", f"--workdir={models}/diffusion", *direct)[0]) == pytest.approx(
         found["wikitext2"], rel=1e-5
@@ -98,9 +98,9 @@ def test_suite_goes_on_and_does_not_depend_on_the_batch_size(models, folder, tmp
 
 
 @pytest.mark.parametrize("source", ["absent.txt", "short.txt"])
-def test_a_source_without_a_chunk_stops_the_suite_before_it_begins(models, folder, tmp_path, source):
+def test_a_source_shorter_than_one_chunk_is_refused_before_the_suite_begins(models, folder, tmp_path, source):
     (tmp_path / "short.txt").write_text("no")
-    # Behind one that could be computed.
+    # After one that could be evaluated.
     corpora = f"--corpora=ptb={folder}/lm1b.txt,lm1b={tmp_path}/{source}"
     options = ["--suite=zeroshot", corpora, f"--output={tmp_path}/out"]
     _, err = run("evaluate", f"--workdir={models}/diffusion", *options, expect=2)

@@ -45,7 +45,7 @@ def diversity(samples: Sequence[Int[np.ndarray, " _"]]) -> dict[str, float]:
 def perplexity(nats: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> dict[str, float]:
     """Generative perplexity: exp of nats per token over all samples, from the nats and the number of tokens of each.
 
-    The errors are over samples, of a ratio of two means to first order; NaN for a single sample.
+    The standard errors are over samples: of a ratio of two means, to first order. NaN for a single sample.
     """
     nats, total = np.asarray(nats, np.float64), counts.sum()
     rate = nats.sum() / total
