@@ -1,6 +1,6 @@
-"""What a run needs of TPUs that are not there: python -m sedd_jax.compile --config=configs/small.py --topology=v5e:4x4
+"""What a run needs of a TPU slice: python -m sedd_jax.compile --config=configs/small.py --topology=v5e:4x4
 
-Compiles the training step and the sampler ahead of time, on a machine without any accelerator, and reports memory per
+Compiles the training step and the sampler ahead of time, on a machine without accelerators, and reports memory per
 chip, FLOPs, collectives against the least possible, and the least time of a step (docs/tpu.md). Needs libtpu:
 pip install 'sedd_jax[aot]'. The report goes to stderr, one JSON line to stdout. Exit code 1: does not fit a chip.
 """
@@ -23,7 +23,7 @@ flags.DEFINE_string("what", "train", f"One of {', '.join(aot.TARGETS)}.")
 
 def main() -> dict[str, Any]:
     values, config = flags.FLAGS, cli.config()
-    # A program for chips that are not there can be put into the cache, but not be taken out again.
+    # The cache can store a program for an absent chip, but not load it.
     jax.config.update("jax_enable_compilation_cache", False)
     result = aot.report(
         config,

@@ -1,35 +1,35 @@
-"""What a compiled program computes and moves on one device: its instructions times how often they are executed.
+"""FLOPs and bytes of a compiled program on one device: those of its instructions times their executions.
 
-XLA's own `cost_analysis` counts the body of a loop once, however often it runs: of twelve scanned blocks, one.
-The inside of a custom call (a Pallas kernel) is not in the text: the attention kernels are known, of others counts what
-their author estimated, if any.
+XLA's own `cost_analysis` counts the body of a loop once: of twelve scanned blocks, one. The inside of a custom call (a
+Pallas kernel) is not in the text: attention kernels are known; for others their author's estimate counts, if any.
 """
 
 import math
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from sedd_jax.aot.hlo import Array, Computation, Instruction, Program, called
 
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
-# Attention kernels by the beginning of their name: how many products of L x L x D each head takes. The backward one is
-# the fused one: scores again, and the gradients of weights, values, queries and keys.
+# The bytes that each device of a group of n must send per byte of its operands. A ring reaches these: an all-gather
+# passes on all parts but one, a reduce-scatter likewise, and an all-reduce is both.
+COLLECTIVES = {
+    "all-gather": lambda n: n - 1.0,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "ragged-all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+    "collective-broadcast": lambda n: 1.0,
+}
+# Products of L x L x D per head, by the beginning of an attention kernel's name. The backward kernel is the fused one:
+# scores again, and the gradients of weights, values, queries and keys.
 PRODUCTS_OF_KERNEL = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
-# These name or rearrange values without touching them, or stand for the computations they call.
+# These rename or rearrange values without copying them, or stand for the computations they call.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 
 
 class Collective(NamedTuple):
-    """One collective of the program. bytes: what a device sends in one execution, at the least, see `_sent`."""
+    """One collective of the program. bytes: those that a device must send in one execution, see COLLECTIVES."""
 
     kind: str
     bytes: float
@@ -39,9 +39,9 @@ class Collective(NamedTuple):
 
 
 def flops(program: Program, *, loops_once: bool = False) -> float:
-    """Of matrix products and convolutions (which is what matrix products become on a TPU), 2 per multiply-add.
+    """FLOPs of matrix products and convolutions (the form of matrix products on a TPU), 2 per multiply-add.
 
-    loops_once: as XLA's cost analysis counts.
+    loops_once: count like XLA's cost analysis.
     """
     total = 0.0
     for _, computation, instruction, executions in program.executed():
@@ -61,8 +61,8 @@ def flops(program: Program, *, loops_once: bool = False) -> float:
 def collectives(program: Program) -> list[Collective]:
     """Every collective, asynchronous ones once, in the order of the text.
 
-    A TPU program may spread one collective over several fusions that compute something else meanwhile; they share
-    its channel and carry a chain number, and it is counted at the one that is executed least often.
+    A TPU program may spread one collective over several fusions that also compute; they share its channel and carry a
+    chain number, and it is counted at the one that is executed least often.
     """
     found: dict[tuple, Collective] = {}
     for name, computation, instruction, times in program.executed():
@@ -74,7 +74,9 @@ def collectives(program: Program) -> list[Collective]:
         operands = [array for operand in instruction.operands for array in computation[operand].arrays]
         size, group = sum(array.bytes for array in operands), _group_size(program, instruction)
         op_name = re.search(r'op_name="([^"]*)"', instruction.attributes)
-        entry = Collective(kind, _sent(kind, size, group), times, operands[0].dtype, op_name[1] if op_name else "")
+        entry = Collective(
+            kind, size * COLLECTIVES[kind](group), times, operands[0].dtype, op_name[1] if op_name else ""
+        )
         chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
         key = (instruction.attribute("channel_id"), chain[1]) if chain else (name, instruction.name)
         if key not in found or times < found[key].executions:
@@ -83,7 +85,7 @@ def collectives(program: Program) -> list[Collective]:
 
 
 def _group_size(program: Program, instruction: Instruction) -> int:
-    """Devices per group, of the three ways to write groups: {{0,1},{2,3}}, [2,2]<=[4] and named mesh axes."""
+    """Devices per group, which is written as {{0,1},{2,3}}, as [2,2]<=[4], or by named mesh axes."""
     text = instruction.attributes
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
         return int(iota[1])
@@ -97,12 +99,13 @@ def _group_size(program: Program, instruction: Instruction) -> int:
 
 
 def memory_traffic(program: Program) -> float:
-    """Bytes that go to and from HBM: operands and results of every instruction that is not within a fusion.
+    """Bytes to and from HBM: operands and results of every instruction outside of fusions.
 
-    Of an operand that a fusion only slices, the slice counts, and of a result that it updates in place, the update
-    (as XLA's cost analysis has it). What a TPU program keeps in its on-chip memory does not count.
+    For an operand that a fusion only slices, the slice counts; for a result that it updates in place, the update (like
+    XLA's cost analysis). Arrays in on-chip memory do not count.
     """
-    fused = {name for body in program.computations.values() for i in body.values() for name in _inner(i)}
+    everything = (entry for body in program.computations.values() for entry in body.values())
+    fused = {name for entry in everything if entry.opcode == "fusion" for name in called(entry)}
     total = 0.0
     for name, computation, instruction, times in program.executed():
         # The second half of an asynchronous instruction has the arrays of the first.
@@ -159,7 +162,7 @@ def _written(program: Program, instruction: Instruction, operands: list[tuple[Ar
 
 
 def _stored(program: Program, inside: Computation, producer: Instruction) -> int:
-    """Bytes of a fusion's result that it writes: of one that is updated in place, the update."""
+    """Bytes of a fusion's result that it writes: for a result that is updated in place, the update."""
     while producer.opcode == "bitcast":
         producer = inside[producer.operands[0]]
     if producer.opcode == "parameter" or _passes_on(producer):
@@ -172,30 +175,10 @@ def _stored(program: Program, inside: Computation, producer: Instruction) -> int
     return sum(array.bytes for array in producer.arrays)
 
 
-def _inner(instruction: Instruction) -> Iterator[str]:
-    return called(instruction) if instruction.opcode == "fusion" else iter(())
-
-
-def _sent(kind: str, size: int, group: int) -> float:
-    """Bytes that each device of a group has to send, at the least, where its operands have `size` bytes.
-
-    A ring reaches these: an all-gather passes on all parts but one, a reduce-scatter likewise, an all-reduce is both.
-    """
-    share = (group - 1) / group
-    times = {
-        "all-gather": group - 1.0,
-        "all-reduce": 2 * share,
-        "reduce-scatter": share,
-        "all-to-all": share,
-        "ragged-all-to-all": share,
-    }
-    return size * times.get(kind, 1.0)
-
-
 def _multiply_adds(instruction: Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> int:
-    """Of a convolution, without those that meet padding or the holes of a dilation.
+    """Multiply-adds of a convolution, without those at padding or at the holes of a dilation.
 
-    A TPU program writes a matrix product's batch axes as spatial axes of which each output sees one input.
+    A TPU program writes the batch axes of a matrix product as spatial axes where each output has one input.
     """
     lhs_labels, rhs_labels, out_labels = re.split(r"_|->", instruction.attribute("dim_labels"))
     out = instruction.arrays[0].dims
@@ -234,7 +217,7 @@ def _in_hbm(arrays: tuple[Array, ...]) -> int:
 
 
 def _passes_on(instruction: Instruction) -> bool:
-    """A part of a collective that was spread over fusions: its buffers go in and out of each of them untouched."""
+    """Whether it is a part of a collective spread over fusions, whose buffers pass through each of them unchanged."""
     return instruction.opcode in COLLECTIVES or '"AsyncCollective' in instruction.attributes
 
 

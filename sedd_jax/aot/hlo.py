@@ -1,6 +1,6 @@
-"""A compiled program, read from its optimised HLO text: instructions, and how often each of them is executed.
+"""A compiled program, parsed from its optimised HLO text: instructions, and how often each is executed.
 
-The text (`jax.stages.Compiled.as_text`) is all that JAX gives, and it is that of one device.
+JAX offers no other form (`jax.stages.Compiled.as_text`). The text is that of one device.
 """
 
 import math
@@ -42,7 +42,7 @@ class Instruction:
         return re.findall(r"%([\w.\-]+)", self.arguments)
 
     def attribute(self, name: str) -> str:
-        """The text of an attribute without its braces, '' where it is not there."""
+        """The text of an attribute without its braces, '' if it is absent."""
         found = re.search(rf"\b{name}=(?:\{{([^}}]*)\}}|([^,\s]*))", self.attributes)
         return (found[1] or found[2] or "") if found else ""
 
@@ -56,7 +56,7 @@ Computation = dict[str, Instruction]
 class Program:
     """The computations of one HLO module, and how often each is executed per run of the whole.
 
-    num_devices: what the module runs on. data_trips: how often a loop runs whose end depends on the data.
+    num_devices: of the module. data_trips: iterations of loops whose end depends on the data.
     """
 
     def __init__(self, text: str, num_devices: int, *, data_trips: int = 1):
@@ -84,7 +84,7 @@ class Program:
                 self._count(name, times * trips)
 
     def _trip_count(self, computation: Computation, loop: Instruction) -> int:
-        """How often a loop runs: as the compiler notes it, or from the counter, its start, its step and its bound."""
+        """Iterations of a loop: as noted by the compiler, or from the counter, its start, step and bound."""
         if known := re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes):
             return int(known[1])
         condition = self.computations[loop.attribute("condition").lstrip("%")]
@@ -110,18 +110,18 @@ class Program:
             return 1
 
     def executed(self) -> Iterator[tuple[str, Computation, Instruction, int]]:
-        """(name of its computation, the computation, instruction, how often) of every instruction that is executed."""
+        """(name of its computation, the computation, instruction, executions) of every executed instruction."""
         for name, times in self._executions.items():
             for instruction in self.computations[name].values():
                 yield name, self.computations[name], instruction, times
 
     def inside(self, fusion: Instruction) -> Computation:
-        """What it computes as one."""
+        """The computation of a fusion."""
         return self.computations[fusion.attribute("calls").lstrip("%")]
 
 
 def _closing(text: str) -> int:
-    """The index behind the bracket that closes the one at text[0]."""
+    """The index after the bracket that closes the one at text[0]."""
     depth = 0
     for index, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
@@ -153,7 +153,7 @@ def _behind_copies(computation: Computation, name: str) -> Instruction:
 
 
 def called(instruction: Instruction) -> Iterator[str]:
-    """The computations that it executes. What a reduction or a sort applies to each element is not worth a count."""
+    """The computations that it executes, without those that a reduction or a sort applies to each element."""
     names = {"while": ("body", "condition"), "call": ("to_apply",)}.get(instruction.opcode, ("calls",))
     if instruction.opcode == "conditional":
         names = ("branch_computations", "true_computation", "false_computation")

@@ -1,20 +1,19 @@
-"""Compiles a training step and the sampler for TPUs that are not there, and reads off what they need.
+"""Compiles a training step and the sampler for TPU topologies ahead of time, and reports what they need.
 
-The functions are those that training and sampling run; only their arguments are abstract. Three figures of a program
-come from XLA (bytes per chip), three from its text (`costs`: FLOPs, bytes to and from HBM, bytes between chips), and
-the theoretical minimum of the last from the shardings:
+The functions are those of training and sampling; only their arguments are abstract. XLA reports the bytes per chip. The
+text of the program gives FLOPs, bytes to and from HBM and bytes between chips (`costs`). The least possible bytes
+between chips follow from the shardings:
 
-    fsdp (n)    every weight that it splits is gathered in the forward pass and again in the backward pass, and its
-                gradient is scattered: 3 (n - 1)/n bytes(weight) per microbatch, since neither whole weights nor whole
-                gradients are kept. Of the embedding, its table or the rows looked up move, whichever is smaller, and
-                their gradient goes back.
+    fsdp (n)    every weight that it splits is gathered in the forward and in the backward pass, and its gradient is
+                scattered: 3 (n - 1)/n bytes(weight) per microbatch. For the embedding, its table or the rows looked up
+                move, whichever is smaller, and their gradient.
     data (d)    the gradient is all-reduced once per step: 2 (d - 1)/d bytes(its part on a chip); over n d chips for
-                what fsdp leaves whole.
+                weights that fsdp does not split.
     tensor (t)  activations [B / (n d), L, dim] are all-reduced twice per block in the forward pass and twice in the
                 backward pass, and once before a head that is split: 2 (t - 1)/t bytes each.
 
-Bytes are what one chip sends, everything in the compute dtype. Sources: Rajbhandari et al. 2020 (ZeRO), section 7;
-Shoeybi et al. 2019 (Megatron-LM), section 3; Patarasuk and Yuan 2009 for the rings.
+Bytes are those that one chip sends, in the compute dtype. Sources: Rajbhandari et al. 2020 (ZeRO), section 7; Shoeybi
+et al. 2019 (Megatron-LM), section 3; Patarasuk and Yuan 2009 for the rings.
 """
 
 import importlib.util
@@ -44,7 +43,7 @@ TARGETS = ("train", "sample", "both")
 
 
 def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
-    """The devices of `num_slices` TPU slices such as 'v5e:4x4', to compile for and not to run on.
+    """The devices of `num_slices` TPU slices such as 'v5e:4x4', for compilation only.
 
     Raises InputError without libtpu, or for a name that it does not know.
     """
@@ -52,7 +51,7 @@ def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
         raise InputError("--topology needs libtpu, which is not installed: pip install 'sedd_jax[aot]' (Linux, x86-64)")
     if num_slices < 1:
         raise InputError(f"--num_slices={num_slices} must be at least 1")
-    # What libtpu would otherwise ask a metadata server for, and complain about at length; no value of these matters.
+    # libtpu would otherwise ask a metadata server for these; their values do not matter.
     for variable, value in {
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -61,7 +60,7 @@ def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
     }.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
-    # Both cores of a v4 chip are one device, as on the machines themselves; of the later versions that is the default.
+    # Both cores of a v4 chip are one device, as on real machines; for later versions that is the default.
     options: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
     if num_slices > 1:
         options["num_slices"] = num_slices
@@ -75,8 +74,7 @@ def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
 def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: int, what: str) -> dict[str, Any]:
     """Compiles `what` ('train', 'sample' or 'both') and returns the figures of the final line.
 
-    Raises InputError for what does not fit the topology, TrainingError where the program needs more memory than the
-    chip has.
+    Raises InputError for a config that does not fit the topology, TrainingError for a program that does not fit a chip.
     """
     if what not in TARGETS:
         raise InputError(f"--what={what} is unknown; choose one of {', '.join(TARGETS)}")
@@ -108,8 +106,8 @@ def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: in
 
 
 def mean_chunks(experiment: Experiment, length: int) -> int:
-    """How many chunks the loss of one chip takes for a microbatch of average noise: its loop ends with the last
-    position that contributes (`score_entropy.loss_and_grads`)."""
+    """Chunks of the loss on one chip for a microbatch of average noise: its loop ends with the last position that
+    contributes (`score_entropy.loss_and_grads`)."""
     noised = experiment.objective.noised(jax.random.key(0), jnp.zeros((512, 128), jnp.int32))
     share = float(experiment.objective.contributes(noised.x).mean())
     options = experiment.train
@@ -118,47 +116,37 @@ def mean_chunks(experiment: Experiment, length: int) -> int:
 
 
 def _train(experiment: Experiment, length: int, chip: Chip, chunks: int) -> dict[str, Any]:
-    mesh, state, step = experiment.mesh, experiment.abstract_state(), experiment.train_step_fn()
-    options = experiment.train
+    mesh, state, options = experiment.mesh, experiment.abstract_state(), experiment.train
     tokens = jax.ShapeDtypeStruct((options.batch_size, length), jnp.int32, sharding=sharding.batch_sharding(mesh))
     flops_per_token = flops.train_flops_per_token(experiment.model, length)
-    useful = flops_per_token * tokens.size
+    useful, step = flops_per_token * tokens.size, experiment.train_step_fn()
     figures = _figures(step, (state, _key(), tokens), "the training step", mesh, chip, useful, data_trips=chunks)
-    by_kind = {"params": state.params, "ema": state.ema, "moments": state.opt_state, "batch": tokens}
-    figures["bytes_per_chip"] = {k: _bytes_per_chip(v) for k, v in by_kind.items()} | figures["bytes_per_chip"]
-    figures |= {
+    held = {"params": state.params, "ema": state.ema, "moments": state.opt_state, "batch": tokens}
+    minimum = least_traffic(state.params, experiment, tokens=tokens.size, microbatches=options.microbatches)
+    return _compared(figures, held, minimum) | {
         "batch_size": options.batch_size,
         "microbatches": options.microbatches,
-        "flops_per_step": flops_per_token * tokens.size,
+        "flops_per_step": useful,
         "flops_per_token": flops_per_token,
         "tokens_per_second": tokens.size / figures["roofline"]["step_seconds"],
     }
-    minimum = least_traffic(state.params, experiment, tokens=tokens.size, microbatches=options.microbatches)
-    return _against(figures, minimum)
 
 
 def _sample(experiment: Experiment, length: int, chip: Chip) -> dict[str, Any]:
     mesh, options = experiment.mesh, experiment.sampling
     split = options.num % sharding.batch_shards(mesh) == 0
     place = sharding.batch_sharding(mesh) if split else sharding.replicated(mesh)
-    shape = (options.num, length)
-    clamp = tuple(jax.ShapeDtypeStruct(shape, dtype, sharding=place) for dtype in (jnp.bool_, jnp.int32))
+    clamp = [jax.ShapeDtypeStruct((options.num, length), dtype, sharding=place) for dtype in (jnp.bool_, jnp.int32)]
     params = experiment.abstract_state().params
-    causal = experiment.model.causal  # One position per call, of each sequence.
-    calls, rows = (length, options.num) if causal else (options.steps + 1, options.num * length)
-    # A forward pass is a third of a step. Samples that the mesh does not divide are drawn by every chip.
-    flops_per_call = flops.train_flops_per_token(experiment.model, length) // 3 * rows
+    causal = experiment.model.causal  # One position of each sequence per call.
+    calls, tokens = (length, options.num) if causal else (options.steps + 1, options.num * length)
+    # A forward pass is a third of a step. If the mesh does not divide the samples, every chip computes all of them.
+    flops_per_call = flops.train_flops_per_token(experiment.model, length) // 3 * tokens
     copies = 1 if split else sharding.batch_shards(mesh)
-    figures = _figures(
-        experiment.sample_fn(options, options.steps),
-        (params, _key(), clamp),
-        "the sampler",
-        mesh,
-        chip,
-        flops_per_call * calls * copies,
-    )
-    figures["bytes_per_chip"] = {"params": _bytes_per_chip(params)} | figures["bytes_per_chip"]
-    figures |= {
+    function, useful = experiment.sample_fn(options, options.steps), flops_per_call * calls * copies
+    figures = _figures(function, (params, _key(), tuple(clamp)), "the sampler", mesh, chip, useful)
+    minimum = least_traffic(params, experiment, tokens=tokens * copies, microbatches=calls, training=False)
+    return _compared(figures, {"params": params}, minimum) | {
         "num": options.num,
         "split": split,
         "network_calls": calls,
@@ -167,9 +155,6 @@ def _sample(experiment: Experiment, length: int, chip: Chip) -> dict[str, Any]:
         "memory_traffic_per_call": figures["memory_traffic"] / calls,
         "seconds_per_call": figures["roofline"]["step_seconds"] / calls,
     }
-    tokens = rows * copies
-    minimum = least_traffic(params, experiment, tokens=tokens, microbatches=calls, training=False)
-    return _against(figures, minimum)
 
 
 def _key() -> jax.ShapeDtypeStruct:
@@ -185,7 +170,7 @@ def _figures(
     useful_flops: float,
     data_trips: int = 1,
 ) -> dict[str, Any]:
-    """What the compiled function needs of one chip."""
+    """The needs of the compiled function on one chip."""
     lowered, start = function.lower(*arguments), time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -193,13 +178,10 @@ def _figures(
         raise _out_of_memory(name, error) from error
     seconds = time.perf_counter() - start
     memory, program = compiled.memory_analysis(), Program(compiled.as_text(), mesh.size, data_trips=data_trips)
-    total = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
+    kinds = {"arguments": "argument", "outputs": "output", "aliased": "alias", "temporaries": "temp"}
+    held = {kind: getattr(memory, f"{own}_size_in_bytes") for kind, own in kinds.items()}
+    held["code"] = memory.generated_code_size_in_bytes
+    held["total"] = sum(held.values()) - 2 * held["aliased"]  # Outputs in the place of arguments count once.
     collectives: dict[str, dict[str, float]] = {}
     for entry in costs.collectives(program):
         figures = collectives.setdefault(entry.kind, {"count": 0, "bytes": 0.0})
@@ -208,17 +190,10 @@ def _figures(
     flops, sent = costs.flops(program), sum(figures["bytes"] for figures in collectives.values())
     traffic = costs.memory_traffic(program)
     return {
-        "bytes_per_chip": {
-            "arguments": memory.argument_size_in_bytes,
-            "outputs": memory.output_size_in_bytes,
-            "aliased": memory.alias_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
-            "code": memory.generated_code_size_in_bytes,
-            "total": total,
-        },
+        "bytes_per_chip": held,
         "memory": chip.memory,
-        "fits": total <= chip.memory,
-        "headroom": chip.memory - total,
+        "fits": held["total"] <= chip.memory,
+        "headroom": chip.memory - held["total"],
         "program_flops_per_chip": flops,
         "xla_flops_per_chip": compiled.cost_analysis()["flops"],
         "program_flops_per_chip_loops_once": costs.flops(program, loops_once=True),
@@ -250,9 +225,15 @@ def roofline(chip: Chip, *, flops: float, traffic: float, sent: float, useful_fl
     }
 
 
-def _against(figures: dict[str, Any], minimum: dict[str, float]) -> dict[str, Any]:
+def _compared(figures: dict[str, Any], held: dict[str, Any], minimum: dict[str, float]) -> dict[str, Any]:
+    """The figures with the bytes of the trees that a chip holds, and its collectives against the least possible."""
+    sizes = {
+        kind: sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+        for kind, leaves in ((kind, jax.tree.leaves(tree)) for kind, tree in held.items())
+    }
     least = sum(minimum.values())
     return figures | {
+        "bytes_per_chip": sizes | figures["bytes_per_chip"],
         "collective_bytes_minimum": least,
         "collective_bytes_minimum_by_axis": minimum,
         "collective_bytes_ratio": figures["collective_bytes"] / least if least else None,
@@ -262,7 +243,7 @@ def _against(figures: dict[str, Any], minimum: dict[str, float]) -> dict[str, An
 def least_traffic(
     params: Any, experiment: Experiment, *, tokens: int, microbatches: int, training: bool = True
 ) -> dict[str, float]:
-    """Bytes that a chip has to send per run, by mesh axis: the formulas above. tokens: of the global batch.
+    """Bytes that a chip must send per run, by mesh axis: the formulas above. tokens: of the global batch.
 
     For the sampler (training=False) a microbatch is a network call: weights are gathered once in each, there are no
     gradients, and activations are all-reduced in the forward pass only.
@@ -270,7 +251,7 @@ def least_traffic(
     mesh, model = experiment.mesh, experiment.model
     data, fsdp, tensor = (mesh.shape[axis] for axis in sharding.MESH_AXES)
     width = jnp.dtype(model.dtype).itemsize
-    rows = tokens // (data * fsdp) // (microbatches if training else 1)  # of one chip, at a time
+    local = tokens // (data * fsdp) // (microbatches if training else 1)  # tokens of one chip, at a time
     least = {"data": 0.0, "fsdp": 0.0, "tensor": 0.0}
     ring = lambda group: (group - 1) / group  # noqa: E731
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -278,7 +259,7 @@ def least_traffic(
         size = math.prod(leaf.shape) * width / (tensor if "tensor" in axes else 1)
         split = "fsdp" in axes
         if path[0].key == "embedding":
-            moved = min(size, rows * model.dim * width) * (2 if training else 1)
+            moved = min(size, local * model.dim * width) * (2 if training else 1)
         else:
             moved = size * (3 if training else 1)
         least["fsdp"] += microbatches * moved * ring(fsdp) if split else 0
@@ -287,18 +268,12 @@ def least_traffic(
             least["data"] += 2 * ring(group) * size / (fsdp if split else 1)
     head_is_split = "tensor" in str(params["head"]["kernel"].sharding.spec)
     reductions = 4 * model.num_layers + head_is_split if training else 2 * model.num_layers
-    runs = microbatches
-    least["tensor"] = runs * reductions * 2 * ring(tensor) * rows * model.dim * width
+    least["tensor"] = microbatches * reductions * 2 * ring(tensor) * local * model.dim * width
     return least
 
 
-def _bytes_per_chip(tree: Any) -> int:
-    leaves = jax.tree.leaves(tree)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-
-
 def _out_of_memory(name: str, error: jax.errors.JaxRuntimeError) -> Exception:
-    """A TrainingError where the compiler found that the program does not fit; anything else as it is."""
+    """A TrainingError if the program does not fit; any other error unchanged."""
     if "RESOURCE_EXHAUSTED" not in str(error):
         return error
     # "... required for HLO temporaries (37.25G) exceeds available HBM (15.75G)", or "Used 37.25G of 15.75G hbm".
@@ -311,7 +286,7 @@ def _out_of_memory(name: str, error: jax.errors.JaxRuntimeError) -> Exception:
 
 
 def describe(result: dict[str, Any], say: Callable[[str], None]) -> None:
-    """The figures for a person."""
+    """Prints the figures for people."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
     say(f"{result['parameters']:,} parameters on {result['chips']} x {result['device_kind']} ({mesh})")
     for name, figures in ((name, result[name]) for name in ("train", "sample") if name in result):
