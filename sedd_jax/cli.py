@@ -3,13 +3,14 @@
 Exit code 0: done. 1: the run cannot go on. 2: bad input, nothing was done. 128 + n: stopped by signal n, work saved.
 """
 
+import contextlib
 import json
 import math
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,11 +27,11 @@ def define_workdir(text: str) -> None:
 
 
 def define_processes() -> None:
-    """For a command that may run as several processes, which all get the same flags but for --process_id."""
+    """The flags of a command that may run as several processes. All get the same ones, except for --process_id."""
     flags.DEFINE_string("coordinator", None, "host:port of process 0; found by itself on TPU VMs, Slurm and Open MPI.")
-    flags.DEFINE_integer("num_processes", None, "How many processes there are; 1 for this one alone.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-    flags.DEFINE_integer("start_timeout", 300, "Seconds within which all processes have to be there.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes; 1 for this one alone.")
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+    flags.DEFINE_integer("start_timeout", 300, "Seconds within which all processes have to start.")
     flags.DEFINE_integer("heartbeat_timeout", 100, "Seconds of silence after which a process counts as dead.")
 
 
@@ -48,7 +49,7 @@ def _define_config(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def take_overrides() -> list[str]:
-    """Takes each --config.a.b=value out of the command line, for a command that reads its config later."""
+    """Removes each --config.a.b=value from the command line, for a command that reads its config later."""
     taken = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in taken]
     return taken
@@ -64,7 +65,7 @@ def required(name: str) -> Any:
 
 def config() -> ConfigDict:
     """The config of --config, with its overrides."""
-    return _loaded(required("config"), sys.argv)
+    return _require_loaded(required("config"), sys.argv)
 
 
 def read_config(*arguments: str) -> ConfigDict:
@@ -72,16 +73,7 @@ def read_config(*arguments: str) -> ConfigDict:
     argv, values = ["", *arguments], flags.FlagValues()
     _define_config(values, argv)
     _parse(argv, values)
-    return _loaded(values.config, argv)
-
-
-def _loaded(config: ConfigDict, argv: list[str]) -> ConfigDict:
-    try:
-        # Of a file that it could not load, ml_collections tells at the first look into the config.
-        config.is_locked  # noqa: B018
-    except OSError as error:
-        raise InputError(_explain(error, argv)) from error
-    return config
+    return _require_loaded(values.config, argv)
 
 
 def workdir() -> epath.Path:
@@ -93,33 +85,32 @@ def workdir() -> epath.Path:
     return path
 
 
-def _parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> None:
-    try:
+def _parse(argv: list[str], values: flags.FlagValues) -> None:
+    with _explained(argv):
         rest = values(argv)
-    # ml_collections raises whatever its override meets: an unknown field, a wrong type, a file that is not there.
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-        raise InputError(_explain(error, argv)) from error
     if rest[1:]:
         raise InputError(f"unexpected argument {rest[1]!r}; options start with --, see --help")
 
 
-def _join_processes() -> None:
-    values = flags.FLAGS
-    if "num_processes" in values:
-        processes.initialise(
-            values.coordinator,
-            values.num_processes,
-            values.process_id,
-            timeout=values.start_timeout,
-            heartbeat_timeout=values.heartbeat_timeout,
-        )
-        if processes.several():
-            # Of a save that a lost process breaks off, Orbax would print a traceback besides raising the error.
-            logging.set_verbosity(logging.FATAL)
+def _require_loaded(config: ConfigDict, argv: list[str]) -> ConfigDict:
+    with _explained(argv):
+        # ml_collections reports a file that it could not load at the first look into the config.
+        config.is_locked  # noqa: B018
+    return config
+
+
+@contextlib.contextmanager
+def _explained(argv: list[str]) -> Iterator[None]:
+    """Turns what ml_collections raises into an InputError of one line that names the argument."""
+    try:
+        yield
+    # It raises whatever its override meets: an unknown field, a wrong type, a file that is not there.
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+        raise InputError(_explain(error, argv)) from error
 
 
 def _explain(error: BaseException, argv: list[str]) -> str:
-    # Of an override of a field that is not there, ml_collections says no more than a part of the name.
+    # For an override of a field that is not there, the error has no more than a part of the name.
     cause = error.args[0] if isinstance(error, AttributeError) and error.args else error
     if isinstance(cause, KeyError):
         part = re.findall(r"\w+", str(cause.args[0]))[0]
@@ -128,7 +119,7 @@ def _explain(error: BaseException, argv: list[str]) -> str:
                 return f"{argument}: the config has no field {part!r} there"
     if isinstance(error, OSError):
         return f"--config cannot be read: {_one_line(error).rpartition('Failed loading config file config_config ')[2]}"
-    # Of a config that raises, ml_collections tells the whole traceback; what counts is its end.
+    # For a config that raises, the error has the whole traceback; its last line counts.
     before, _, traceback = str(error).partition("Error whilst parsing config file:")
     return " ".join([*before.split(), *traceback.strip().split("\n")[-1].split()]) if traceback else _one_line(error)
 
@@ -137,21 +128,19 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def plain(value: Any) -> Any:
-    """JSON has no NaN; a figure that could not be computed is null."""
+def to_json(value: Any) -> Any:
+    """The value with None for NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
-        return {name: plain(entry) for name, entry in value.items()}
+        return {name: to_json(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        return [to_json(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run(main: Callable[[], dict[str, Any] | None]) -> None:
     """Parses the flags, calls main, prints its result (if not None) as the last line of stdout, and exits.
 
-    Of several processes the first one prints the result. If one fails, all end with its line and its exit code.
+    Only the first process prints the result. If one process fails, all end with its line and its exit code.
     """
     if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
         print(sys.modules["__main__"].__doc__, *map(flags.FLAGS.module_help, (__name__, sys.argv[0])))
@@ -160,26 +149,33 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/sedd_jax/xla"))
     try:
-        _parse(sys.argv)
-        _join_processes()
+        _parse(sys.argv, flags.FLAGS)
+        if "num_processes" in flags.FLAGS:
+            _join_processes(flags.FLAGS)
         result = main()
         if processes.is_leader() and result is not None:
-            print(json.dumps(plain(result)), flush=True)
+            print(json.dumps(to_json(result)), flush=True)
         processes.finish()
-    except InputError as error:
-        sys.exit(_fail(error, 2))
-    except TrainingError as error:
-        sys.exit(_fail(error, getattr(error, "exit_code", 1)))
+        return
+    except (InputError, TrainingError) as error:
+        line, code = _one_line(error), error.exit_code
+        print(f"error: {line}", file=sys.stderr, flush=True)
     except Exception as error:
-        if lost := processes.explain(error):
-            processes.abandon(lost)
+        processes.exit_if_lost(error)
         traceback.print_exc()
-        processes.fail(f"{type(error).__name__}: {_one_line(error)}", 1)
-        sys.exit(1)
-
-
-def _fail(error: Exception, code: int) -> int:
-    line = _one_line(error)
-    print(f"error: {line}", file=sys.stderr, flush=True)
+        line, code = f"{type(error).__name__}: {_one_line(error)}", 1
     processes.fail(line, code)
-    return code
+    sys.exit(code)
+
+
+def _join_processes(values: flags.FlagValues) -> None:
+    processes.initialise(
+        values.coordinator,
+        values.num_processes,
+        values.process_id,
+        timeout=values.start_timeout,
+        heartbeat_timeout=values.heartbeat_timeout,
+    )
+    if processes.several():
+        # When a lost process breaks off a save, Orbax would print a traceback besides raising the error.
+        logging.set_verbosity(logging.FATAL)

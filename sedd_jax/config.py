@@ -9,27 +9,17 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sedd_jax.errors import InputError
-from sedd_jax.files import write_atomically
+from sedd_jax.files import read_json, write_atomically
 
 T = TypeVar("T")
 
 # What may differ when a run is resumed: where and how long it runs and what it reports, not what it computes.
-MAY_CHANGE = (
-    "mesh",
-    "eval",
-    "sampling",
-    "model.attention",
-    "model.remat",
-    "train.steps",
-    "train.log_every",
-    "train.eval_every",
-    "train.sample_every",
-    "train.checkpoint_every",
-    "train.keep_last",
-    "train.keep_period",
+MAY_CHANGE = ("mesh", "eval", "sampling", "model.attention", "model.remat") + tuple(
+    f"train.{name}"
+    for name in ["steps", "log_every", "eval_every", "sample_every", "checkpoint_every", "keep_last", "keep_period"]
 )
 
-# Fields that older runs do not have, and what these runs did.
+# Fields that older runs do not have, with the values that they ran with.
 NEWER = {"objective": "sedd", "model.parametrisation": "score", "model.time_conditioning": True}
 
 
@@ -37,15 +27,13 @@ def build(constructor: Callable[..., T], section: str, config: ConfigDict, **giv
     """`constructor(**config[section], **given)`, with an InputError for a section or field that does not exist."""
     if section not in config:
         raise InputError(f"config.{section} is missing")
-    known = inspect.signature(constructor).parameters
-    settable = [name for name in known if name not in given]
-    for field in config[section]:
-        if field not in settable:
-            raise InputError(f"config.{section}.{field} is unknown; config.{section} has {', '.join(settable)}")
-    missing = [name for name in settable if known[name].default is inspect.Parameter.empty]
-    missing = [name for name in missing if name not in config[section]]
-    if missing:
-        raise InputError(f"config.{section}.{missing[0]} is missing")
+    fields = {name: field for name, field in inspect.signature(constructor).parameters.items() if name not in given}
+    for name in config[section]:
+        if name not in fields:
+            raise InputError(f"config.{section}.{name} is unknown; config.{section} has {', '.join(fields)}")
+    for name, field in fields.items():
+        if field.default is field.empty and name not in config[section]:
+            raise InputError(f"config.{section}.{name} is missing")
     try:
         return constructor(**config[section], **given)
     except TypeError as error:
@@ -64,21 +52,18 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterato
 def save(
     config: ConfigDict, workdir: epath.Path, data_fingerprint: str, tokenizer_fingerprint: str | None = None
 ) -> None:
-    """Without tokenizer_fingerprint, `check_same_tokenizer` has nothing to go by."""
+    """Writes config.json and data.json. Without tokenizer_fingerprint, `check_same_tokenizer` checks nothing."""
     data = {"fingerprint": data_fingerprint, "tokenizer": tokenizer_fingerprint}
     write_atomically(workdir / "data.json", json.dumps(data) + "\n")
     write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def load(workdir: epath.Path) -> ConfigDict:
-    """The config that a run was started with. Raises InputError where workdir does not hold a run."""
+    """The config that a run was started with. Raises InputError if workdir holds no run."""
     path = workdir / "config.json"
     if not path.exists():
         raise InputError(f"--workdir={workdir} holds no run (no config.json); give the directory of a trained model")
-    try:
-        return ConfigDict(dict(json.loads(path.read_text())))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}); restore it from a checkpoint's record or a backup") from error
+    return ConfigDict(read_json(path, remedy="restore it from a checkpoint's record or a backup"))
 
 
 def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
@@ -95,7 +80,7 @@ def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def check_same_tokenizer(fingerprint: str, workdir: epath.Path) -> None:
-    """Raises InputError if the weights in workdir were trained on the ids of another tokenizer, of whatever size."""
+    """Raises InputError if the weights in workdir were trained with another tokenizer, of any vocabulary size."""
     if _data_record(workdir).get("tokenizer") not in (None, fingerprint):
         raise InputError(
             f"--workdir={workdir} was trained with another tokenizer than the one in it: restore tokenizer.json and "
@@ -115,7 +100,4 @@ def check_same_data(fingerprint: str, workdir: epath.Path) -> None:
 
 def _data_record(workdir: epath.Path) -> dict[str, Any]:
     path = workdir / "data.json"
-    try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}); restore it from a backup") from error
+    return read_json(path, remedy="restore it from a backup") if path.exists() else {}

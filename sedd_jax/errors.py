@@ -2,8 +2,12 @@
 
 
 class InputError(ValueError):
-    """Bad input: one line that names the offending value and the remedy. Exit code 2 on the command line."""
+    """Bad input: one line that names the offending value and the remedy."""
+
+    exit_code = 2
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on (a non-finite loss, say): one line that says why and what is kept. Exit code 1."""
+    """A run that cannot go on (a non-finite loss, say): one line that says why and what is kept."""
+
+    exit_code = 1

@@ -41,7 +41,7 @@ def main() -> dict[str, Any]:
     if references:
         result |= mauve(judge, texts, references, values.batch_size)
     if output is not None:
-        write_atomically(output, json.dumps(cli.plain(result)) + "\n")
+        write_atomically(output, json.dumps(cli.to_json(result)) + "\n")
     return result
 
 

@@ -225,7 +225,8 @@ ROWS = textwrap.dedent(
     import json
     import jax, numpy as np
     from absl import flags
-    from sedd_jax import cli, processes, sharding
+    from sedd_jax import cli
+    from sedd_jax.devices import processes, sharding
     from sedd_jax.data.loader import Loader
     from sedd_jax.data.packing import Stream
 
@@ -245,7 +246,7 @@ ROWS = textwrap.dedent(
                 for shard in batch.addressable_shards:
                     np.testing.assert_array_equal(shard.data, whole[shard.index])
                 held[f"{sizes} {order is not devices and order == jax.devices()}"] = rows.tolist()
-        return {"held": [json.loads(text) for text in processes.gather("held", json.dumps(held))]}
+        return {"held": [json.loads(text) for text in processes.all_gather("held", json.dumps(held))]}
 
     cli.run(main)
     """

@@ -1,7 +1,7 @@
-"""Several processes as one run: they find one another, agree, and end together. One process alone needs none of it.
+"""Several processes as one run: they join, exchange values, and end together. A process alone needs none of it.
 
-What they tell one another goes through the key-value store of jax's coordination service, in which a process can wait
-for as long as another works. A collective on the devices would time out.
+Values go through the key-value store of jax's coordination service, where a process can wait for as long as another
+works. A collective on the devices would time out.
 """
 
 import contextlib
@@ -26,26 +26,30 @@ from tqdm import tqdm
 
 from sedd_jax.errors import InputError, TrainingError
 
-# A dead process is found by its missing heartbeats, so whoever waits for one that lives may wait for days.
+# Missing heartbeats reveal a dead process, so a wait for a live one may last for days.
 _PATIENCE_MS = 10**9
 _DEAD_MS = 60_000
 # Processes that meet the same error each report it themselves, if they do so within this many seconds.
 _GRACE = 3.0
 _LOST = "another process died or cannot be reached; start all of them again: training goes on from its last checkpoint"
+# In the environment of a process that Slurm or Open MPI started.
+_TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 _leaving = threading.Event()
 
 
 def is_leader() -> bool:
-    """Whether this is the process that writes. Does not touch a device."""
+    """Whether this is process 0, which writes and prints. Does not touch a device."""
     return runtime.global_state.process_id == 0
 
 
 def several() -> bool:
+    """Whether the run has more processes than this one."""
     return runtime.global_state.client is not None and runtime.global_state.num_processes > 1
 
 
 def say(text: str) -> None:
+    """Prints a line on stderr, from the first process only."""
     if is_leader():
         tqdm.write(text, file=sys.stderr)
 
@@ -60,54 +64,53 @@ def initialise(
 ) -> None:
     """Joins the other processes of a run; call it before anything touches a device.
 
-    What is not given comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and then from what jax
-    finds: the metadata of a TPU VM, Slurm, Open MPI. Where there is nothing at all, or num_processes is 1, the process
-    is alone, and nothing happens.
+    Missing values come from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and then from what jax
+    finds: the metadata of a TPU VM, Slurm, Open MPI. If nothing is found, or num_processes is 1, the process is alone
+    and nothing happens.
 
     coordinator: host:port at which process 0 listens.
-    timeout: seconds within which all processes have to be there.
+    timeout: seconds within which all processes have to start.
     heartbeat_timeout: seconds of silence after which a process counts as dead.
-    Raises InputError for values that are incomplete or do not fit, TrainingError where process 0 does not answer.
+    Raises InputError for values that are incomplete or do not fit, TrainingError if process 0 does not answer.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or None
     num_processes = _number("JAX_NUM_PROCESSES") if num_processes is None else num_processes
     process_id = _number("JAX_PROCESS_ID") if process_id is None else process_id
-    _check(coordinator, num_processes, process_id, timeout, heartbeat_timeout)
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    _check(**given, start_timeout=timeout, heartbeat_timeout=heartbeat_timeout)
     if num_processes == 1 or (num_processes is None and "1" in map(os.environ.get, _TASKS)):
         return
-    given = (coordinator, num_processes, process_id)
-    complete = None not in given
+    complete = None not in given.values()
     if complete:
         _reach(coordinator, process_id, timeout)
-    # jax would catch SIGTERM for good, in evaluation too; training has its own agreement (training/stopping.py).
+    # jax would catch SIGTERM for good, in evaluation too; training has its own agreement (devices/stopping.py).
     jax.config.update("jax_enable_preemption_service", False)
-    with _abort_says(f"not all processes were there within {timeout} s; start them all with the same command"):
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of a Kubernetes pod that may well be alone
-                jax.distributed.initialize(
-                    *given,
-                    cluster_detection_method="deactivate" if complete else None,
-                    initialization_timeout=timeout,
-                    heartbeat_timeout_seconds=heartbeat_timeout,
-                )
-        except ValueError as error:
-            if given == (None, None, None) and not any(int(os.environ.get(name) or 1) > 1 for name in _TASKS):
-                return
-            raise InputError(
-                f"{_show(*given)}: jax does not find the rest by itself here; give --coordinator=host:port, "
-                "--num_processes and --process_id, or --num_processes=1 for this process alone"
-            ) from error
-        except RuntimeError as error:
-            raise TrainingError(f"the processes cannot be joined: {error}") from error
+    _on_abort(f"not all processes were there within {timeout} s; start them all with the same command")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a Kubernetes pod that may well be alone
+            jax.distributed.initialize(
+                *given.values(),
+                cluster_detection_method="deactivate" if complete else None,
+                initialization_timeout=timeout,
+                heartbeat_timeout_seconds=heartbeat_timeout,
+            )
+    except ValueError as error:
+        flags = " ".join(f"--{name}={value}" for name, value in given.items() if value is not None)
+        if not flags and not any(int(os.environ.get(name) or 1) > 1 for name in _TASKS):
+            return
+        raise InputError(
+            f"{flags or 'a cluster job of several tasks'}: jax does not find the rest by itself here; give "
+            "--coordinator=host:port, --num_processes and --process_id, or --num_processes=1 for this process alone"
+        ) from error
+    except RuntimeError as error:
+        raise TrainingError(f"the processes cannot be joined: {error}") from error
+    finally:
+        _on_abort(_LOST if several() else None)
     if several():
-        _on_abort(_LOST)
-        # Gloo talks on stdout, which is for the answer; it comes out on stderr then.
+        # Gloo prints on stdout, which is for the answer; its lines go to stderr instead.
         sys.stdout = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         _watcher.start()
-
-
-_TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def _number(name: str) -> int | None:
@@ -117,16 +120,8 @@ def _number(name: str) -> int | None:
     return None if value is None else int(value)
 
 
-def _show(coordinator: str | None, num_processes: int | None, process_id: int | None) -> str:
-    values = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    given = [f"--{name}={value}" for name, value in values.items() if value is not None]
-    return " ".join(given) or "a cluster job of several tasks"
-
-
-def _check(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int, heartbeat_timeout: int
-) -> None:
-    for name, value in {"start_timeout": timeout, "heartbeat_timeout": heartbeat_timeout}.items():
+def _check(coordinator: str | None, num_processes: int | None, process_id: int | None, **timeouts: int) -> None:
+    for name, value in timeouts.items():
         if value < 1:
             raise InputError(f"--{name}={value} must be at least 1 second")
     if coordinator is not None and not re.fullmatch(r"\S+:\d{1,5}", coordinator):
@@ -134,26 +129,24 @@ def _check(
     if num_processes is not None and num_processes < 1:
         raise InputError(f"--num_processes={num_processes} must be at least 1")
     if process_id is not None and not 0 <= process_id < (num_processes or process_id + 1):
-        raise InputError(
-            f"--process_id={process_id} must lie from 0 to {(num_processes or 1) - 1} (--num_processes - 1)"
-        )
+        last = (num_processes or 1) - 1
+        raise InputError(f"--process_id={process_id} must lie from 0 to {last} (--num_processes - 1)")
 
 
 def _reach(coordinator: str, process_id: int, timeout: int) -> None:
-    """Tries the address beforehand, since jax answers to one that fails with an abort."""
+    """Tries the address beforehand, since jax aborts at one that fails."""
     host, _, port = coordinator.rpartition(":")
-    if process_id == 0:
-        try:
-            socket.create_server(("", int(port))).close()
-        except (OSError, OverflowError) as error:
-            raise InputError(f"--coordinator={coordinator}: process 0 cannot listen there ({error})") from error
-        return
     end = time.monotonic() + timeout
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            if process_id == 0:
+                socket.create_server(("", int(port))).close()
+            else:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             return
         except (OSError, OverflowError) as error:
+            if process_id == 0:
+                raise InputError(f"--coordinator={coordinator}: process 0 cannot listen there ({error})") from error
             if time.monotonic() > end:
                 raise TrainingError(
                     f"--coordinator={coordinator} did not answer for {timeout} s ({error}); does process 0 run there?"
@@ -161,43 +154,32 @@ def _reach(coordinator: str, process_id: int, timeout: int) -> None:
             time.sleep(0.2)
 
 
-# When a process is lost, jax prints a C++ stack and aborts, from a thread of its own. No Python handler ever runs in
-# that case: it waits for the main thread. A C handler does, and turns the abort into one line and an exit code.
-_Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
 _last_words = b""
 
 
-@_Handler
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _abort(_: int) -> None:
     os.write(2, _last_words)
     os._exit(1)
 
 
-def _libc_signal(handler: object) -> None:
-    libc = ctypes.CDLL(None)
-    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
-    libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p) if handler else None)
+def _on_abort(line: str | None) -> None:
+    """Makes an abort print this line and exit with code 1; None restores the abort.
 
-
-def _on_abort(line: str) -> None:
+    When a process is lost, jax prints a C++ stack and aborts, from a thread of its own. A Python handler would wait for
+    the main thread and never run; a C handler runs.
+    """
     global _last_words
     _last_words = f"\nerror: {line}\n".encode()
-    _libc_signal(_abort)
-
-
-@contextlib.contextmanager
-def _abort_says(line: str):
-    _on_abort(line)
-    try:
-        yield
-    finally:
-        _libc_signal(None)
+    libc = ctypes.CDLL(None)
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    libc.signal(signal.SIGABRT, ctypes.cast(_abort, ctypes.c_void_p) if line else None)
 
 
 def _watch() -> None:
     """Ends this process when another one has failed."""
     try:
-        failure = json.loads(hear("failure"))
+        failure = json.loads(wait_for("failure"))
     except jax.errors.JaxRuntimeError:  # the run is over, or the process that holds the store is gone: jax aborts
         return
     if failure is None:
@@ -213,7 +195,7 @@ _watcher = threading.Thread(target=_watch, daemon=True)
 
 
 def _exit(code: int) -> NoReturn:
-    # A process that goes before the others are ready looks to them like one that died, the one with the store most so.
+    # A process that leaves before the others are ready looks dead to them, above all the one that holds the store.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         runtime.global_state.client.wait_at_barrier("sedd_jax/failed", _DEAD_MS)
         if is_leader():
@@ -223,64 +205,60 @@ def _exit(code: int) -> NoReturn:
     os._exit(code)  # Other threads may be in a collective that will never end.
 
 
-def fail(line: str, code: int) -> None:
-    """Ends all processes with this line and exit code. Returns where there is one process only."""
-    if not several():
-        return
+def _leave() -> None:
     if _leaving.is_set():
-        time.sleep(600)  # The watch is ending this process already.
+        time.sleep(600)  # The watcher is ending this process already.
     _leaving.set()
-    message = json.dumps({"process": runtime.global_state.process_id, "line": line, "code": code})
-    post("failure", message)
-    _exit(code)
 
 
-def explain(error: Exception) -> str | None:
-    """In one line, an error that another process's death has caused; None for any other."""
-    lost = several() and re.search(
-        r"gloo|connection|coordination service|heartbeat|barrier|UNAVAILABLE", str(error), re.I
-    )
-    if lost and _leaving.is_set():
-        time.sleep(600)
-    return f"{_LOST} ({textwrap.shorten(str(error), 200, placeholder=' ...')})" if lost else None
+def fail(line: str, code: int) -> None:
+    """Ends all processes with this line and exit code. Returns if this process is alone."""
+    if several():
+        _leave()
+        publish("failure", json.dumps({"process": runtime.global_state.process_id, "line": line, "code": code}))
+        _exit(code)
 
 
-def abandon(line: str) -> NoReturn:
-    """Ends this process after another one's death, waiting for nobody."""
-    print(f"\nerror: {line}", file=sys.stderr, flush=True)
-    os._exit(1)
+def exit_if_lost(error: Exception) -> None:
+    """Ends this process with one line if another one's death caused the error. Waits for nobody."""
+    causes = r"gloo|connection|coordination service|heartbeat|barrier|UNAVAILABLE"
+    if several() and re.search(causes, str(error), re.I):
+        _leave()
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        print(f"\nerror: {_LOST} ({reason})", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def finish() -> None:
-    """Waits for the other processes, and parts from them."""
+    """Waits for the other processes, and disconnects."""
     if several():
         _leaving.set()
-        wait("done")
-        # jax may crash if it is shut down while a thread still waits for a value.
-        post("failure", "null")
+        barrier("done")
+        # jax may crash if it shuts down while a thread still waits for a value.
+        publish("failure", "null")
         _watcher.join()
         jax.distributed.shutdown()
 
 
-def post(name: str, value: str) -> None:
-    """Tells all processes; of several that post under one name the first is heard. Safe in a signal handler."""
+def publish(name: str, value: str) -> None:
+    """Sets a value for all processes. The first value of a name stays. Safe in a signal handler."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         runtime.global_state.client.key_value_set(f"sedd_jax/{name}", value)
 
 
-def hear(name: str) -> str:
-    """Waits for what any process posts. Raises JaxRuntimeError when the run ends before."""
+def wait_for(name: str) -> str:
+    """The value that any process publishes. Raises JaxRuntimeError if the run ends first."""
     return runtime.global_state.client.blocking_key_value_get(f"sedd_jax/{name}", _PATIENCE_MS)
 
 
-def gather(name: str, value: str) -> list[str]:
-    """The values of all processes, in their order; waits for the last one."""
-    post(f"{name}/{runtime.global_state.process_id}", value)
-    return [hear(f"{name}/{index}") for index in range(runtime.global_state.num_processes)]
+def all_gather(name: str, value: str) -> list[str]:
+    """The values of all processes, in their order; waits for the last one. `name` is used once in a run."""
+    publish(f"{name}/{runtime.global_state.process_id}", value)
+    return [wait_for(f"{name}/{index}") for index in range(runtime.global_state.num_processes)]
 
 
 def from_leader(name: str, make: Callable[[], bytes]) -> bytes:
-    """What `make` returns on process 0, on all processes. `name` is used once in a run."""
+    """The result of `make` on process 0, for all processes. `name` is used once in a run."""
     if not several():
         return make()
     client = runtime.global_state.client
@@ -290,28 +268,28 @@ def from_leader(name: str, make: Callable[[], bytes]) -> bytes:
     return client.blocking_key_value_get_bytes(f"sedd_jax/{name}", _PATIENCE_MS)
 
 
-def wait(name: str) -> None:
-    """Until all processes are here. `name` is used once in a run."""
+def barrier(name: str) -> None:
+    """Waits until all processes are here. `name` is used once in a run."""
     if several():
         runtime.global_state.client.wait_at_barrier(f"sedd_jax/{name}", _PATIENCE_MS)
 
 
-def in_step(name: str, function: Callable) -> Callable:
-    """A jitted function that no process runs before all have compiled it.
+def compile_together(name: str, function: jax.stages.Wrapped) -> Callable:
+    """The jitted function, which no process runs before all have compiled it. `name` is used once in a run.
 
     On CPU, the processes have to meet in a program's first collective within 30 seconds, and compilation may take
-    longer: jax lets only process 0 write the compilation cache, so a later run finds it done there and to do elsewhere.
+    longer: jax lets only process 0 write the compilation cache, so in a later run the others still compile.
     """
     if not several():
         return function
-    waiting = True
+    compiled = False
 
     def call(*arguments: Any) -> Any:
-        nonlocal waiting
-        if waiting:
+        nonlocal compiled
+        if not compiled:
             function.lower(*arguments).compile()  # the call finds this one
-            wait(name)
-            waiting = False
+            barrier(name)
+            compiled = True
         return function(*arguments)
 
     return call
@@ -321,5 +299,5 @@ def require_same(name: str, value: str) -> None:
     """Waits for all processes. Raises InputError on all of them unless they have the same value."""
     if several():
         digest = hashlib.sha256(value.encode()).hexdigest()
-        if set(gather(name, digest)) != {digest}:
+        if set(all_gather(name, digest)) != {digest}:
             raise InputError(f"the processes have not all got the same {name}; start all of them on the same")

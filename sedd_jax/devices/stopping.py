@@ -22,8 +22,12 @@ class Stopped(TrainingError):
 class StopSignals:
     """SIGTERM and SIGINT, whichever process they reach, and the step after which to stop.
 
-    Several processes agree on the step in the background: a thread of each publishes how far it has come, and holds it
-    there until it has heard all. None can have begun the step after the furthest, so there they stop.
+    Several processes agree on the step in the background: a thread of each publishes the last step begun, and holds
+    the process there until it has the others' steps. None can begin the step after the furthest, so all stop there.
+
+    `jax.experimental.multihost_utils.reached_preemption_sync_point` is the same protocol, and does not serve: it needs
+    a coordination service even for one process, knows SIGTERM only, and replaces the handler of SIGTERM for good, in
+    evaluation and sampling too, with one that prints a line of C++ log and swallows a second signal.
     """
 
     def __init__(self):
@@ -36,19 +40,20 @@ class StopSignals:
             self._thread.start()
 
     def receive(self, number: int) -> None:
+        """Takes a signal, in its handler."""
         self._received = number
         if processes.several():
-            processes.post("stop", str(number))
+            processes.publish("stop", str(number))
 
     def close(self) -> None:
-        """Ends the thread. No signal is heard any more once any process has closed."""
+        """Ends the thread. Once any process has closed, no signal counts any more."""
         if processes.several():
-            processes.post("stop", "0")
+            processes.publish("stop", "0")
             self._begun.set()
             self._thread.join()
 
     def after(self, step: int) -> int:
-        """The signal to stop for after this step, 0 for none. Asked after every step in turn; may be asked again."""
+        """The signal to stop for after this step, 0 for none. Call it after every step in turn, once or more."""
         if not processes.several():
             return self._received
         with self._lock:
@@ -57,34 +62,29 @@ class StopSignals:
             return self._received if step == self._last else 0
 
     def _agree(self) -> None:
-        try:
-            number = int(processes.hear("stop"))
-            if not number:
-                return
-            self._begun.wait()
-            with self._lock:
-                self._last = 1 + max(map(int, processes.gather("stop after", str(self._step))))
-                self._received = number
-        except jax.errors.JaxRuntimeError:
-            return  # The run is over.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the run is over
+            if number := int(processes.wait_for("stop")):
+                self._begun.wait()
+                with self._lock:
+                    self._last = 1 + max(map(int, processes.all_gather("stop after", str(self._step))))
+                    self._received = number
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Collects SIGTERM and SIGINT in what it gives; a second one acts as it would without us."""
+    """Collects SIGTERM and SIGINT in the object that it gives; a second signal acts as it would without us."""
     signals = StopSignals()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.getsignal(number) for number in numbers}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def receive(number, _):
         signal.signal(number, previous[number])
         signals.receive(number)
 
-    for number in numbers:
+    for number in previous:
         signal.signal(number, receive)
     try:
         yield signals
         signals.close()
     finally:
-        for number in numbers:
-            signal.signal(number, previous[number])
+        for number, handler in previous.items():
+            signal.signal(number, handler)

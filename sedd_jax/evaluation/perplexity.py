@@ -24,7 +24,7 @@ def bounds(trained: Trained, sequences: TokenRows, options: EvalOptions, *, seed
 
     name: of these sequences; several processes need a new one for each call.
     """
-    bound = processes.in_step(f"bound of {name}", trained.experiment.bound_fn(options.num_times))
+    bound = processes.compile_together(f"bound of {name}", trained.experiment.bound_fn(options.num_times))
     key = jax.random.key(seed)
     bar = partial(tqdm, desc=f"evaluating {name}", unit="batch", disable=not processes.is_leader())
     with jax.set_mesh(trained.experiment.mesh):

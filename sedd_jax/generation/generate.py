@@ -47,7 +47,7 @@ class Drawing:
             if shape not in self._compiled:
                 sample_fn = self.trained.experiment.sample_fn(self.options)
                 self._compiled[shape] = sample_fn.lower(self.trained.params, key, slices[0][1], steps, 0).compile()
-            processes.wait("compiled")
+            processes.barrier("compiled")
             start = time.perf_counter()
             parts = [
                 jax.device_get(self._compiled[shape](self.trained.params, key, clamp, steps, first))
