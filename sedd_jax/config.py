@@ -14,10 +14,8 @@ from sedd_jax.files import read_json, write_atomically
 T = TypeVar("T")
 
 # What may differ when a run is resumed: where and how long it runs and what it reports, not what it computes.
-MAY_CHANGE = ("mesh", "eval", "sampling", "model.attention", "model.remat") + tuple(
-    f"train.{name}"
-    for name in ["steps", "log_every", "eval_every", "sample_every", "checkpoint_every", "keep_last", "keep_period"]
-)
+_TRAIN = ("steps", "log_every", "eval_every", "sample_every", "checkpoint_every", "keep_last", "keep_period")
+MAY_CHANGE = ("mesh", "eval", "sampling", "model.attention", "model.remat", *(f"train.{name}" for name in _TRAIN))
 
 # Fields that older runs do not have, with the values that they ran with.
 NEWER = {"objective": "sedd", "model.parametrisation": "score", "model.time_conditioning": True}

@@ -147,7 +147,7 @@ def main() -> dict[str, Any]:
         figures = measure(tokens) | costs
         figures |= {f"bits_per_token{end}": figures[f"nats_per_token{end}"] / np.log(2) for end in ("", "_stderr")}
         line = fields | {name: figures.get(name) for name in (*MEASURED, *COSTS)}
-        return {"row": cli.plain(line), "texts": [trained.tokenizer.decode(ids) for ids in tokens.tolist()]}
+        return {"row": cli.to_json(line), "texts": [trained.tokenizer.decode(ids) for ids in tokens.tolist()]}
 
     table = []
     # None is the validation text.

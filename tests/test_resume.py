@@ -80,7 +80,7 @@ def test_stop_signal_between_two_steps(straight, tmp_path, monkeypatch, moment):
     """The step that the message names is saved, and what was due there is done later, once."""
     expected, fields = straight
     fields = fields | {"train__checkpoint_every": 100}
-    do = getattr(loop.Run, moment)
+    do = getattr(loop.Loop, moment)
 
     def stop_and_do(self):
         patch.undo()
@@ -88,7 +88,7 @@ def test_stop_signal_between_two_steps(straight, tmp_path, monkeypatch, moment):
         do(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, moment, stop_and_do)
+        patch.setattr(loop.Loop, moment, stop_and_do)
         with pytest.raises(TrainingError, match="stopped by SIGTERM after step") as stop:
             train_here(tmp_path, train__steps=STEPS, **fields)
     (step,) = map(int, re.findall(r"after step (\d+);", str(stop.value)))
@@ -120,8 +120,8 @@ def test_newest_checkpoint_damaged(straight, tmp_path, capsys, damage):
 def test_every_function_is_compiled_once(source, tmp_path, monkeypatch):
     """Though steps, evaluations of several batches, samples and a restored state take turns."""
     runs = []
-    do = loop.Run.run
-    monkeypatch.setattr(loop.Run, "run", lambda self, signals: (runs.append(self), do(self, signals))[1])
+    do = loop.Loop.run
+    monkeypatch.setattr(loop.Loop, "run", lambda self, signals: (runs.append(self), do(self, signals))[1])
     fields = source | {
         "train__eval_every": 1,
         "train__sample_every": 1,
@@ -130,7 +130,7 @@ def test_every_function_is_compiled_once(source, tmp_path, monkeypatch):
     }
     for steps in (3, 6):
         train_here(tmp_path, train__steps=steps, **fields)
-        functions = (runs[-1].train_step, runs[-1].bound, runs[-1].draw)
+        functions = (runs[-1].train_step, runs[-1].bound, runs[-1].sample)
         assert [function._cache_size() for function in functions] == [1, 1, 1]
 
 

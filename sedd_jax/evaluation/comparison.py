@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from sedd_jax import config as configuration
 from sedd_jax import files
 from sedd_jax.evaluation import tables
-from sedd_jax.training.report import Log
+from sedd_jax.training.report import read_metrics
 
 BITS = "eval_bits_per_byte"
 FIGURES = ("train_loss", BITS, f"{BITS}_stderr", "eval_nats_per_token", "tokens_per_second", "mfu")
@@ -27,7 +27,7 @@ class Trial:
 
     def entries(self) -> list[dict[str, int | float | None]]:
         """The entries of metrics.jsonl."""
-        return Log.lines(self.workdir / "metrics.jsonl")
+        return read_metrics(self.workdir)
 
     def last(self) -> dict[str, int | float | None]:
         """All figures of the last step reported; step 0 before the first."""

@@ -1,10 +1,10 @@
-"""A training run from its config to its last checkpoint, which can be stopped and taken up again at any moment."""
+"""A training run from its config to its last checkpoint, which can be stopped and resumed at any moment."""
 
 import contextlib
-import functools
 import json
 import math
 import sys
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,27 +23,29 @@ from sedd_jax.data.packing import chunks
 from sedd_jax.devices import processes, sharding
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.stopping import Stopped, StopSignals, stop_signals
-from sedd_jax.errors import InputError, TrainingError
+from sedd_jax.errors import TrainingError
+from sedd_jax.files import make_directory
 from sedd_jax.training import flops
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.report import Report, Stopwatch
 from sedd_jax.training.state import TrainState
+from sedd_jax.typing import PRNGKey
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
-    """Trains, or goes on training, in workdir. Returns the figures of the final line.
+    """Trains in workdir, or resumes the training there. Returns the figures of the final line.
 
     Raises InputError before anything is written, TrainingError for a loss that is not finite or a stop signal.
     """
     configuration.check_same_experiment(config, workdir)
-    on_leader = functools.partial(processes.from_leader, "tokenizer")
+    on_leader = partial(processes.from_leader, "tokenizer")
     data = build(dataset.load, "data", config, directory=workdir, on_leader=on_leader)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
     options = experiment.train
     options.check(experiment.mesh)
     configuration.check_same_data(data.fingerprint, workdir)
-    # Nobody writes before everybody has come through the checks; nobody goes on before all is written.
+    # Nobody writes before all processes have passed the checks; nobody continues before all is written.
     processes.require_same("config", json.dumps(config.to_dict(), sort_keys=True))
     processes.require_same("data", data.fingerprint)
     processes.from_leader("workdir", lambda: _write_record(config, workdir, data))
@@ -52,23 +54,19 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     )
     peak = flops.peak_flops()
     with jax.set_mesh(experiment.mesh), checkpoints, stop_signals() as signals:
-        run = Run(config, workdir, data, experiment, checkpoints, peak)
-        with contextlib.closing(run.report):
-            return run.run(signals)
+        loop = Loop(config, workdir, data, experiment, checkpoints, peak)
+        with contextlib.closing(loop.report):
+            return loop.run(signals)
 
 
 def _write_record(config: ConfigDict, workdir: epath.Path, data: Dataset) -> bytes:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--workdir={workdir} cannot be made a directory: {error.strerror}") from error
-    data.tokenizer.save(workdir)
+    data.tokenizer.save(make_directory(workdir, "workdir"))
     configuration.save(config, workdir, data.fingerprint, data.tokenizer.fingerprint)
     return b"written"
 
 
-class Run:
-    """The state of the loop, and what it does every so many steps."""
+class Loop:
+    """The state of a run, and the events between its steps. peak: FLOP/s of all devices."""
 
     def __init__(
         self,
@@ -79,61 +77,57 @@ class Run:
         checkpoints: Checkpoints,
         peak: float,
     ):
-        self.config, self.workdir, self.options = config, workdir, experiment.train
-        options = self.options
-        self.data, self.experiment, self.checkpoints = data, experiment, checkpoints
-        keys = jax.random.split(jax.random.key(options.seed), 4)
-        self.init_key, self.train_key, self.eval_key, self.sample_key = keys
-        self.state, position = self._restore_or_init()
+        self.config, self.workdir, self.data, self.experiment = config, workdir, data, experiment
+        self.options, self.checkpoints, self.peak = experiment.train, checkpoints, peak
+        keys = jax.random.split(jax.random.key(self.options.seed), 4)
+        init_key, self.train_key, self.eval_key, self.sample_key = keys
+        self.state, position = self._restore_or_init(init_key)
+        self.step = int(self.state.step)
         self.loader = Loader(
             data.train,
             length=data.length,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            rows=sharding.local_rows(options.batch_size, experiment.mesh),
+            batch_size=self.options.batch_size,
+            seed=self.options.seed,
+            rows=sharding.local_rows(self.options.batch_size, experiment.mesh),
             position=position,
             shift=data.shift,
         )
-        self.step = int(self.state.step)
-        self.report = Report(workdir, step=self.step)
-        draw = experiment.sample_fn(experiment.sampling)
-        self.train_step = processes.compile_together("train step", experiment.train_step_fn())
-        self.bound = processes.compile_together("bound", experiment.bound_fn(experiment.eval.num_times))
-        self.draw = processes.compile_together("draw", draw)
         self.valid, _ = chunks(data.valid, data.length, limit=experiment.eval.num_sequences or None)
-        self.watch = Stopwatch()
-        self.flops_per_token = flops.train_flops_per_token(experiment.model, data.length)
-        self.peak = peak
+        compile_together = processes.compile_together
+        self.train_step = compile_together("train step", experiment.train_step_fn())
+        self.bound = compile_together("bound", experiment.bound_fn(experiment.eval.num_times))
+        self.sample = compile_together("sample", experiment.sample_fn(experiment.sampling))
+        self.report, self.watch = Report(workdir, step=self.step), Stopwatch()
         self.losses: list[float] = []
         self.results: dict[str, float] = {}
 
-    def _restore_or_init(self) -> tuple[TrainState, int]:
+    def _restore_or_init(self, key: PRNGKey) -> tuple[TrainState, int]:
         restored = self.checkpoints.restore(self.experiment.abstract_state(), log=say)
-        if restored is not None:
-            say(f"resuming after step {restored.step} in {self.workdir}")
-            return restored.state, restored.position
-        return self.experiment.init_state(self.init_key), 0
+        if restored is None:
+            return self.experiment.init_state(key), 0
+        say(f"resuming after step {restored.step} in {self.workdir}")
+        return restored.state, restored.position
 
     def run(self, signals: StopSignals) -> dict[str, Any]:
+        """The remaining steps. Returns the figures of the last one; raises TrainingError as `train` does."""
         say(self._summary())
         for line in [*self.experiment.unsharded(), tokenizers.lossy_warning(self.data.tokenizer)]:
             if line:
                 say(f"warning: {line}")
         self._make_up()
-        steps = self.options.steps
-        with self.report.bar(step=self.step, steps=steps) as bar:
+        with self.report.bar(step=self.step, steps=self.options.steps) as self.bar:
             in_flight: tuple[int, dict] | None = None
-            while self.step < steps:
+            while self.step < self.options.steps:
                 tokens = sharding.place_batch(next(self.loader), self.experiment.mesh)
                 self.state, values = self.train_step(self.state, self.train_key, tokens)
                 self.step += 1
-                # One step stays in flight while the one before is looked at, so that the device never waits for us.
-                self._finish(in_flight, bar)
+                # Reads the metrics of the step before while this one runs, so that the device never waits.
+                self._finish(in_flight)
                 in_flight = self.step, values
-                if self._is_due(signals.after(self.step)):
-                    self._finish(in_flight, bar)
+                if signals.after(self.step) or any(map(self._is_due, ("log", "eval", "sample", "checkpoint"))):
+                    self._finish(in_flight)
                     in_flight = None
-                    # A signal that comes during the pause waits for the next step, which then is saved.
+                    # A signal that comes during the pause waits for the next step, which is then saved.
                     number = signals.after(self.step)
                     self._pause(stopping=bool(number))
                     if number:
@@ -141,86 +135,79 @@ class Run:
         self.checkpoints.wait()
         return self.report.final(self.step)
 
-    def _is_due(self, signal: int) -> bool:
-        every = [getattr(self.options, f"{name}_every") for name in ("log", "eval", "sample", "checkpoint")]
-        return bool(signal) or self.step == self.options.steps or any(n and self.step % n == 0 for n in every)
+    def _is_due(self, what: str) -> bool:
+        return self.options.is_due(what, self.step)
 
-    def _finish(self, in_flight: tuple[int, dict] | None, bar: tqdm) -> None:
-        """Waits for a step and takes in its metrics. The first one of a process is compilation: its time is left out.
-
-        Raises TrainingError if they are not finite.
-        """
+    def _finish(self, in_flight: tuple[int, dict] | None) -> None:
+        """Waits for a step and reads its metrics. Raises TrainingError if they are not finite."""
         if in_flight is None:
             return
         step, values = in_flight
-        loss, norm = (float(values[name]) for name in ("loss", "grad_norm"))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        loss, self.grad_norm = (float(values[name]) for name in ("loss", "grad_norm"))
+        if not (math.isfinite(loss) and math.isfinite(self.grad_norm)):
             saved = self.checkpoints.steps()
             raise TrainingError(
-                f"at step {step} the loss is {loss} and the gradient norm {norm}; the last good checkpoint in "
-                f"{self.workdir} is {f'of step {saved[-1]}' if saved else 'none'}; "
-                "try a lower optim.lr in a new workdir"
+                f"at step {step} the loss is {loss} and the gradient norm {self.grad_norm}; the last good checkpoint "
+                f"in {self.workdir} is {f'of step {saved[-1]}' if saved else 'none'}; try a lower optim.lr in a new "
+                "workdir"
             )
         self.losses.append(loss)
-        self.grad_norm = norm
         self.watch.tick()
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3f}", refresh=False, **self.results)
+        self.bar.update()
+        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False, **self.results)
 
     def _pause(self, stopping: bool) -> None:
-        """What is due between two steps, with no step in flight."""
-        options, step = self.options, self.step
-        due = self._is_time
-        if due(options.log_every):
+        """The events that are due after a step, with no step in flight."""
+        if self._is_due("log"):
             self._write_log()
-        if due(options.checkpoint_every) or stopping:
-            self.checkpoints.save(step, self.state, position=self.loader.position, config=self.config.to_dict())
-        if due(options.eval_every) and not stopping:
+        if self._is_due("checkpoint") or stopping:
+            self.checkpoints.save(self.step, self.state, position=self.loader.position, config=self.config.to_dict())
+        if self._is_due("eval") and not stopping:
             self._evaluate()
-        if due(options.sample_every) and not stopping:
+        if self._is_due("sample") and not stopping:
             self._sample()
         self.watch.skip()
 
-    def _is_time(self, every: int) -> bool:
-        return bool(every) and (self.step == self.options.steps or self.step % every == 0)
-
     def _make_up(self) -> None:
-        """What was due at the step that we resume after, if the run was stopped before it was done."""
+        """The events that were due after the step that we resume from, if the run was stopped before them."""
         if self.step == 0:
             return
         evaluated, sampled = self.report.has(self.step)
-        if self._is_time(self.options.eval_every) and not evaluated:
+        if self._is_due("eval") and not evaluated:
             self._evaluate()
-        if self._is_time(self.options.sample_every) and not sampled:
+        if self._is_due("sample") and not sampled:
             self._sample()
 
     def _write_log(self) -> None:
         rate = self.watch.steps_per_second() * self.options.batch_size * self.data.length
-        self.speed = {"tokens_per_second": rate, "mfu": rate * self.flops_per_token / self.peak}
-        self.train_loss = float(np.mean(self.losses))
+        self.report.entry(
+            self.step,
+            train_loss=float(np.mean(self.losses)),
+            grad_norm=self.grad_norm,
+            tokens_per_second=rate,
+            mfu=rate * flops.train_flops_per_token(self.experiment.model, self.data.length) / self.peak,
+        )
         self.losses.clear()
-        self.report.entry(self.step, train_loss=self.train_loss, grad_norm=self.grad_norm, **self.speed)
 
     def _evaluate(self) -> None:
-        place = self.experiment.place
+        place, quiet = self.experiment.place, not processes.is_leader()
         bounds = sharding.map_batches(
-            lambda rows, first: self.bound(self.state.ema, self.eval_key, place(rows), first),
+            lambda batch, first: self.bound(self.state.ema, self.eval_key, place(batch), first),
             self.valid,
             self.experiment.eval.batch_size,
-            progress=lambda batches: tqdm(
-                batches, desc="evaluating", leave=False, delay=1, file=sys.stderr, disable=not processes.is_leader()
-            ),
+            progress=partial(tqdm, desc="evaluating", leave=False, delay=1, file=sys.stderr, disable=quiet),
         )
         summary = likelihood.summarise(bounds, self.data.length, self.data.valid.tokens_per_byte)
         self.report.entry(self.step, **{f"eval_{name}": value for name, value in summary.items()})
         self.results["bits_per_byte"] = round(summary["bits_per_byte"], 3)
 
     def _sample(self) -> None:
-        shape = (self.experiment.sampling.num, self.data.length)
-        free = tuple(map(self.experiment.place, (np.zeros(shape, bool), np.zeros(shape, np.int32))))
+        options = self.experiment.sampling
+        shape = (options.num, self.data.length)
+        clamp = tuple(map(self.experiment.place, (np.zeros(shape, bool), np.zeros(shape, np.int32))))
         key = jax.random.fold_in(self.sample_key, self.step)
-        drawn = np.asarray(self.draw(self.state.ema, key, free, self.experiment.sampling.steps, 0).tokens)
-        self.report.samples(self.step, [self.data.tokenizer.decode(tokens) for tokens in drawn.tolist()])
+        tokens = np.asarray(self.sample(self.state.ema, key, clamp, options.steps, 0).tokens)
+        self.report.samples(self.step, [self.data.tokenizer.decode(sequence) for sequence in tokens.tolist()])
 
     def _summary(self) -> str:
         data, mesh = self.data, self.experiment.mesh

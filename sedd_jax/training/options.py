@@ -42,6 +42,11 @@ class TrainOptions:
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"train.ema_decay={self.ema_decay} must lie in [0, 1)")
 
+    def is_due(self, what: str, step: int) -> bool:
+        """Whether `what` ('log', 'eval', 'sample' or 'checkpoint') is due after this step; all are after the last."""
+        every = getattr(self, f"{what}_every")
+        return bool(every) and (step == self.steps or step % every == 0)
+
     def check(self, mesh: Mesh) -> None:
         """Raises InputError if nothing can be trained with these options on the mesh."""
         _require("train", self, "steps")
