@@ -15,7 +15,7 @@ from absl import app, flags
 from benchmarks.rounds import medians
 from sedd_jax import noise, rates
 from sedd_jax.score_entropy import ScoreEntropy, denoising_loss, loss_and_grads
-from sedd_jax.training.step import chunk_rows
+from sedd_jax.training.step import chunk_size
 from sedd_jax.transformer import Transformer
 
 flags.DEFINE_enum("kind", "absorbing", ["absorbing", "uniform"], "Graph.")
@@ -50,7 +50,7 @@ def main(_):
         return jax.value_and_grad(loss, argnums=(0, 1))(head, features)
 
     def chunks(head, features, noised, tokens):
-        return loss_and_grads(log_score, objective, head, features, noised, tokens, rows=chunk_rows(tokens.size))
+        return loss_and_grads(log_score, objective, head, features, noised, tokens, rows=chunk_size(tokens.size))
 
     inputs = (head, features, noised, tokens)
     compiled = {call.__name__: jax.jit(call).lower(*inputs).compile() for call in (plain, chunks)}

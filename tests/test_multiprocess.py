@@ -241,7 +241,7 @@ ROWS = textwrap.dedent(
             devices = np.array(jax.devices()).reshape(2, 4).T.ravel()
             for order in (jax.devices(), list(devices)):
                 mesh = sharding.make_mesh(**sizes, devices=order)
-                rows = sharding.local_rows(16, mesh)
+                rows = sharding.local_sequences(16, mesh)
                 batch = sharding.place_batch(next(Loader(stream, length=5, batch_size=16, seed=0, rows=rows)), mesh)
                 for shard in batch.addressable_shards:
                     np.testing.assert_array_equal(shard.data, whole[shard.index])

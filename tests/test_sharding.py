@@ -231,4 +231,4 @@ def test_what_is_left_whole_is_named_with_its_cost():
 
 
 def test_rows_of_one_process_are_all_of_them():
-    assert sharding.local_rows(16, mesh_of((2, 2, 2))).tolist() == list(range(16))
+    assert sharding.local_sequences(16, mesh_of((2, 2, 2))).tolist() == list(range(16))

@@ -37,7 +37,7 @@ from sedd_jax.devices.chips import Chip
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.training import flops
 from sedd_jax.training.experiment import Experiment, make_experiment
-from sedd_jax.training.step import chunk_rows
+from sedd_jax.training.step import chunk_size
 
 TARGETS = ("train", "sample", "both")
 
@@ -112,7 +112,7 @@ def mean_chunks(experiment: Experiment, length: int) -> int:
     share = float(experiment.objective.contributes(noised.x).mean())
     options = experiment.train
     positions = options.batch_size * length // sharding.batch_shards(experiment.mesh) // options.microbatches
-    return math.ceil(share * positions / chunk_rows(positions))
+    return math.ceil(share * positions / chunk_size(positions))
 
 
 def _train(experiment: Experiment, length: int, chip: Chip, chunks: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Mesh, the one table from logical axes to mesh axes, and placing arrays. One device is a 1 x 1 x 1 mesh.
 
 data: replicas that split the batch. fsdp: splits the batch and every weight along its model width. tensor: splits
-heads, MLP and vocabulary. Of several TPU slices, each holds whole replicas: only `data` goes over the slow network that
-joins them.
+heads, MLP and vocabulary. With several TPU slices, each holds complete replicas: only `data` uses the slow network
+between them.
 """
 
 import math
@@ -19,7 +19,7 @@ from sedd_jax.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis -> the mesh axes that split it. Axes that are not named here (layers, length, cond) stay whole.
+# Logical axis -> the mesh axes that split it. Axes that are not named here (layers, length, cond) are not split.
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "replica": ("data",),
@@ -33,12 +33,12 @@ RULES: Mapping[str, tuple[str, ...]] = {
 def make_mesh(
     *, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = -1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh over all devices, laid along the connections of the chips.
+    """A mesh over the devices, along the connections of the chips.
 
     data, fsdp, tensor: sizes over all devices; one of them may be -1: what the others leave.
-    slices: how many slices share `data`; -1 for as many as the TPU devices are of. Other devices need no such order.
-    devices: all that JAX has by default.
-    Raises InputError where the sizes do not fit the devices or their slices.
+    slices: number of slices that `data` goes over; -1 for those that the TPU devices belong to, and 1 for others.
+    devices: by default all of JAX.
+    Raises InputError if the sizes do not fit the devices or their slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
@@ -85,9 +85,9 @@ def _parts(mesh: Mesh | AbstractMesh, axes: Iterable[str] | None) -> int:
 
 
 def spec(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """How an array with these logical axes is split. An axis whose length the mesh does not divide stays whole.
+    """How an array with these logical axes is split. An axis is not split if the mesh does not divide its length.
 
-    Inside `jax.shard_map` the axes that it split already are left out.
+    Inside `jax.shard_map`, the mesh axes that it has split already are left out.
     """
     return PartitionSpec(*(_split(size, name, mesh) for size, name in zip(shape, names, strict=True)))
 
@@ -99,45 +99,45 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def gathered(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    """A weight made whole along its model width where it is used.
+    """A weight gathered along its model width where it is used.
 
-    The compiler does not do it by itself: it would pass the parts of the weight round in a ring, once more than needed
-    under rematerialisation.
+    The compiler alone would pass the parts of the weight round in a ring, once more than needed under
+    rematerialisation.
     """
     return constrain(weight, *(None if name == "embed" else name for name in names))
 
 
 def tree_sharding(abstract: Any, mesh: Mesh) -> Any:
-    """Shardings for a tree of abstract arrays, of which Flax's partition boxes carry logical names.
+    """Shardings for a tree of abstract arrays, some in Flax's boxes with logical names.
 
     The result has the structure of the unboxed tree; arrays without names are replicated.
     """
+    return jax.tree.map(
+        lambda leaf: _box_sharding(leaf, mesh) if _is_box(leaf) else replicated(mesh), abstract, is_leaf=_is_box
+    )
 
-    def sharding(leaf) -> NamedSharding:
-        if isinstance(leaf, nn.LogicallyPartitioned):
-            return NamedSharding(mesh, spec(leaf.value.shape, leaf.names, mesh))
-        return replicated(mesh)
 
-    return jax.tree.map(sharding, abstract, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned)
+
+
+def _box_sharding(box: nn.LogicallyPartitioned, mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, spec(box.value.shape, box.names, mesh))
 
 
 def unsharded(abstract: Any, mesh: Mesh) -> list[str]:
-    """What of a tree as in `tree_sharding` stays whole although a rule would split it: one line each, with the cost."""
-    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    """The axes in a tree as in `tree_sharding` that a rule names but that are not split: a line each, with the cost."""
     lines = []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(abstract, is_leaf=is_box)[0]:
-        if not is_box(leaf):
-            continue
-        value = leaf.value
-        held = math.prod(NamedSharding(mesh, spec(value.shape, leaf.names, mesh)).shard_shape(value.shape))
-        for size, name in zip(value.shape, leaf.names, strict=True):
-            parts = _parts(mesh, RULES.get(name) if name else None)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(abstract, is_leaf=_is_box)[0]:
+        for size, name in zip(leaf.value.shape, leaf.names, strict=True) if _is_box(leaf) else ():
+            parts = _parts(mesh, RULES.get(name or ""))
             if parts > 1 and _split(size, name, mesh) is None:
-                megabytes = held * value.dtype.itemsize / 1e6
+                value = leaf.value
+                held = math.prod(_box_sharding(leaf, mesh).shard_shape(value.shape)) * value.dtype.itemsize / 1e6
                 lines.append(
                     f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(value.shape)} is not split: its "
                     f"{size} along {name!r} are no multiple of mesh.{'*'.join(RULES[name])}={parts}. It takes "
-                    f"{megabytes:.3g} MB per device instead of {megabytes / parts:.3g}, its average and moments too"
+                    f"{held:.3g} MB per device instead of {held / parts:.3g}, its average and moments too"
                 )
     return lines
 
@@ -156,50 +156,48 @@ def batch_shards(mesh: Mesh) -> int:
     return _parts(mesh, RULES["batch"])
 
 
-def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
-    """Which rows of a global batch the devices of this process hold, ascending.
+def local_sequences(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """The numbers of the sequences of a global batch that the devices of this process hold, ascending.
 
-    Processes whose devices hold the same ones, because `tensor` goes across them, all have them. They need not be
-    neighbours: along the connections of the chips, those of one host are not.
+    If `tensor` goes across processes, several hold the same ones. They need not be neighbours: along the connections of
+    the chips, those of one host are not.
     """
     held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
 
 
 def place_batch(local: np.ndarray, mesh: Mesh) -> jax.Array:
-    """The global batch [B, ...] from this process's rows of it: those of `local_rows`, in that order."""
+    """The global batch [B, ...] from this process's part of it: the `local_sequences`, in their order."""
     shards = batch_shards(mesh)
-    batch_size = len(local) // len(local_rows(shards, mesh)) * shards
-    rows = local_rows(batch_size, mesh)
-
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        start, stop, _ = index[0].indices(batch_size)
-        first = int(np.searchsorted(rows, start))
-        return local[first : first + stop - start]
-
-    return jax.make_array_from_callback((batch_size, *local.shape[1:]), batch_sharding(mesh), part)
+    batch_size = len(local) // len(local_sequences(shards, mesh)) * shards
+    numbers = local_sequences(batch_size, mesh)
+    return jax.make_array_from_callback(
+        (batch_size, *local.shape[1:]),
+        batch_sharding(mesh),
+        lambda index: local[np.isin(numbers, np.arange(batch_size)[index[0]])],
+    )
 
 
 def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
-    """An array that every process has whole, as one global array."""
+    """A global array from a host array that every process has completely."""
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
 def map_batches(
     function: Callable[[np.ndarray, int], Any],
-    rows: np.ndarray,
+    sequences: np.ndarray,
     batch_size: int,
     *,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Any:
-    """`function(batch, number of its first row)` over all rows [N, ...], as one tree of NumPy arrays [N, ...].
+    """`function(batch, number of its first sequence)` over all sequences [N, ...]: a tree of NumPy arrays [N, ...].
 
-    The last batch is filled with repeats of its last row, so that all have one shape; their results are cut off.
-    progress: wraps the iterable of batches, `tqdm` for one.
+    The last batch is filled up with repeats of its last sequence, so that all have one shape; their results are
+    dropped. progress: wraps the iterable of batches, as `tqdm` does.
     """
-    parts, batch_size = [], min(batch_size, len(rows))
-    for first in progress(range(0, len(rows), batch_size)):
-        batch = rows[first : first + batch_size]
+    parts, batch_size = [], min(batch_size, len(sequences))
+    for first in progress(range(0, len(sequences), batch_size)):
+        batch = sequences[first : first + batch_size]
         filled = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
         parts.append(jax.device_get(function(filled, first)))
-    return jax.tree.map(lambda *values: np.concatenate(values)[: len(rows)], *parts)
+    return jax.tree.map(lambda *values: np.concatenate(values)[: len(sequences)], *parts)

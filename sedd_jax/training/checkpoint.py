@@ -1,13 +1,14 @@
-"""Checkpoints that are whole or not used: Orbax writes them, a manifest of hashes proves them at restore.
+"""Checkpoints that are complete or not used: Orbax writes them, a manifest of hashes verifies them at restore.
 
-Orbax commits a step atomically, but what it reads back later is whatever the disk says: flipped bytes are not noticed,
-another dtype is cast in silence, an empty folder counts as the newest step. So each checkpoint carries a record with
-the dtype, shape and hash of every leaf. The hashes are taken on the devices, of the arrays as they are about to be
-saved and as they have been placed again, so they cover the whole way there and back, whatever the two meshes are.
+Orbax commits a step atomically, but trusts the disk when it reads: it does not notice flipped bytes, casts another
+dtype silently, and takes an empty folder for the newest step. So each checkpoint has a record with the dtype, shape and
+hash of every leaf. The devices compute the hashes, of the arrays before they are saved and after they are restored, so
+they cover the path from device to device, on any two meshes.
 """
 
 import contextlib
 import gc
+import itertools
 import json
 import logging
 import sys
@@ -29,13 +30,10 @@ from sedd_jax.errors import InputError
 
 
 class Restored(NamedTuple):
-    """A checkpoint that has been verified.
+    """A verified checkpoint.
 
-    Attributes:
-        step: the step it was saved at.
-        state: the saved tree, each leaf placed on the sharding that was asked for.
-        position: global batches that the data loader had handed out.
-        config: the config of the run that saved it, as plain JSON values (tuples come back as lists).
+    step: the step it was saved at. state: the saved tree, each leaf on the given sharding. position: number of global
+    batches consumed. config: that of the run, as JSON values (tuples come back as lists).
     """
 
     step: int
@@ -48,23 +46,15 @@ class Checkpoints:
     """The checkpoints of one run, in one directory. Every process of the run makes the same calls."""
 
     def __init__(
-        self,
-        directory: epath.PathLike,
-        *,
-        keep_last: int = 3,
-        keep_period: int | None = None,
-        read_only: bool = False,
+        self, directory: epath.PathLike, *, keep_last: int = 3, keep_period: int | None = None, read_only: bool = False
     ):
         """Opens the directory, and creates it unless `read_only`.
 
-        Args:
-            directory: local path or bucket URL that holds one folder per step.
-            keep_last: how many of the newest checkpoints stay; with 1 there is none to fall back on.
-            keep_period: steps divisible by this stay for good. None keeps no others.
-            read_only: leave the directory exactly as it is; `save` is then an error.
-
-        Raises:
-            InputError: a number to keep is below 1, or `directory` is a file.
+        directory: local path or bucket URL; has one folder per step.
+        keep_last: number of newest checkpoints that stay; with 1 there is none to fall back on.
+        keep_period: steps divisible by this stay for good; None for no others.
+        read_only: leaves the directory exactly as it is; `save` is then an error.
+        Raises InputError if a number to keep is below 1, or `directory` is a file.
         """
         for name, value in (("keep_last", keep_last), ("keep_period", keep_period)):
             if value is not None and value < 1:
@@ -85,7 +75,7 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
                 preservation_policy=policies.AnyPreservationPolicy(kept),
                 save_root_metadata=False,
-                # Else a damaged metadata file of any one step would keep the directory from being opened.
+                # Without this, a damaged metadata file of any step would prevent opening the directory.
                 lightweight_initialize=True,
             ),
         )
@@ -97,57 +87,42 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint folder, ascending, whether or not they would verify."""
+        """The steps that have a checkpoint folder, ascending, damaged or not."""
         return sorted(self._manager.all_steps())
 
     def wait(self) -> None:
-        """Returns when no save is under way. Raises whatever made one fail."""
+        """Waits for a save in progress. Raises the error of one that failed."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, as `wait` does, and ends the threads that save."""
+        """Waits as `wait` does, and ends the threads that save."""
         self._manager.close()
 
     def save(self, step: int, state: Any, *, position: int, config: Mapping[str, Any]) -> None:
         """Saves in the background; `state` may be donated or deleted as soon as this returns.
 
-        Args:
-            step: the step the state has reached; not one of `steps()`.
-            state: tree of jax arrays, spread over the processes in any way.
-            position: global batches consumed so far.
-            config: what JSON can hold.
-
-        Raises:
-            InputError: the directory is open read-only.
-            ValueError: the step is saved already.
-            Exception: whatever made the save before this one fail.
+        state: tree of jax arrays on any mesh. position: number of global batches consumed. config: JSON values.
+        Raises InputError if the directory is open read-only, ValueError if the step is saved already, and the error of
+        the save before if that failed.
         """
         if self._read_only:
             raise InputError(f"{self._directory} is open read-only: open it for writing to save step {step}")
         hashes = _by_path(jax.device_get(fingerprint(state)))
         manifest = {path: {**layout, "hash": int(hashes[path])} for path, layout in _layout(state).items()}
         record = {"manifest": manifest, "position": int(position), "config": dict(config)}
-        # `force` because Orbax otherwise skips, without a word, a step below the newest folder.
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave({**record, "crc": _crc(record)})
-            ),
-            force=True,
-        )
+        items = {"state": ocp.args.StandardSave(state), "record": ocp.args.JsonSave(record | {"crc": _crc(record)})}
+        # Without `force`, Orbax silently skips a step below the newest folder.
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, abstract_state: Any, *, log: Callable[[str], None]) -> Restored | None:
-        """The newest checkpoint that verifies, or None where there are no checkpoints at all.
+        """The newest sound checkpoint, or None if there are no checkpoints at all.
 
-        Newer ones that do not verify are moved to the folder `<directory>-damaged` beside this one, so that their
-        steps can be saved again and nothing is lost. Nothing is moved if `read_only`, or if no checkpoint verifies.
+        Newer, damaged ones move to the folder `<directory>-damaged` beside this one, so that their steps can be saved
+        again and nothing is lost. Nothing moves if `read_only`, or if no checkpoint is sound.
 
-        Args:
-            abstract_state: tree of `jax.ShapeDtypeStruct` with shardings: where each leaf goes, on any mesh.
-            log: called with one line per damaged checkpoint that was passed over.
-
-        Raises:
-            InputError: a checkpoint is sound but of another model than `abstract_state`, or none of them is sound.
+        abstract_state: tree of `jax.ShapeDtypeStruct` with the sharding for each leaf, on any mesh.
+        log: called with one line per damaged checkpoint.
+        Raises InputError if a checkpoint is sound but of another model than `abstract_state`, or if none is sound.
         """
         self.wait()
         damaged: dict[int, str] = {}
@@ -174,33 +149,30 @@ class Checkpoints:
         return restored
 
     def _load(self, step: int, abstract_state: Any) -> Restored:
-        record = _on_every_process(lambda: self._read_record(step))
+        def read(name: str, item: Any) -> Any:
+            return self._manager.restore(step, args=ocp.args.Composite(**{name: item}))[name]
+
+        def read_record() -> dict:
+            record = read("record", ocp.args.JsonRestore())
+            if record.pop("crc") != _crc(record):
+                raise _Damaged("its record has been altered")
+            return record
+
+        record = _on_every_process(read_record)
         _require_same_layout(record["manifest"], abstract_state, self._directory / str(step))
-        state = _on_every_process(
-            lambda: self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-            )["state"]
-        )
-        # Each process hashes its own copy of what is replicated, so they need not find the same.
+        state = _on_every_process(lambda: read("state", ocp.args.StandardRestore(abstract_state)))
+        # Each process hashes its own copy of replicated arrays, so the results may differ.
         _on_every_process(lambda: _require_same_hashes(record["manifest"], state))
         return Restored(step, state, record["position"], record["config"])
-
-    def _read_record(self, step: int) -> dict:
-        record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-        if record.pop("crc") != _crc(record):
-            raise _Damaged("its record has been altered")
-        return record
 
     def _move_aside(self, steps: Mapping[int, str]) -> None:
         if jax.process_index() == 0:
             aside = self._directory.parent / f"{self._directory.name}-damaged"
             aside.mkdir(parents=True, exist_ok=True)
             for step in steps:
-                target, copies = aside / str(step), 0
-                while target.exists():
-                    copies += 1
-                    target = aside / f"{step}-{copies}"
-                (self._directory / str(step)).rename(target)
+                names = (f"{step}-{copies}" if copies else f"{step}" for copies in itertools.count())
+                free = next(name for name in names if not (aside / name).exists())
+                (self._directory / str(step)).rename(aside / free)
         multihost_utils.sync_global_devices("damaged checkpoints moved aside")
         self._manager.reload()
 
@@ -208,8 +180,8 @@ class Checkpoints:
 def fingerprint(tree: Any) -> Any:
     """A 32-bit hash of each leaf's bits: a tree of uint32 scalars.
 
-    Exact, and the same on any mesh, number of processes and kind of device, because it is a sum of integers. Any change
-    within one word changes the hash; other damage goes unseen with probability 2^-32.
+    The same on any mesh, number of processes and kind of device, because it is a sum of integers. Any change within one
+    word changes the hash; other damage stays undetected with probability 2^-32.
     """
     return jax.tree.map(_hash, tree)
 
@@ -222,7 +194,7 @@ def _hash(leaf: jax.Array) -> jax.Array:
         # 64-bit values become two words along a new last axis, so that x64 need not be enabled.
         unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
         words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    # Built from one iota per axis because a reshape of a sharded array would gather it.
+    # One iota per axis, because a reshape would gather a sharded array.
     index, stride = jnp.uint32(0), 1
     for axis in reversed(range(words.ndim)):
         index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
@@ -235,19 +207,19 @@ def _hash(leaf: jax.Array) -> jax.Array:
 
 
 class _Damaged(Exception):
-    """A checkpoint that cannot be used, and in a few words why."""
+    """A checkpoint that cannot be used; the message is the reason."""
 
 
 def _on_every_process(read: Callable[[], Any]) -> Any:
-    """What `read` returns; `_Damaged` on every process if it fails on any.
+    """The result of `read`; raises `_Damaged` on every process if it fails on any.
 
-    Without the agreement one process would go on to the next checkpoint and the others wait for it in this one.
+    Without this agreement, one process would try the next checkpoint while the others wait for it in this one.
     """
     try:
         value, reason = read(), ""
     except _Damaged as error:
         value, reason = None, str(error)
-    # Orbax, Tensorstore and the codecs raise a dozen types between them for files cut short or overwritten.
+    # Orbax, Tensorstore and the codecs raise a dozen types of errors for truncated or overwritten files.
     except Exception as error:
         value, reason = None, textwrap.shorten(f"{type(error).__name__}: {error}", 120, placeholder=" ...")
     if not np.all(multihost_utils.process_allgather(np.array(not reason))):
@@ -257,10 +229,10 @@ def _on_every_process(read: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def _no_stray_reports() -> Iterator[None]:
-    """Keeps a damaged checkpoint from burying its one line of explanation under hundreds.
+    """Keeps hundreds of lines away from the one that explains a damaged checkpoint.
 
-    At the first array that fails Orbax closes its event loop; the others then report, from Tensorstore's threads and
-    from the garbage collector, that nobody waits for them any more.
+    At the first array that fails, Orbax closes its event loop. The other arrays then report, from Tensorstore's threads
+    and from the garbage collector, that nobody waits for them.
     """
     logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
     disabled = logger.disabled
@@ -303,6 +275,5 @@ def _show(leaf: Mapping[str, Any] | None) -> str:
 
 
 def _crc(record: Mapping[str, Any]) -> int:
-    # Through JSON and back, as the record itself goes: integer keys sort in another order once they are strings.
-    plain = json.loads(json.dumps(record))
-    return zlib.crc32(json.dumps(plain, sort_keys=True).encode())
+    # Through JSON and back, like the record itself: integer keys sort in another order once they are strings.
+    return zlib.crc32(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode())

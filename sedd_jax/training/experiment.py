@@ -32,12 +32,10 @@ from sedd_jax.training.step import TrainStep, make_train_step
 from sedd_jax.transformer import Transformer, attention
 from sedd_jax.typing import PRNGKey
 
-OBJECTIVES = ("sedd", "ar")
-
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that a config says but for the data, and jitted functions of the parameters on the mesh.
+    """A config as objects, except for the data, and jitted functions of the parameters on the mesh.
 
     With the objective 'ar' the model is causal, and graph and noise are not used.
     """
@@ -73,49 +71,33 @@ class Experiment:
 
     def train_step_fn(self) -> TrainStep:
         """(state, key, tokens [B, L]) -> (next state, metrics): see `make_train_step`."""
-        options = self.train
-        return make_train_step(
-            self.model,
-            self.objective,
-            self.optimizer,
-            self.mesh,
-            decay=options.ema_decay,
-            microbatches=options.microbatches,
-        )
+        options = {"decay": self.train.ema_decay, "microbatches": self.train.microbatches}
+        return make_train_step(self.model, self.objective, self.optimizer, self.mesh, **options)
 
     def unsharded(self) -> list[str]:
-        """Which weights the mesh should split and does not: see `sharding.unsharded`."""
-        tokens, sigma = jnp.zeros((1, 2), jnp.int32), jnp.ones(1)
-        return sharding.unsharded(
-            jax.eval_shape(self.model.init, jax.random.key(0), tokens, sigma)["params"], self.mesh
-        )
+        """The weights that the mesh should split and does not: see `sharding.unsharded`."""
+        inputs = jnp.zeros((1, 2), jnp.int32), jnp.ones(1)
+        return sharding.unsharded(jax.eval_shape(self.model.init, jax.random.key(0), *inputs)["params"], self.mesh)
 
     def bound_fn(self, num_times: int) -> Callable[..., likelihood.Bound | likelihood.Exact]:
-        """(params, key, tokens [B, L], number of the first sequence) -> `likelihood.Bound`, or what it bounds where
-        the model says that."""
+        """(params, key, tokens [B, L], number of the first sequence) -> `likelihood.Bound`, or for a causal model the
+        likelihood itself."""
 
         def exact(params, key, tokens, first_index):
             logits = self.score_fn(params)(tokens, jnp.zeros(len(tokens)))
             return likelihood.Exact(autoregressive.cross_entropy(logits, tokens).sum(-1))
 
         def bound(params, key, tokens, first_index):
-            return likelihood.bound(
-                key,
-                self.score_fn(params),
-                self.graph,
-                self.noise,
-                tokens,
-                num_times=num_times,
-                first_index=first_index,
-            )
+            graph, noise, score_fn = self.graph, self.noise, self.score_fn(params)
+            return likelihood.bound(key, score_fn, graph, noise, tokens, num_times=num_times, first_index=first_index)
 
         return jax.jit(exact if self.model.causal else bound, out_shardings=sharding.replicated(self.mesh))
 
     def sample_fn(self, sampler: sampling.Sampler, steps: int | None = None) -> jax.stages.Wrapped:
         """(params, key, (given [B, L], values [B, L]), steps, number of the first sequence) -> `sampling.Sample`.
 
-        steps: to compile for that number alone, which is then no argument. The autoregressive twin makes no steps, and
-        has of the sampler its truncation.
+        steps: compiles for this number alone; then steps and number are no arguments. The AR baseline takes no steps,
+        and only the truncation of the sampler.
         """
         if not self.model.causal:
             sampler.check(self.graph, steps or 1)
@@ -163,19 +145,19 @@ class Experiment:
             first_index=first_index,
         )
 
-    def place(self, rows: np.ndarray) -> jax.Array:
-        """Rows [B, ...], the same on every process, split over the mesh as far as B goes."""
-        split = len(rows) % sharding.batch_shards(self.mesh) == 0
-        return sharding.place(rows, sharding.batch_sharding(self.mesh) if split else sharding.replicated(self.mesh))
+    def place(self, batch: np.ndarray) -> jax.Array:
+        """A batch [B, ...], the same on every process; split over the mesh if that divides B, else replicated."""
+        split = len(batch) % sharding.batch_shards(self.mesh) == 0
+        return sharding.place(batch, sharding.batch_sharding(self.mesh) if split else sharding.replicated(self.mesh))
 
 
 def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Experiment:
-    """On all devices, or on those given. Raises InputError for anything in the config that is unknown, missing or does
-    not fit."""
-    chosen = config.get("objective", "sedd")
-    if chosen not in OBJECTIVES:
-        raise InputError(f"config.objective={chosen!r} is unknown; choose 'sedd' or 'ar'")
-    causal = chosen == "ar"
+    """On the devices, by default all. Raises InputError for anything in the config that is unknown, missing or does not
+    fit."""
+    kind = config.get("objective", "sedd")
+    if kind not in ("sedd", "ar"):
+        raise InputError(f"config.objective={kind!r} is unknown; choose 'sedd' or 'ar'")
+    causal = kind == "ar"
     graph = build(rates.make, "graph", config, vocab_size=vocab_size)
     schedule = build(noise.make, "noise", config)
     mesh = build(sharding.make_mesh, "mesh", config, devices=devices)
@@ -185,10 +167,9 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     model = build(Transformer, "model", config, **given, parent=None, name=None)
     if model.scale_by_sigma is None:
         model = model.clone(scale_by_sigma=isinstance(graph, rates.Absorbing))
-    kind = attention.choose(
-        model.attention, platform=mesh.devices.flat[0].platform, dtype=model.dtype, length=config.data.length
-    )
-    model = model.clone(attention=kind)
+    platform = mesh.devices.flat[0].platform
+    kernel = attention.choose(model.attention, platform=platform, dtype=model.dtype, length=config.data.length)
+    model = model.clone(attention=kernel)
     if model.num_heads % mesh.shape["tensor"]:
         raise InputError(f"mesh.tensor={mesh.shape['tensor']} must divide model.num_heads={model.num_heads}")
     options = build(SamplingOptions, "sampling", config)
@@ -201,7 +182,7 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
         model=model,
         optimizer=build(make_optimizer, "optim", config),
         mesh=mesh,
-        # Of weights from elsewhere, a config need not say how they were trained.
+        # The config of converted weights need not have the options of their training.
         train=build(TrainOptions, "train", config) if "train" in config else TrainOptions(),
         eval=build(EvalOptions, "eval", config),
         sampling=options,
@@ -210,7 +191,7 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
 
 @dataclass(frozen=True)
 class Trained:
-    """A run as evaluation and sampling need it. params: the averaged weights (EMA). step: updates behind them."""
+    """A run for evaluation and sampling. params: the averaged weights (EMA). step: number of updates."""
 
     config: ConfigDict
     experiment: Experiment
@@ -220,7 +201,7 @@ class Trained:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the parameters: what figures that were computed earlier must have been computed with."""
+        """Hex digest of the parameters, to compare with those behind figures that were computed earlier."""
         digest = hashlib.sha256()
         for path, leaf in jax.tree.leaves_with_path(self.params):
             digest.update(jax.tree_util.keystr(path).encode())
@@ -229,14 +210,14 @@ class Trained:
 
 
 def load_trained(workdir: epath.Path, *, log: Callable[[str], None]) -> Trained:
-    """The newest sound checkpoint of a workdir, on all devices here, whatever mesh it was trained on.
+    """The newest sound checkpoint of a workdir, on all devices of this machine and whatever mesh it was trained on.
 
-    Raises InputError where workdir holds no run, no checkpoint, or another tokenizer than the run's.
+    Raises InputError if workdir holds no run, no checkpoint, or another tokenizer than the run's.
     """
     config = configuration.load(workdir)
     tokenizer = tokenizers.load(workdir)
     configuration.check_same_tokenizer(tokenizer.fingerprint, workdir)
-    # The mesh and the kernels of the training run may not fit this machine; a forward pass only wants its batch split.
+    # The mesh and kernels of the training run may not fit this machine; a forward pass only needs its batch split.
     config.mesh = ConfigDict({"data": -1})
     config.update({"model": {"attention": "auto"}})
     experiment = make_experiment(config, tokenizer.vocab_size)

@@ -88,7 +88,7 @@ class Loop:
             length=data.length,
             batch_size=self.options.batch_size,
             seed=self.options.seed,
-            rows=sharding.local_rows(self.options.batch_size, experiment.mesh),
+            rows=sharding.local_sequences(self.options.batch_size, experiment.mesh),
             position=position,
             shift=data.shift,
         )

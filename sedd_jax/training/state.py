@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and how it is born on its devices."""
+"""The state that a training step takes and returns, its optimizer, and its initialisation on the devices."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int
 
 from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError
+from sedd_jax.typing import PRNGKey, Scalar
 
 
 class TrainState(NamedTuple):
-    """step: updates done. ema: running average of the parameters, which evaluation and sampling use."""
+    """step: number of updates. ema: running average of the parameters, for evaluation and sampling."""
 
     step: Int[Array, ""]
     params: Any
@@ -23,14 +24,14 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def learning_rate(lr: float, warmup_steps: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-    """Linear warm-up to lr, then constant: update n (from 0) has (n + 1) / warmup_steps of it, as in the reference."""
+def learning_rate(lr: float, warmup_steps: int) -> Callable[[Int[Array, ""]], Scalar]:
+    """Linear warm-up to lr, then constant. Update n (from 0) has (n + 1) / warmup_steps of lr, as in the reference."""
     return lambda count: lr * jnp.minimum((count + 1) / max(warmup_steps, 1), 1.0)
 
 
 def clip_by_global_norm(clip: float) -> optax.GradientTransformation:
-    """Scales the gradient by min(1, clip / its norm): a number, by which Adam multiplies what it reads anyway. Optax's
-    own makes a divided gradient and then selects one of the two, which is four passes over the gradient more."""
+    """Scales the gradient by min(1, clip / its norm), which XLA fuses into Adam's reading of it. Optax's own computes a
+    second gradient and selects one of the two: four more passes over the gradient."""
 
     def scaled(grads: Any, _) -> Any:
         factor = jnp.minimum(1, clip / optax.tree.norm(grads))
@@ -52,9 +53,9 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW behind a clip of the global gradient norm. The defaults are those of the reference implementation.
 
-    mu_dtype: of Adam's first moment, 'float32' or 'bfloat16'. The second stays float32: with b2 = 0.999 an update of it
-        is less than bfloat16 resolves.
-    The gradient is that of nats per sequence, so a clip of 1 is at work in almost every step.
+    mu_dtype: of Adam's first moment, 'float32' or 'bfloat16'. The second moment stays float32: with b2 = 0.999 its
+        updates are smaller than bfloat16 resolves.
+    The gradient is that of nats per sequence, so a clip of 1 takes effect in almost every step.
     """
     for name, value in {"lr": lr, "clip": clip, "eps": eps}.items():
         if not value > 0:
@@ -71,8 +72,8 @@ def make_optimizer(
     )
 
 
-def _init(key: Key[Array, ""], model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    # Parameters do not depend on the length or on the kernel, which may want lengths of its own.
+def _init(key: PRNGKey, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    # Parameters do not depend on the length, nor on the attention kernel, which may not accept this one.
     params = model.clone(attention="plain").init(key, jnp.zeros((1, 2), jnp.int32), jnp.ones(1))["params"]
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
@@ -87,9 +88,7 @@ def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, me
     )
 
 
-def init_state(
-    key: Key[Array, ""], model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """A fresh state whose arrays are computed where they will live."""
+def init_state(key: PRNGKey, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """A fresh state; every device computes its own part."""
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
     return jax.jit(lambda key: nn.unbox(_init(key, model, optimizer)), out_shardings=places)(key)

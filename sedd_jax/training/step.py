@@ -25,29 +25,29 @@ def ema_decay(decay: float, step: Int[Array, ""] | int) -> Scalar:
 
 
 def split_microbatches(tree: Any, num: int) -> Any:
-    """[B, ...] -> [num, B / num, ...]; microbatch m has the rows m, m + num, ..., so that a batch that is split over
-    devices gives each of them its share of every microbatch, without moving a row."""
+    """[B, ...] -> [num, B / num, ...]. Microbatch m has the sequences m, m + num, ..., so that every device has its
+    share of every microbatch and no sequence moves."""
     return jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, num, *a.shape[1:]), 1, 0), tree)
 
 
-def chunk_rows(positions: int) -> int:
-    """Positions per chunk of the loss: a sixteenth of a device's, which keeps its temporaries far below [B, L, N]. At
-    least 320, where a chunk's matrix products begin to outweigh the adding of its gradient to the sum; above 2048 they
-    gain nothing more."""
+def chunk_size(positions: int) -> int:
+    """Positions per chunk of the loss: a sixteenth of a device's, which keeps temporaries far below [B, L, N]. At least
+    320: below, adding a chunk's gradient to the sum outweighs its matrix products. At most 2048: above, they gain
+    nothing."""
     return min(max(positions // 16, 320), 2048, positions)
 
 
 def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places: dict[str, NamedSharding]) -> Callable:
-    """(head's parameters, features [B, L, D], noised, tokens) -> (loss, gradients by the first two), the loss a mean
-    over the batch of nats per sequence. See `score_entropy.loss_and_grads`.
+    """(parameters of the head, features [B, L, D], noised, tokens) -> (loss, gradients by the first two). The loss is
+    in nats per sequence, the mean over the batch. See `score_entropy.loss_and_grads`.
 
-    Every device takes its own sequences, as many chunks as it has noised positions: nothing is exchanged but the
-    head's parameters before, and their gradient after. places: shardings of the head's parameters.
+    Every device computes its own sequences, in as many chunks as it has noised positions. It exchanges the parameters
+    of the head before and their gradient after, nothing else. places: shardings of the head's parameters.
     """
     batch_axes = sharding.RULES["batch"]
     exchanged = {axis for axis in batch_axes if mesh.shape[axis] > 1}
-    # The part of each weight's layout that this function undoes and restores by hand; the tensor axis is left alone.
-    # An axis alone may stand there as a name or as a tuple of one.
+    # For each dimension of a weight, the mesh axes that `gather` undoes and `reduce` restores; `tensor` stays as it is.
+    # A spec may hold a single axis as a name or as a tuple of one.
     axes_of = lambda entry: (entry,) if isinstance(entry, str) else entry or ()  # noqa: E731
     split = {
         name: [tuple(axis for axis in axes_of(entry) if axis in exchanged) for entry in place.spec]
@@ -55,17 +55,17 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
     }
     specs = {name: PartitionSpec(*(axes or None for axes in entries)) for name, entries in split.items()}
 
-    def whole(name, leaf):
+    def gather(name, leaf):
         for dim, axes in enumerate(split[name]):
-            if axes:  # A kernel, which goes into its product in the model's dtype: half the bytes to move.
+            if axes:  # Only kernels, which are multiplied in the model's dtype: half the bytes to move.
                 moved = jax.lax.all_gather(leaf.astype(model.dtype), axes, axis=dim, tiled=True)
                 leaf = moved.astype(leaf.dtype)
         return leaf
 
-    def summed(name, grad):
+    def reduce(name, grad):
         rest = exchanged
         for dim, axes in enumerate(split[name]):
-            if axes:  # Half the bytes again, but for the sum itself, which stays float32.
+            if axes:  # Half the bytes to move again; the sum itself stays float32.
                 parts = jax.lax.all_to_all(grad.astype(model.dtype), axes, dim, dim, tiled=True)
                 parts = parts.reshape(*grad.shape[:dim], jax.lax.axis_size(axes), -1, *grad.shape[dim + 1 :])
                 grad = parts.sum(dim, dtype=grad.dtype)
@@ -73,12 +73,12 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
         return jax.lax.psum(grad, tuple(rest))
 
     def local(head, features, noised, tokens):
-        output = lambda head, *rows: model.apply({"params": {"head": head}}, *rows, method="log_score")  # noqa: E731
-        head = {name: whole(name, leaf) for name, leaf in head.items()}
+        output = lambda head, *inputs: model.apply({"params": {"head": head}}, *inputs, method="log_score")  # noqa: E731
+        head = {name: gather(name, leaf) for name, leaf in head.items()}
         loss, (d_head, d_features) = loss_and_grads(
-            output, objective, head, features, noised, tokens, rows=chunk_rows(tokens.size)
+            output, objective, head, features, noised, tokens, rows=chunk_size(tokens.size)
         )
-        return jax.lax.psum(loss, batch_axes), ({name: summed(name, grad) for name, grad in d_head.items()}, d_features)
+        return jax.lax.psum(loss, batch_axes), ({name: reduce(name, grad) for name, grad in d_head.items()}, d_features)
 
     batch = PartitionSpec(batch_axes)
     mapped = jax.shard_map(
@@ -103,18 +103,16 @@ def make_train_step(
     decay: float,
     microbatches: int = 1,
 ) -> TrainStep:
-    """`step(state, key, tokens)` -> (next state, metrics); the state given is consumed.
+    """`step(state, key, tokens)` -> (next state, metrics); the state is donated.
 
-    key: the run's key; the step folds its own number into it, so that a step depends on nothing but the state, the
-        run's key and its batch.
-    metrics: `loss` in nats per token (of score entropy: a draw of the diffusion part of the bound), `grad_norm` before
-        the clip, of the gradient of nats per sequence.
+    key: the run's key. The step folds its own number into it, so it depends on the state, this key and its batch only.
+    metrics: `loss` in nats per token (for score entropy, an estimate of the diffusion part of the bound), `grad_norm`
+        of the gradient of nats per sequence, before the clip.
     """
-
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
     head_loss = make_head_loss(model, objective, mesh, places.params["head"])
 
-    def batch_loss_and_grads(params, key, noised: Noised, tokens):
+    def microbatch_loss_and_grads(params, key, noised: Noised, tokens):
         def features_of(params):
             dropout = {"dropout": key}
             return model.apply({"params": params}, noised.x, noised.sigma, True, rngs=dropout, method="features")
@@ -123,12 +121,12 @@ def make_train_step(
         loss, (d_head, d_features) = head_loss(params["head"], features, noised, tokens)
         return loss, pull_back(d_features)[0] | {"head": d_head}
 
-    def whole_loss_and_grads(params, key, noised: Noised, tokens):
+    def batch_loss_and_grads(params, key, noised: Noised, tokens):
         if microbatches == 1:
-            return batch_loss_and_grads(params, key, noised, tokens)
+            return microbatch_loss_and_grads(params, key, noised, tokens)
 
         def add(total, inputs):
-            return jax.tree.map(jnp.add, total, batch_loss_and_grads(params, *inputs)), None
+            return jax.tree.map(jnp.add, total, microbatch_loss_and_grads(params, *inputs)), None
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         batches = split_microbatches((noised, tokens), microbatches)
@@ -138,7 +136,7 @@ def make_train_step(
     def step(state: TrainState, key: PRNGKey, tokens: Tokens) -> tuple[TrainState, Metrics]:
         noise_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         noised = objective.noised(noise_key, tokens)
-        loss, grads = whole_loss_and_grads(state.params, dropout_key, noised, tokens)
+        loss, grads = batch_loss_and_grads(state.params, dropout_key, noised, tokens)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         keep = ema_decay(decay, state.step + 1)
@@ -146,10 +144,10 @@ def make_train_step(
         metrics = {"loss": loss / tokens.shape[1], "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
-    whole = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(places, whole, sharding.batch_sharding(mesh)),
-        out_shardings=(places, whole),
+        in_shardings=(places, replicated, sharding.batch_sharding(mesh)),
+        out_shardings=(places, replicated),
     )
