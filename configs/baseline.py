@@ -1,4 +1,4 @@
-"""The setting in which implementations are compared (docs/benchmarks.md): byte-level, on the text that Python carries.
+"""The setting that compares implementations (docs/benchmarks.md): byte-level, on the text in Python's own library.
 
     python -m sedd_jax.train --config=configs/baseline.py --workdir=DIR
     python -m sedd_jax.train --config=configs/baseline.py --workdir=DIR \

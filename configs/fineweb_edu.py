@@ -5,9 +5,9 @@
         --tokenizer_path=/data/gpt2 --output=fineweb_edu
     python -m sedd_jax.train --config=configs/fineweb_edu.py --workdir=DIR
 
-Hardware: 8 H100 or 16 TPU v5e. Hours: 8 or 20, estimates (docs/recipes.md). Not run: no such hardware was at hand.
+Hardware: 8 H100 or 16 TPU v5e. Hours: 8 or 20, estimates (docs/recipes.md). Not run on this hardware.
 Smoke form, two minutes on a laptop: --config=configs/fineweb_edu.py:smoke
-Expect: nothing that could be looked up; Lou et al. did not train on it. The zero-shot figures of small.py compare.
+Expect: no published figure; compare the zero-shot perplexities of small.py.
 """
 
 from ml_collections import ConfigDict

@@ -7,9 +7,9 @@
 /data/gpt2 has GPT-2's two files, encoder.json and vocab.bpe; without it they are looked for in the Hugging Face cache.
 Hardware: 8 A100 and up, or 16 TPU v5e (with --config.train.microbatches=2 --config.mesh.data=1 --config.mesh.fsdp=-1:
 10.9 GB per chip, docs/benchmarks.md); 170 M parameters, 524,288 tokens per step. Hours: 16 on 8 H100, 39 on 16 v5e,
-estimates (docs/recipes.md). Not run: no such hardware was at hand. Smoke form, two minutes on a laptop:
+estimates (docs/recipes.md). Not run on this hardware. Smoke form, two minutes on a laptop:
 --config=configs/small.py:smoke
-Expect, of perplexity zero-shot (Lou et al., table 1, absorbing): LAMBADA 50.92, WikiText-2 41.84, PTB 114.24,
+Expect, in zero-shot perplexity (Lou et al., table 1, absorbing): LAMBADA 50.92, WikiText-2 41.84, PTB 114.24,
 WikiText-103 40.62, One Billion Words 79.29.
 Numbers: Lou et al., arXiv 2310.16834, appendices C.2 and C.3, and the reference implementation (warm-up 2500, where the
 paper has 2000; EMA 0.9999). The paper does not say how many updates it took; 400,000 are a choice, 210 billion tokens.
@@ -28,8 +28,8 @@ def _integer(value: int) -> config_dict.FieldReference:
 def get_config(form: str = "") -> ConfigDict:
     config = ConfigDict(
         {
-            # 'ar' for the autoregressive twin: the same network, causal, by cross-entropy; graph and noise are then
-            # not looked at.
+            # 'ar' for the autoregressive baseline: the same network, causal, trained by cross-entropy, without graph
+            # and noise.
             "objective": "sedd",
             "graph": {"kind": "absorbing"},
             "noise": {"kind": "loglinear", "eps": 1e-3, "sigma_min": 1e-4, "sigma_max": 20.0},
@@ -42,7 +42,7 @@ def get_config(form: str = "") -> ConfigDict:
                 "dropout": 0.1,
                 # 'mean': a softmax over the clean token, from which the scores follow; its loss is a cross-entropy.
                 "parametrisation": "score",
-                # Without, the network is not told the noise level, and sampling calls it only when a token has changed.
+                # Without, the noise level is no input of the network, and sampling calls it only after a token changed.
                 "time_conditioning": True,
                 # None: the absorbing graph's models divide out e^sigma - 1, the uniform graph's do not.
                 "scale_by_sigma": config_dict.placeholder(bool),

@@ -5,7 +5,7 @@
 
 The file is that of mattmahoney.net/dc/text8.zip, divided as is customary: 90 M characters to train, 5 M to validate
 (during training), 5 M to test.
-Hardware: 8 H100. Hours: 6, an estimate (docs/recipes.md). Not run: no such hardware was at hand. Smoke form, two
+Hardware: 8 H100. Hours: 6, an estimate (docs/recipes.md). Not run on this hardware. Smoke form, two
 minutes on a laptop: --config=configs/text8.py:smoke
 Expect: 1.39 bits per character or less on the test part with the absorbing graph, 1.47 with the uniform one (Lou et
 al., table 2). The paper does not say how many updates these took; a million are a choice.

@@ -1,4 +1,4 @@
-"""A model to watch: learns the look and the words of the text that comes with Python, on two CPU cores, in minutes.
+"""A demonstration: learns the words and layout of the text in Python's own library, on two CPU cores, in minutes.
 
     python -m sedd_jax.train --config=configs/tiny.py --workdir=runs/tiny        (or: make demo)
 
@@ -13,8 +13,7 @@ from configs import small
 def get_config() -> ConfigDict:
     config = small.get_config()
     config.model.update({"num_layers": 3, "dim": 256, "num_heads": 4, "dtype": "float32"})
-    # Pieces that are words, mostly: what little order can be learnt in minutes is then between words and not inside
-    # them.
+    # Most pieces are words, so the little that a model learns in minutes is the order of words, not their spelling.
     config.data.update(
         {"source": "embedded", "valid_fraction": 0.1, "tokenizer": "sentencepiece", "vocab_size": 8192, "length": 128}
     )

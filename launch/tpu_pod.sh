@@ -8,7 +8,7 @@
 #   launch/tpu_pod.sh logs | stop | status | delete
 #
 # `run` goes on in the background of every host and starts again after exit codes that are not final, so a lost host or
-# a preempted step costs what came after the last checkpoint. When the whole slice was preempted: create, setup, run.
+# a preempted step costs what came after the last checkpoint. If the slice itself was preempted: create, setup, run.
 # --dry-run before the action prints the commands instead. DIR is the folder on the hosts, PYTHON their interpreter.
 set -euo pipefail
 

@@ -183,7 +183,7 @@ def check_sound_or_previous(directory: Path):
 
 
 def test_values_changed_behind_a_sound_format_are_named(tmp_path):
-    """What no file format can notice: the arrays of one checkpoint under the record of another."""
+    """Damage that no file format detects: the arrays of one checkpoint under the record of another."""
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, make_state(1), position=10, config=CONFIG)
         checkpoints.save(2, make_state(2), position=20, config=CONFIG)
@@ -353,7 +353,7 @@ SAVE_FOREVER = textwrap.dedent(
 )
 
 
-def test_killed_while_saving_restores_a_whole_state(tmp_path):
+def test_killed_while_saving_restores_a_complete_state(tmp_path):
     directory, rng = tmp_path / "checkpoints", random.Random(0)
     like = {"w": jnp.zeros(12_500_000, jnp.float32), "step": jnp.int32(0)}
     for _ in range(3):

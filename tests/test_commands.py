@@ -79,7 +79,7 @@ def validation_documents(text: Path) -> tuple[str, ...]:
     return corpora.read(str(text), valid_fraction=0.1).valid
 
 
-def require_whole_bound(answer: dict, tokens_per_byte: float) -> None:
+def require_complete_bound(answer: dict, tokens_per_byte: float) -> None:
     """The figures of a bound are all there, and follow from its three parts."""
     nats = sum(answer[f"{part}_nats_per_token"] for part in PARTS)
     # 1e-6: the parts are sums of float32, each rounded once more than their total.
@@ -105,7 +105,7 @@ def scalars(folder: Path) -> dict[tuple[int, str], float]:
     return values
 
 
-def test_train_answers_in_one_line_and_leaves_a_whole_workdir(trained):
+def test_train_answers_in_one_line_and_leaves_a_complete_workdir(trained):
     assert len(trained.out.splitlines()) == 1
     assert trained.answer["step"] == STEPS
     for name in ("train_loss", "eval_bits_per_byte", "tokens_per_second", "mfu"):
@@ -121,13 +121,13 @@ def test_train_answers_in_one_line_and_leaves_a_whole_workdir(trained):
 def test_metrics_file_and_tensorboard_tell_the_same(trained):
     lines = metrics(trained.workdir)
     assert [line["step"] for line in lines if "train_loss" in line] == list(range(1, STEPS + 1))
-    told = {(line["step"], name): value for line in lines for name, value in line.items() if name != "step"}
+    reported = {(line["step"], name): value for line in lines for name, value in line.items() if name != "step"}
     # The rate of the first step, which is compilation, is not known.
     missing = {(1, "tokens_per_second"), (1, "mfu")}
-    assert {entry for entry, value in told.items() if value is None} == missing
+    assert {entry for entry, value in reported.items() if value is None} == missing
     events = scalars(trained.workdir / "tensorboard")
-    assert {entry: events[entry] for entry in told.keys() - missing} == pytest.approx(
-        {entry: told[entry] for entry in told.keys() - missing}
+    assert {entry: events[entry] for entry in reported.keys() - missing} == pytest.approx(
+        {entry: reported[entry] for entry in reported.keys() - missing}
     )
 
 
@@ -146,8 +146,8 @@ def test_bound_on_the_validation_part_in_batches_of_any_size(trained, text):
     assert (answer["step"], answer["num_times"]) == (STEPS, 2)
     valid = tokenize(validation_documents(text), Bytes())
     assert answer["num_sequences"] == len(valid.tokens) // LENGTH
-    require_whole_bound(answer, valid.tokens_per_byte)
-    require_whole_bound({name.removeprefix("eval_"): v for name, v in trained.answer.items()}, valid.tokens_per_byte)
+    require_complete_bound(answer, valid.tokens_per_byte)
+    require_complete_bound({name.removeprefix("eval_"): v for name, v in trained.answer.items()}, valid.tokens_per_byte)
     # Only the order of float32 sums differs: some hundred roundings of 2^-24 each.
     assert other == pytest.approx(answer, rel=100 * 2**-24)
 
@@ -160,7 +160,7 @@ def test_bound_of_a_file_for_pieces_and_the_uniform_graph(trained_on_pieces, tex
     assert answer["reconstruction_nats_per_token"] > 0
     stream = tokenize([file.read_text()], load(trained_on_pieces.workdir))
     assert stream.tokens_per_byte < 1
-    require_whole_bound(answer, stream.tokens_per_byte)
+    require_complete_bound(answer, stream.tokens_per_byte)
 
 
 def test_samples_start_and_end_with_what_was_given_and_follow_from_the_seed(trained):

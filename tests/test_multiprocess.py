@@ -61,7 +61,7 @@ class Two:
         return [process.wait(timeout=LIMIT) for process in self.processes]
 
     def wait_for(self, text: str) -> None:
-        """Until the first process has said it."""
+        """Until the first process has printed it."""
         end = time.monotonic() + LIMIT
         while text not in self.err(0):
             assert time.monotonic() < end and self.processes[0].poll() is None, self.err(0) + self.err(1)
@@ -220,7 +220,7 @@ def test_commands_on_two_processes_answer_as_on_one(trained, tmp_path, name, arg
         assert found == pytest.approx(alone, rel=1e-4)
 
 
-ROWS = textwrap.dedent(
+FEED = textwrap.dedent(
     """
     import json
     import jax, numpy as np
@@ -234,18 +234,18 @@ ROWS = textwrap.dedent(
 
     def main():
         stream = Stream(np.arange(1000, dtype=np.uint16), 1000, 1)
-        whole = next(Loader(stream, length=5, batch_size=16, seed=0))
+        batch = next(Loader(stream, length=5, batch_size=16, seed=0))
         held = {}
         for sizes in ({}, {"tensor": 8}, {"fsdp": 2, "tensor": 2}):
             # The devices of the two processes take turns, as those of neighbouring hosts may.
             devices = np.array(jax.devices()).reshape(2, 4).T.ravel()
             for order in (jax.devices(), list(devices)):
                 mesh = sharding.make_mesh(**sizes, devices=order)
-                rows = sharding.local_sequences(16, mesh)
-                batch = sharding.place_batch(next(Loader(stream, length=5, batch_size=16, seed=0, rows=rows)), mesh)
-                for shard in batch.addressable_shards:
-                    np.testing.assert_array_equal(shard.data, whole[shard.index])
-                held[f"{sizes} {order is not devices and order == jax.devices()}"] = rows.tolist()
+                mine = sharding.local_sequences(16, mesh)
+                local = next(Loader(stream, length=5, batch_size=16, seed=0, rows=mine))
+                for shard in sharding.place_batch(local, mesh).addressable_shards:
+                    np.testing.assert_array_equal(shard.data, batch[shard.index])
+                held[f"{sizes} {order is not devices and order == jax.devices()}"] = mine.tolist()
         return {"held": [json.loads(text) for text in processes.all_gather("held", json.dumps(held))]}
 
     cli.run(main)
@@ -253,9 +253,9 @@ ROWS = textwrap.dedent(
 )
 
 
-def test_each_process_feeds_its_own_rows_wherever_its_devices_are(tmp_path):
-    (tmp_path / "rows.py").write_text(ROWS)
-    pair = Two(tmp_path, str(tmp_path / "rows.py"))
+def test_each_process_feeds_its_own_sequences_wherever_its_devices_are(tmp_path):
+    (tmp_path / "feed.py").write_text(FEED)
+    pair = Two(tmp_path, str(tmp_path / "feed.py"))
     assert pair.wait() == [0, 0], pair.err(0) + pair.err(1)
     first, second = json.loads(pair.out(0)[-1])["held"]
     assert (first["{} True"], second["{} True"]) == (list(range(8)), list(range(8, 16)))

@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or damaged, and goes on, ends as the one that was left alone: bit for bit."""
+"""A run that is stopped, killed or damaged and then resumed ends as an uninterrupted one, bit for bit."""
 
 import os
 import random
@@ -111,14 +111,14 @@ def test_newest_checkpoint_damaged(straight, tmp_path, capsys, damage):
         altered = content[:middle] + bytes(byte ^ 0x55 for byte in content[middle : middle + 4]) + content[middle + 4 :]
         path.write_bytes({"cut short": content[:middle], "emptied": b"", "altered": altered}[damage])
     train_here(tmp_path / "run", train__steps=STEPS, **fields)
-    said = capsys.readouterr().err
-    assert f"checkpoint {STEPS} is damaged" in said
-    assert f"resuming after step {STEPS - 1}" in said
+    printed = capsys.readouterr().err
+    assert f"checkpoint {STEPS} is damaged" in printed
+    assert f"resuming after step {STEPS - 1}" in printed
     require_same(tmp_path / "run", expected)
 
 
 def test_every_function_is_compiled_once(source, tmp_path, monkeypatch):
-    """Though steps, evaluations of several batches, samples and a restored state take turns."""
+    """Steps, evaluations of several batches, samples and a restored state alternate."""
     runs = []
     do = loop.Loop.run
     monkeypatch.setattr(loop.Loop, "run", lambda self, signals: (runs.append(self), do(self, signals))[1])
@@ -166,17 +166,17 @@ def end_as_uninterrupted(workdir: Path, uninterrupted: Path, steps: int, **field
 
 def test_killed_at_random_moments(source, tmp_path):
     fields = source | QUIET
-    workdir, draw, done = tmp_path / "killed", random.Random(0), 0
+    workdir, rng, done = tmp_path / "killed", random.Random(0), 0
     for _ in range(4):
-        every = draw.choice((1, 2))
+        every = rng.choice((1, 2))
         argv = arguments(workdir, train__steps=100_000, train__checkpoint_every=every, **fields)
         process = start("train", *argv)
-        wait_for_steps(workdir, done + draw.randint(1, 8), process)
-        time.sleep(draw.random() / 5)
+        wait_for_steps(workdir, done + rng.randint(1, 8), process)
+        time.sleep(rng.random() / 5)
         process.kill()
         process.communicate()
         done = len(losses(workdir))
-    end_as_uninterrupted(workdir, tmp_path / "whole", done + 3, **fields)
+    end_as_uninterrupted(workdir, tmp_path / "uninterrupted", done + 3, **fields)
 
 
 def test_terminated(source, tmp_path):
@@ -190,4 +190,4 @@ def test_terminated(source, tmp_path):
     (step,) = map(int, re.findall(r"^error: stopped by SIGTERM after step (\d+); the same .*$", err, re.MULTILINE))
     assert err.splitlines()[-1].startswith("error: stopped by SIGTERM")
     assert saved_states(workdir).keys() == {step}
-    end_as_uninterrupted(workdir, tmp_path / "whole", step + 3, **fields)
+    end_as_uninterrupted(workdir, tmp_path / "uninterrupted", step + 3, **fields)

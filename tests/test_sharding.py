@@ -1,4 +1,4 @@
-"""Eight devices in any arrangement compute what one does, and hold only their share of it."""
+"""Eight devices in any arrangement compute what one device does, and hold only their share."""
 
 import dataclasses
 
@@ -73,10 +73,10 @@ def test_any_mesh_trains_as_one_device(one_device, case, shape):
     assert_same_training(three_steps(case, shape), one_device[case])
 
 
-def test_microbatches_train_as_the_whole_batch():
-    whole = three_steps("absorbing", (1, 1, 1), dropout=0.0)
+def test_microbatches_train_as_one_batch():
+    expected = three_steps("absorbing", (1, 1, 1), dropout=0.0)
     for microbatches, shape in ((8, (1, 1, 1)), (2, (2, 2, 1))):
-        assert_same_training(three_steps("absorbing", shape, microbatches=microbatches, dropout=0.0), whole)
+        assert_same_training(three_steps("absorbing", shape, microbatches=microbatches, dropout=0.0), expected)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -106,7 +106,7 @@ def test_bound_and_samples_are_those_of_one_device(case):
     for shape in MESHES:
         bound, tokens = figures(shape)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4), bound, expected[0])
-        # A draw at the very edge of an interval may fall on the other side after reassociation.
+        # A sample at the very edge of an interval may fall on the other side after reassociation.
         assert np.mean(tokens != expected[1]) < 0.02
 
 
@@ -115,15 +115,15 @@ def test_every_weight_and_moment_is_split():
     graph = Uniform(32)
     state = init_state(jax.random.key(0), model_of(graph), make_optimizer(), mesh)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
-    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    # A quarter by fsdp, half of that again by tensor where an axis has heads, MLP or vocabulary; little is whole.
-    assert held < whole / 3
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    # A quarter by fsdp, half of that again by tensor where an axis has heads, MLP or vocabulary; little is replicated.
+    assert held < total / 3
     split = {leaf.shape: leaf.sharding.spec for leaf in jax.tree.leaves(state.params)}
     for moments in (state.ema, state.opt_state[1][0].mu, state.opt_state[1][0].nu):
         assert {leaf.shape: leaf.sharding.spec for leaf in jax.tree.leaves(moments)} == split
 
 
-def test_an_axis_that_the_mesh_does_not_divide_stays_whole():
+def test_an_axis_that_the_mesh_does_not_divide_is_not_split():
     mesh = mesh_of((1, 4, 2))
     assert sharding.spec((32, 33), ("embed", "vocab"), mesh) == PartitionSpec(("fsdp",), None)
     assert sharding.spec((7, 34), (None, "vocab"), mesh) == PartitionSpec(None, ("tensor",))
@@ -180,7 +180,7 @@ def test_the_first_moment_may_be_bfloat16():
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """As much of a device of several slices as a mesh looks at; this machine has none."""
+    """The attributes of a device of several slices that a mesh reads."""
 
     id: int
     slice_index: int
@@ -213,7 +213,7 @@ def test_mesh_over_some_devices():
     assert list(mesh.devices.flat) == jax.devices()[:4]
 
 
-def test_what_is_left_whole_is_named_with_its_cost():
+def test_a_weight_that_is_not_split_is_named_with_its_cost():
     mesh, tokens = mesh_of((1, 2, 4)), jnp.zeros((1, 2), jnp.int32)
 
     def lines(num_states):
@@ -226,9 +226,9 @@ def test_what_is_left_whole_is_named_with_its_cost():
     assert bias.startswith("head/bias") and kernel.startswith(
         "head/kernel [32, 1001] is not split: its 1001 along 'vocab' are no multiple of mesh.tensor=4."
     )
-    # 16 rows by fsdp, of 1001 floats.
+    # 16 of 32 rows by fsdp, of 1001 floats each.
     assert "It takes 0.0641 MB per device instead of 0.016," in kernel
 
 
-def test_rows_of_one_process_are_all_of_them():
+def test_one_process_holds_all_sequences():
     assert sharding.local_sequences(16, mesh_of((2, 2, 2))).tolist() == list(range(16))
