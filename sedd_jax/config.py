@@ -2,10 +2,11 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from etils import epath
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from sedd_jax.errors import InputError
@@ -38,13 +39,10 @@ def build(constructor: Callable[..., T], section: str, config: ConfigDict, **giv
         raise InputError(f"config.{section} has a value of the wrong type: {error}") from error
 
 
-def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """('section.field', value) of every field."""
-    for name, value in config.items():
-        if isinstance(value, Mapping | ConfigDict):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """{'section.field': value} of every field; tuples are lists, as JSON has them."""
+    fields = flatten_dict(config.to_dict(), sep=".")
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
 def save(
@@ -68,7 +66,7 @@ def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
     """Raises InputError if workdir holds a run whose config differs in more than MAY_CHANGE."""
     if not (workdir / "config.json").exists():
         return
-    saved, asked = NEWER | dict(flatten(load(workdir))), dict(flatten(config))
+    saved, asked = NEWER | flatten(load(workdir)), flatten(config)
     for field in sorted(saved.keys() | asked.keys()):
         if saved.get(field) != asked.get(field) and not field.startswith(MAY_CHANGE):
             raise InputError(

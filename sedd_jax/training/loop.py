@@ -29,8 +29,6 @@ from sedd_jax.training import flops
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.report import Report, Stopwatch
-from sedd_jax.training.state import TrainState
-from sedd_jax.typing import PRNGKey
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
@@ -81,7 +79,10 @@ class Loop:
         self.options, self.checkpoints, self.peak = experiment.train, checkpoints, peak
         keys = jax.random.split(jax.random.key(self.options.seed), 4)
         init_key, self.train_key, self.eval_key, self.sample_key = keys
-        self.state, position = self._restore_or_init(init_key)
+        restored = checkpoints.restore(experiment.abstract_state(), log=say)
+        if restored:
+            say(f"resuming after step {restored.step} in {workdir}")
+        self.state = restored.state if restored else experiment.init_state(init_key)
         self.step = int(self.state.step)
         self.loader = Loader(
             data.train,
@@ -89,7 +90,7 @@ class Loop:
             batch_size=self.options.batch_size,
             seed=self.options.seed,
             rows=sharding.local_sequences(self.options.batch_size, experiment.mesh),
-            position=position,
+            position=restored.position if restored else 0,
             shift=data.shift,
         )
         self.valid, _ = chunks(data.valid, data.length, limit=experiment.eval.num_sequences or None)
@@ -100,13 +101,6 @@ class Loop:
         self.report, self.watch = Report(workdir, step=self.step), Stopwatch()
         self.losses: list[float] = []
         self.results: dict[str, float] = {}
-
-    def _restore_or_init(self, key: PRNGKey) -> tuple[TrainState, int]:
-        restored = self.checkpoints.restore(self.experiment.abstract_state(), log=say)
-        if restored is None:
-            return self.experiment.init_state(key), 0
-        say(f"resuming after step {restored.step} in {self.workdir}")
-        return restored.state, restored.position
 
     def run(self, signals: StopSignals) -> dict[str, Any]:
         """The remaining steps. Returns the figures of the last one; raises TrainingError as `train` does."""
