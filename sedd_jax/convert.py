@@ -4,14 +4,15 @@
     python -m sedd_jax.convert --to=official --input=WORKDIR --output=DIR [--format=torch]
 
 --from reads a Hugging Face folder (config.json with model.safetensors or pytorch_model.bin), such a folder on the hub,
-or a run of the official code (checkpoint.pth and .hydra/config.yaml), whose averaged weights it takes. No torch is
-needed, and what a file asks to run is refused. `evaluate --data=..` and `sample` accept the workdir that it writes.
+or a run of the official code (checkpoint.pth and .hydra/config.yaml), whose averaged weights it takes. It needs no
+torch, and runs no code that a file asks for. `evaluate --data=..` and `sample` accept the new workdir.
 --to writes the averaged weights of a workdir as a Hugging Face folder. One JSON line on stdout.
 """
 
 from typing import Any
 
 import jax
+import optax
 from absl import flags
 from etils import epath
 
@@ -28,7 +29,7 @@ from sedd_jax.training.workdir import write_workdir
 flags.DEFINE_enum("from", None, ["official"], "Whose weights to read.")
 flags.DEFINE_enum("to", None, ["official"], "Whose layout to write.")
 flags.DEFINE_string("input", None, "Folder, file or id on the hub (--from); directory of a trained model (--to).")
-flags.DEFINE_string("output", None, "Directory to write, which must not be there yet.")
+flags.DEFINE_string("output", None, "New directory to write.")
 flags.DEFINE_string("model_config", None, "config.json or .hydra/config.yaml of the input, if not beside the weights.")
 flags.DEFINE_string("tokenizer", "gpt2", "Kind of the tokenizer that the model was trained with.")
 flags.DEFINE_string("tokenizer_path", None, "Its file or directory.")
@@ -36,34 +37,24 @@ flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the matrix pr
 flags.DEFINE_enum("format", "safetensors", FORMATS, "Of the weights that --to writes.")
 
 
-def from_official(source: str, output: epath.Path) -> dict[str, Any]:
-    values = flags.FLAGS
-    params, config = load_official(source, config_file=values.model_config)
-    tokenizer = tokenizers.make(values.tokenizer, path=values.tokenizer_path)
-    config.data.tokenizer = values.tokenizer
-    config.model.dtype = values.dtype
-    with new_directory(output) as folder:
-        write_workdir(folder, params, config, tokenizer)
-    return {"parameters": _size(params), "graph": config.graph.kind, "step": config.train.get("steps", 0)}
-
-
-def to_official(source: str, output: epath.Path) -> dict[str, Any]:
-    trained = load_trained(epath.Path(source), log=say)
-    save_official(output, jax.device_get(trained.params), trained.config, format=flags.FLAGS.format)
-    return {"parameters": _size(trained.params), "graph": trained.config.graph.kind, "step": trained.step}
-
-
-def _size(params: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
 def main() -> dict[str, Any]:
-    reading, writing = flags.FLAGS["from"].value, flags.FLAGS["to"].value
+    values = flags.FLAGS
+    reading, writing = values["from"].value, values["to"].value
     if (reading is None) == (writing is None):
         raise InputError("give one of --from=official and --to=official; see --help")
     source, output = cli.required("input"), check_free(cli.required("output"))
-    result = (to_official if reading is None else from_official)(source, output)
-    return {"output": str(output), **result}
+    if reading:
+        params, config = load_official(source, config_file=values.model_config)
+        tokenizer = tokenizers.make(values.tokenizer, path=values.tokenizer_path)
+        config.data.tokenizer, config.model.dtype = values.tokenizer, values.dtype
+        with new_directory(output) as folder:
+            write_workdir(folder, params, config, tokenizer)
+        step = config.train.get("steps", 0)
+    else:
+        trained = load_trained(epath.Path(source), log=say)
+        params, config, step = jax.device_get(trained.params), trained.config, trained.step
+        save_official(output, params, config, format=values.format)
+    return {"output": str(output), "parameters": optax.tree.size(params), "graph": config.graph.kind, "step": step}
 
 
 if __name__ == "__main__":

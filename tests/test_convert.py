@@ -160,7 +160,7 @@ def test_commands_there_and_back(tmp_path, tokenizer_file):
     assert [process.returncode for process in processes] == [0, 0, 0, 2], outs
     evaluated, sampled, _ = [json.loads(out.splitlines()[-1]) for out, _ in outs[:3]]
     assert evaluated["bits_per_token"] > 0 and len(sampled["samples"]) == 1
-    assert "--data is missing" in outs[3][1]
+    assert "give --data" in outs[3][1]
     assert same_bits(read_folder(back), weights)
 
 
@@ -294,7 +294,7 @@ def test_yaml_is_data(folder):
         ([1, 2], "neither weights by name"),
         ({1: 2}, "neither weights by name"),
         ({"embedding": 3}, "a int under 'embedding'"),
-        ({"model": {}, "ema": {}, "step": "7"}, "step=7"),
+        ({"model": {}, "ema": {}, "step": "7"}, "step='7'"),
         ({"model": {}, "ema": {}, "step": 7}, "no averaged weights"),
         ({"model": {}, "ema": {"shadow_params": [1]}, "step": 7}, "1 averaged weights"),
         ({"model": {"a": {}}, "ema": {"shadow_params": [1]}, "step": 7}, "a dict under 'a'"),
@@ -308,6 +308,23 @@ def test_other_contents_of_torch_files(folder, tree, named):
     with pytest.raises(InputError) as refusal:
         load_official(folder)
     assert named in str(refusal.value) and "pytorch_model.bin" in str(refusal.value)
+
+
+def test_a_deeply_nested_value_is_one_line(folder):
+    (folder / "model.safetensors").unlink()
+    content = b"\x80\x02}(X\x05\x00\x00\x00modelNX\x03\x00\x00\x00emaNX\x04\x00\x00\x00step)" + b"\x85" * 50_000 + b"u."
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as file:
+        file.writestr("archive/data.pkl", content)
+    with pytest.raises(InputError, match="has step="):
+        load_official(folder)
+
+
+@pytest.mark.parametrize("size", [1 << 30, 1 << 31])
+def test_huge_sizes_are_one_line(folder, size):
+    official = official_config("absorb", hidden_size=size, cond_dim=size) | {"tokens": size}
+    (folder / "config.json").write_text(json.dumps(official))
+    with pytest.raises(InputError, match=r"by the config|must lie between"):
+        load_official(folder)
 
 
 def test_without_a_network_the_hub_is_one_line(tmp_path, monkeypatch):

@@ -1,8 +1,9 @@
-"""Files of torch are read without torch, as data: what is not weights is refused in one line and nothing is run.
+"""Files of torch are read without torch, as data. Anything but weights is refused in one line, and nothing is run.
 
 torch_files/ was written by genuine torch (torch_files/make.py).
 """
 
+import copyreg
 import os
 import pathlib
 import pickle
@@ -14,9 +15,10 @@ from etils import epath
 
 from sedd_jax.errors import InputError
 from sedd_jax.interop import torch_files
-from sedd_jax.interop.torch_files import Storage, Tensor, unpickle
+from sedd_jax.interop.torch_files import Storage, Tensor
 
 FOLDER = pathlib.Path(__file__).parent / "torch_files"
+FLOAT = np.dtype("float32")
 
 
 class Evil:
@@ -65,10 +67,10 @@ def test_genuine_training_checkpoint():
     np.testing.assert_array_equal(file.read(file.tree["model"]["rotary_emb.inv_freq"]), np.float32([1, 0.01]))
 
 
-def test_what_is_written_is_read_back(tmp_path):
-    draw = np.random.default_rng(0)
+def test_written_weights_are_read_back(tmp_path):
+    generator = np.random.default_rng(0)
     shapes = {"a.weight": (3, 4), "b": (), "c": (2, 1, 300), "ünï": (1,)}
-    weights = {name: np.array(draw.normal(size=shape), np.float32) for name, shape in shapes.items()}
+    weights = {name: np.array(generator.normal(size=shape), np.float32) for name, shape in shapes.items()}
     weights["a.weight"] = weights["a.weight"].T
     torch_files.save(epath.Path(tmp_path / "weights.bin"), weights)
     file = torch_files.load(tmp_path / "weights.bin")
@@ -120,22 +122,49 @@ def test_calls_are_refused_by_name_and_not_made(tmp_path, monkeypatch, protocol,
         (b"\x80\x02]\x94r\xff\xff\xff\x7f", "damaged"),
         (b"\x80\x02" + b"(" * 100 + b".", "damaged"),
         (b"\x80\x02})" + b"\x85" * 50_000 + b"K\x01s.", "damaged"),
+        (b"\x80\x02})" + b"q\x00h\x00\x86" * 100 + b"K\x01s.", "damaged"),
+        (b"\x80\x02}\x8a\x08" + ((1 << 61) - 1).to_bytes(8, "little") + b"K\x01s.", "damaged"),
+        (b"\x80\x02}(K\x01u.", "damaged"),
+        (b"\x80\x02ccollections\nOrderedDict\n]\x85R.", "damaged"),
+        (b"\x80\x02ccollections\nOrderedDict\n)R}b", "damaged"),
+        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__)s\x86b.", "damaged"),
+        (b"\x80\x02ctorch\nFloatStorage\n}X\x05\x00\x00\x00namesNsb.", "damaged"),
+        (b"\x80\x02(X\x07\x00\x00\x00storageX\x07\x00\x00\x00float32X\x01\x00\x00\x000NK\x01tQ.", "damaged"),
+        (b"\x80\x02\x8b\xff\xff\xff\x7f.", "opcode LONG4"),
+        (b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f.", "opcode BYTEARRAY8"),
+        (b"\x80\x04\x8f(]\x90.", "opcode EMPTY_SET"),
+        (b"\x80\x05\x97.", "opcode NEXT_BUFFER"),
         (b"", "damaged"),
         (b"\xff\x00", "damaged"),
     ],
 )
-def test_other_programs_are_refused(content, named):
-    with pytest.raises(InputError, match=named):
-        unpickle(content)
+def test_other_programs_are_refused(tmp_path, content, named):
+    with pytest.raises(InputError, match=named) as refusal:
+        torch_files.load(archive(tmp_path / "file.bin", content))
+    assert "file.bin: its pickle" in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def test_values_nested_without_end_are_read():
-    depth = 0
-    value = unpickle(b"\x80\x02)" + b"\x85" * 50_000 + b".")
+def test_deeply_nested_values_are_read(tmp_path):
+    depth, content = 0, b"\x80\x02)" + b"\x85" * 50_000 + b"."
+    value = torch_files.load(archive(tmp_path / "file.bin", content)).tree
     while value:
         (value,) = value
         depth += 1
     assert depth == 50_000
+
+
+def test_a_claimed_memo_costs_no_memory(tmp_path):
+    assert torch_files.load(archive(tmp_path / "file.bin", b"\x80\x02]r\xff\xff\xff\x7f.")).tree == []
+
+
+def test_registered_extensions_are_refused(tmp_path):
+    copyreg.add_extension("posix", "system", 0x7F)
+    try:
+        assert pickle.loads(b"\x80\x02\x82\x7f.") is os.system  # and is cached from now on
+        with pytest.raises(InputError, match="opcode"):
+            torch_files.load(archive(tmp_path / "file.bin", b"\x80\x02\x82\x7f."))
+    finally:
+        copyreg.remove_extension("posix", "system", 0x7F)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +174,10 @@ def test_values_nested_without_end_are_read():
         ((), 1, (4,), (1,)),
         ((), 0, (2, 2), (3, 1)),
         ((), 0, (1 << 40,), (0,)),
+        ((), 0, (4,), (0,)),
+        ((), 0, (2, 2), (1 << 60, 1 << 60)),
+        ((), 0, (1 << 40, 1), (0, 1)),
+        ((), 4, (), ()),
         ((), 0, (4,), (1, 1)),
         ((), -1, (4,), (1,)),
         ((), 3, (4,), (-1,)),
@@ -158,12 +191,12 @@ def test_values_nested_without_end_are_read():
 def test_tensors_that_do_not_fit_their_data_are_refused(tmp_path, storage, offset, shape, strides):
     path = archive(tmp_path / "file.bin", pickle.dumps({}, 2), _0=b"1234" * 4)
     file = torch_files.load(path)
-    assert file.read(Tensor(Storage("0", "float32", 4), 0, (2, 2), (2, 1))).shape == (2, 2)
-    assert file.read(Tensor(Storage("0", "float32", 4), 3, (1, 1), (10**30, 1))).shape == (1, 1)
+    assert file.read(Tensor(Storage("0", FLOAT, 4), 0, (2, 2), (2, 1))).shape == (2, 2)
+    assert file.read(Tensor(Storage("0", FLOAT, 4), 3, (1, 1), (10**30, 1))).shape == (1, 1)
     with pytest.raises(InputError, match=r"file.bin: a tensor does not fit its data, storage '0'"):
-        file.read(Tensor(Storage("0", "float32", *(storage or (4,))), offset, shape, strides))
-    with pytest.raises(InputError, match="has no archive/data/1"):
-        file.read(Tensor(Storage("1", "float32", 4), 0, (2, 2), (2, 1)))
+        file.read(Tensor(Storage("0", FLOAT, *(storage or (4,))), offset, shape, strides))
+    with pytest.raises(InputError, match="has no 'archive/data/1'"):
+        file.read(Tensor(Storage("1", FLOAT, 4), 0, (2, 2), (2, 1)))
 
 
 def test_files_cut_short_are_refused(tmp_path):

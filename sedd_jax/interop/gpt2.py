@@ -1,9 +1,8 @@
 """GPT-2 (Radford et al. 2019), to judge samples: its weights as Hugging Face publishes them, and its logits.
 
-Not our Transformer: it has learned positions, biases everywhere, a head tied to the embedding, and no modulation.
+It is not our Transformer: positions are learned, all layers have biases, the head is tied to the embedding.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,19 +15,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.errors import InputError
+from sedd_jax.files import read_json
 from sedd_jax.interop.sources import download, read_safetensors
 from sedd_jax.transformer import attention
 
-_FILES = ("config.json", "model.safetensors")
-_VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
-# The settings of Hugging Face's GPT-2 that `logits` implements.
+_FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer.json")
+# Options of Hugging Face's GPT-2, and the only value that `hidden` implements.
 _FIXED = {
     "activation_function": "gelu_new",
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
-_BLOCK = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,12 @@ class Config:
 
 
 def logits(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l v"]:
-    """log p(tokens[i + 1] | tokens[:i + 1]) up to normalisation, at [i]. L is at most n_positions."""
+    """log p(tokens[i + 1] | tokens[:i + 1]), not normalised, at [i]. L is at most n_positions."""
     return hidden(params, config, tokens) @ params["wte"].T
 
 
 def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-    """The input of the head, after the last normalisation."""
+    """The input of the head: activations after the last normalisation."""
 
     def norm(x, weights):
         x = x - x.mean(-1, keepdims=True)
@@ -73,16 +71,17 @@ def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"])
 
 
 def load(name: str) -> tuple[dict[str, Any], Config, Path]:
-    """Weights (float32), sizes, and the folder with the vocabulary: `name`, or downloaded from the hub by that id.
+    """Weights (float32), sizes, and the folder: `name` itself, or downloaded from the hub by the id `name`.
 
-    Raises InputError for an absent or damaged folder or file, another architecture, or weights that do not fit.
+    Raises InputError for a folder or file that is absent or damaged, another architecture, or weights that do not fit.
     """
-    folder = _find(name)
-    config = _read_config(folder / _FILES[0])
-    path = folder / _FILES[1]
-    weights = read_safetensors(path)
-    # A model with a head has this prefix before all names but the head's own, which is the embedding once more.
-    weights = {name.removeprefix("transformer."): value for name, value in weights.items()}
+    folder = Path(name)
+    if not folder.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        folder = download(name, _FILES)
+    config, path = _read_config(folder / "config.json"), folder / "model.safetensors"
+    # A model with a head has this prefix before all names. Its head is the embedding once more.
+    weights = {name.removeprefix("transformer."): value for name, value in read_safetensors(path).items()}
+    dim, inner = config.n_embd, config.n_inner
 
     def take(name: str, *shape: int) -> np.ndarray:
         found = weights.get(name)
@@ -90,24 +89,20 @@ def load(name: str) -> tuple[dict[str, Any], Config, Path]:
             what = "no such weight" if found is None else f"the shape {list(found.shape)}"
             raise InputError(f"{path}: {name} should be {list(shape)} by config.json, but there is {what}")
         if found.dtype.kind != "f" and found.dtype.name != "bfloat16":
-            raise InputError(f"{path}: {name} is of the type {found.dtype.name}, which is no weight's")
+            raise InputError(f"{path}: {name} has the type {found.dtype.name}; expected floating point numbers")
         return found.astype(np.float32)
 
-    dim, inner = config.n_embd, config.n_inner
-    products = {"attn.c_attn": (dim, 3 * dim), "attn.c_proj": (dim, dim), "mlp.c_fc": (dim, inner)}
-    products["mlp.c_proj"] = (inner, dim)
+    def stack(part: str, *shape: int) -> dict[str, np.ndarray]:
+        kinds = {"weight": shape, "bias": shape[-1:]}
+        layers = range(config.n_layer)
+        return {kind: np.stack([take(f"h.{i}.{part}.{kind}", *size) for i in layers]) for kind, size in kinds.items()}
 
-    def stack(part: str) -> dict[str, np.ndarray]:
-        shape = products.get(part, (dim,))
-        return {
-            kind: np.stack([take(f"h.{i}.{part}.{kind}", *size) for i in range(config.n_layer)])
-            for kind, size in {"weight": shape, "bias": shape[-1:]}.items()
-        }
-
+    shapes = {"ln_1": (dim,), "attn.c_attn": (dim, 3 * dim), "attn.c_proj": (dim, dim)}
+    shapes |= {"ln_2": (dim,), "mlp.c_fc": (dim, inner), "mlp.c_proj": (inner, dim)}
     params = {
         "wte": take("wte.weight", config.vocab_size, dim),
         "wpe": take("wpe.weight", config.n_positions, dim),
-        "blocks": {part: stack(part) for part in _BLOCK},
+        "blocks": {part: stack(part, *shape) for part, shape in shapes.items()},
         "ln_f": {kind: take(f"ln_f.{kind}", dim) for kind in ("weight", "bias")},
     }
     return params, config, folder
@@ -115,25 +110,19 @@ def load(name: str) -> tuple[dict[str, Any], Config, Path]:
 
 def _read_config(path: Path) -> Config:
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields.get("model_type") != "gpt2":
-            raise InputError(f"{path}: model_type is {fields.get('model_type')!r}; only 'gpt2' can judge")
-        for name, value in _FIXED.items():
-            if fields.get(name, value) != value:
-                raise InputError(f"{path}: {name}={fields[name]!r} is not supported, only {value!r}")
-        sizes = {name: fields[name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
-        sizes["n_inner"] = fields.get("n_inner") or 4 * fields["n_embd"]
-        if not all(type(size) is int and size > 0 for size in sizes.values()) or fields["n_embd"] % fields["n_head"]:
-            raise InputError(f"{path}: the sizes {sizes} make no GPT-2; get a sound copy")
-        return Config(**sizes, layer_norm_epsilon=float(fields.get("layer_norm_epsilon", 1e-5)))
+        fields = read_json(path, remedy="get a sound copy")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a Hugging Face folder of GPT-2") from error
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    if fields.get("model_type") != "gpt2":
+        raise InputError(f"{path}: model_type is {fields.get('model_type')!r}; only 'gpt2' can judge")
+    for name, value in _FIXED.items():
+        if fields.get(name, value) != value:
+            raise InputError(f"{path}: {name}={fields[name]!r} is not supported, only {value!r}")
+    try:
+        sizes = {name: fields[name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
+        sizes["n_inner"] = fields.get("n_inner") or 4 * sizes["n_embd"]
+        if not all(type(size) is int and size > 0 for size in sizes.values()) or sizes["n_embd"] % sizes["n_head"]:
+            raise ValueError(f"the sizes {sizes} make no GPT-2")
+        return Config(**sizes, layer_norm_epsilon=float(fields.get("layer_norm_epsilon", 1e-5)))
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged, or not a GPT-2's ({error!r}); get a sound copy") from error
-
-
-def _find(name: str) -> Path:
-    folder = Path(name)
-    if folder.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        return folder
-    return download(name, (*_FILES, *_VOCABULARY))

@@ -1,9 +1,10 @@
 """The config of the PyTorch implementation of SEDD as one of ours, and back.
 
-Theirs is composed by Hydra, and saved as `.hydra/config.yaml` of a run and as `config.json` of the published models.
+Hydra composes theirs. A run saves it as `.hydra/config.yaml`, a published model as `config.json`.
 """
 
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from sedd_jax.errors import InputError
 
 _GRAPHS = {"absorb": "absorbing", "uniform": "uniform"}
 _SIZES = {"num_layers": "n_blocks", "dim": "hidden_size", "num_heads": "n_heads", "cond_dim": "cond_dim"}
+# Our fields of `model` that the official implementation has no option for, and what it does.
+_FIXED = {"mlp_ratio": 4, "parametrisation": "score", "time_conditioning": True}
 
 
 def read(path: Path) -> ConfigDict:
@@ -38,10 +41,10 @@ def read(path: Path) -> ConfigDict:
 
 
 def from_official_config(official: Mapping[str, Any]) -> ConfigDict:
-    """A config with all sections; fields that theirs lacks, or that do not affect a trained model, have our defaults.
+    """A config with all our sections. Defaults stand for fields that do not matter to a trained model.
 
     `data` has the length and the vocabulary (without MASK), and no corpus. Raises InputError for a field that is
-    missing, of another type, or not supported.
+    missing, of another type, or asks for what is not implemented here.
     """
 
     def field(name: str, kind: type | tuple[type, ...]) -> Any:
@@ -51,54 +54,50 @@ def from_official_config(official: Mapping[str, Any]) -> ConfigDict:
                 raise InputError(f"{name} is missing; this is not the config of a SEDD model")
             value = value[part]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise InputError(f"{name}={value!r} is not what is expected there; this is not the config of a SEDD model")
+            raise InputError(f"{name}={reprlib.repr(value)} has the wrong type; this is not the config of a SEDD model")
         return value
 
     def size(name: str) -> int:
         value = field(name, int)
-        if not 0 < value < 1 << 31:
-            raise InputError(f"{name}={value} must be at least 1, and an int32")
+        if not 0 < value <= 1 << 30:
+            raise InputError(f"{name}={reprlib.repr(value)} must lie between 1 and 2**30")
         return value
 
     def level(name: str) -> float:
         value = field(name, (int, float, str))
         try:
             return float(value)  # 1e-4, without a point, is text to YAML
-        except ValueError as error:
-            raise InputError(f"{name}={value!r} is not a number") from error
+        except (ValueError, OverflowError) as error:
+            raise InputError(f"{name}={reprlib.repr(value)} is not a number") from error
 
     graph, schedule = field("graph.type", str), field("noise.type", str)
     if graph not in _GRAPHS:
         raise InputError(f"graph.type={graph!r} is unknown here; choose one of {', '.join(map(repr, _GRAPHS))}")
     names = ("sigma_min", "sigma_max") if schedule == "geometric" else ()
-    levels = {name: level(f"noise.{name}") for name in names}
     model = {ours: size(f"model.{theirs}") for ours, theirs in _SIZES.items()}
     scale_by_sigma = field("model.scale_by_sigma", bool)
     if scale_by_sigma and graph != "absorb":
         raise InputError("model.scale_by_sigma=True goes with graph.type='absorb' alone")
-    config = ConfigDict(
-        {
-            "graph": {"kind": _GRAPHS[graph]},
-            "noise": {"kind": schedule} | levels,
-            "model": model | {"dropout": level("model.dropout"), "scale_by_sigma": scale_by_sigma, "attention": "auto"},
-            "data": {"length": size("model.length"), "vocab_size": size("tokens")},
-            **{section: {} for section in ("optim", "train", "mesh", "eval", "sampling")},
-        }
-    )
+    model |= {"dropout": level("model.dropout"), "scale_by_sigma": scale_by_sigma, "attention": "auto"}
+    config = ConfigDict({section: {} for section in ("optim", "train", "mesh", "eval", "sampling")})
+    config.graph = {"kind": _GRAPHS[graph]}
+    config.noise = {"kind": schedule} | {name: level(f"noise.{name}") for name in names}
+    config.model = model
+    config.data = {"length": size("model.length"), "vocab_size": size("tokens")}
     build(noise.make, "noise", config)
     return config
 
 
 def to_official_config(config: ConfigDict, *, vocab_size: int) -> dict[str, Any]:
-    """Their config of the model, its graph and its schedule. vocab_size: tokens, without MASK.
+    """Theirs, with the model, its graph and its schedule. vocab_size: tokens, without MASK.
 
-    Raises InputError for what their implementation does not support: an MLP that is not 4 times as wide, another
-    log-linear eps than 0.001, another parametrisation, no time conditioning.
+    Raises InputError for what their implementation cannot do: another noise.eps than 0.001, another value of a field
+    of `_FIXED`, or scale_by_sigma with the uniform graph.
     """
     schedule = build(noise.make, "noise", config)
-    if config.noise.kind == "loglinear" and schedule.eps != 1e-3:
+    if getattr(schedule, "eps", 1e-3) != 1e-3:
         raise InputError(f"noise.eps={schedule.eps}: the official implementation only knows 0.001")
-    for name, only in {"mlp_ratio": 4, "parametrisation": "score", "time_conditioning": True}.items():
+    for name, only in _FIXED.items():
         if config.model.get(name, only) != only:
             raise InputError(f"model.{name}={config.model[name]!r}: the official implementation only knows {only!r}")
     absorbing = config.graph.kind == "absorbing"

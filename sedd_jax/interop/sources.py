@@ -1,4 +1,4 @@
-"""Weights from the hub and from safetensors files."""
+"""Files of other implementations: from the hub, or in safetensors format."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from sedd_jax.errors import InputError
 
 
 def download(name: str, patterns: Sequence[str]) -> Path:
-    """Downloads the files of a model on the hub that match the patterns; returns their folder. Raises InputError."""
-    from huggingface_hub import snapshot_download  # here, since it is slow to import for those who have the files
+    """The folder with these files of the hub's model `name`. Raises InputError if they cannot be had."""
+    from huggingface_hub import snapshot_download  # here, since it is slow to import
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
@@ -23,9 +23,9 @@ def download(name: str, patterns: Sequence[str]) -> Path:
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name. Raises InputError for an absent or damaged file."""
+    """The arrays by name. Raises InputError if the file is absent or damaged."""
     try:
         return safetensors.numpy.load_file(path)
-    # TypeError: of a dtype that numpy does not have.
+    # TypeError: a dtype that numpy does not have.
     except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
         raise InputError(f"{path} is absent, damaged or not a safetensors file ({error}); get a sound copy") from error

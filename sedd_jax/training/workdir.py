@@ -17,30 +17,21 @@ from sedd_jax.training.state import TrainState
 
 
 def write_workdir(workdir: epath.Path, params: Mapping[str, Any], config: ConfigDict, tokenizer: Tokenizer) -> None:
-    """Writes config.json, the tokenizer and a checkpoint whose parameters and averages are `params`.
+    """Writes config.json, the tokenizer and a checkpoint with `params` as parameters and as averages.
 
-    config: with all sections; `train.steps`, where it is there, is the number of updates behind the parameters.
-    The optimiser's state is a fresh one. `workdir` need not exist; what is in it is overwritten.
+    config: with all sections. `train.steps`, if it is there, is the number of updates behind the parameters.
 
     Raises InputError if the tokenizer's vocabulary is not the model's, or the config does not make a model.
     """
-    vocab_size = config.data.vocab_size
+    vocab_size, step = config.data.vocab_size, config.train.get("steps", 0)
     if tokenizer.vocab_size != vocab_size:
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the weights are for {vocab_size}; "
             "give the one that the model was trained with"
         )
-    experiment = make_experiment(config, vocab_size, jax.local_devices()[:1])
-    places = jax.tree.map(lambda leaf: leaf.sharding, experiment.abstract_state())
-    step = config.train.get("steps", 0)
-
-    def state(params: Any) -> TrainState:
-        return TrainState(jnp.int32(step), params, params, experiment.optimizer.init(params))
-
-    with jax.set_mesh(experiment.mesh):
-        whole = jax.jit(state, out_shardings=places)(jax.device_put(params, places.params))
-    workdir.mkdir(parents=True, exist_ok=True)
+    optimizer = make_experiment(config, vocab_size, jax.local_devices()[:1]).optimizer
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpoints.save(step, whole, position=0, config=config.to_dict())
+        state = TrainState(jnp.int32(step), params, params, optimizer.init(params))
+        checkpoints.save(step, state, position=0, config=config.to_dict())
     tokenizer.save(workdir)
     configuration.save(config, workdir, tokenizer.fingerprint)
