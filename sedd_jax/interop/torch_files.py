@@ -211,7 +211,8 @@ def save(path: epath.Path, weights: Mapping[str, np.ndarray]) -> None:
 
 def _pickle(weights: Mapping[str, np.ndarray]) -> bytes:
     def piece(value: Any) -> bytes:
-        return pickle.dumps(value, 2)[2:-1]  # without the opcodes PROTO and STOP around it
+        # Without the opcodes PROTO and STOP around it, and those for the memo.
+        return pickletools.optimize(pickle.dumps(value, 2))[2:-1]
 
     # Joined from pieces, since Python's pickle could only name torch's functions if torch were there.
     parts = [pickle.PROTO + b"\2", piece(OrderedDict()), pickle.MARK]
