@@ -1,4 +1,4 @@
-"""The autoregressive baseline of `baseline.py`: the same network, causal, without noise levels, by cross-entropy.
+"""The autoregressive (AR) baseline of `baseline.py`: the same network, causal, without noise levels, by cross-entropy.
 
     python -m sedd_jax.train --config=configs/ar.py --workdir=DIR
 

@@ -1,10 +1,10 @@
-"""The setting that compares implementations (docs/benchmarks.md): byte-level, on the text in Python's own library.
+"""The setting in which implementations are compared (docs/benchmarks.md): byte-level, on the text of Python.
 
     python -m sedd_jax.train --config=configs/baseline.py --workdir=DIR
     python -m sedd_jax.train --config=configs/baseline.py --workdir=DIR \
         --config.graph.kind=uniform --config.noise.kind=geometric
 
-Hardware: 2 CPU cores, 25 to 45 minutes each. Result: see the table in docs/benchmarks.md.
+Hardware: 2 CPU cores, 25 to 45 minutes each. Result: 2.737 bits per byte, uniform 3.383 (docs/benchmarks.md).
 """
 
 from ml_collections import ConfigDict

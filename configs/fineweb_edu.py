@@ -7,7 +7,7 @@
 
 Hardware: 8 H100 or 16 TPU v5e. Hours: 8 or 20, estimates (docs/recipes.md). Not run on this hardware.
 Smoke form, two minutes on a laptop: --config=configs/fineweb_edu.py:smoke
-Expect: no published figure; compare the zero-shot perplexities of small.py.
+Expect: no published figures with SEDD; compare with the zero-shot figures of small.py.
 """
 
 from ml_collections import ConfigDict

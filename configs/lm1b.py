@@ -7,11 +7,11 @@
         --config.data.source=shards:lm1b --config.data.valid_source=shards:lm1b
 
 Without the preparation the corpus is tokenised at each start. Sentences are packed, each closed by [SEP].
-Hardware: 8 H100. Hours: 4, an estimate (docs/recipes.md). Not run on this hardware. Smoke form, two
-minutes on a laptop: --config=configs/lm1b.py:smoke
+Hardware: 8 H100. Hours: 4, an estimate (docs/recipes.md). Not run on this hardware.
+Smoke form, two minutes on a laptop: --config=configs/lm1b.py:smoke
 Expect: a perplexity of 32.79 or less on the test split with the absorbing graph, 40.25 with the uniform one (Lou et
-al., table 3), per token of this vocabulary, which lower-cases: bits per byte do not compare. The paper does not say how
-many updates these took; a million are a choice.
+al., table 3), per token of this vocabulary, which lower-cases: bits per byte do not compare. The paper does not give
+the number of updates; a million are a choice.
 """
 
 from ml_collections import ConfigDict

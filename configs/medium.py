@@ -4,7 +4,7 @@
 
 Hardware: 8 H100, or 32 TPU v5e and up; 424 M parameters. Hours: 45 or 56, estimates (docs/recipes.md). Not run on this
 hardware. Smoke form, two minutes on a laptop: --config=configs/medium.py:smoke
-Expect, in zero-shot perplexity (Lou et al., table 1, absorbing): LAMBADA 42.77, WikiText-2 31.04, PTB 87.12,
+Expect zero-shot perplexities (Lou et al., table 1, absorbing): LAMBADA 42.77, WikiText-2 31.04, PTB 87.12,
 WikiText-103 29.98, One Billion Words 61.19.
 """
 

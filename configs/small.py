@@ -4,15 +4,15 @@
         --tokenizer_path=/data/gpt2 --output=openwebtext
     python -m sedd_jax.train --config=configs/small.py --workdir=DIR
 
-/data/gpt2 has GPT-2's two files, encoder.json and vocab.bpe; without it they are looked for in the Hugging Face cache.
+/data/gpt2 holds GPT-2's two files, encoder.json and vocab.bpe; the default is the Hugging Face cache.
 Hardware: 8 A100 and up, or 16 TPU v5e (with --config.train.microbatches=2 --config.mesh.data=1 --config.mesh.fsdp=-1:
-10.9 GB per chip, docs/benchmarks.md); 170 M parameters, 524,288 tokens per step. Hours: 16 on 8 H100, 39 on 16 v5e,
-estimates (docs/recipes.md). Not run on this hardware. Smoke form, two minutes on a laptop:
---config=configs/small.py:smoke
-Expect, in zero-shot perplexity (Lou et al., table 1, absorbing): LAMBADA 50.92, WikiText-2 41.84, PTB 114.24,
+8.5 GB per chip, docs/benchmarks.md); 170 M parameters, 524,288 tokens per step. Hours: 16 on 8 H100, 39 on 16 v5e,
+estimates (docs/recipes.md). Not run on this hardware.
+Smoke form, two minutes on a laptop: --config=configs/small.py:smoke
+Expect zero-shot perplexities (Lou et al., table 1, absorbing): LAMBADA 50.92, WikiText-2 41.84, PTB 114.24,
 WikiText-103 40.62, One Billion Words 79.29.
 Numbers: Lou et al., arXiv 2310.16834, appendices C.2 and C.3, and the reference implementation (warm-up 2500, where the
-paper has 2000; EMA 0.9999). The paper does not say how many updates it took; 400,000 are a choice, 210 billion tokens.
+paper has 2000; EMA 0.9999). The paper does not give the number of updates; 400,000 are a choice, 210 billion tokens.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -28,8 +28,7 @@ def _integer(value: int) -> config_dict.FieldReference:
 def get_config(form: str = "") -> ConfigDict:
     config = ConfigDict(
         {
-            # 'ar' for the autoregressive baseline: the same network, causal, trained by cross-entropy, without graph
-            # and noise.
+            # 'ar' for the AR baseline: the same network, causal, by cross-entropy; graph and noise are then not used.
             "objective": "sedd",
             "graph": {"kind": "absorbing"},
             "noise": {"kind": "loglinear", "eps": 1e-3, "sigma_min": 1e-4, "sigma_max": 20.0},
@@ -42,7 +41,7 @@ def get_config(form: str = "") -> ConfigDict:
                 "dropout": 0.1,
                 # 'mean': a softmax over the clean token, from which the scores follow; its loss is a cross-entropy.
                 "parametrisation": "score",
-                # Without, the noise level is no input of the network, and sampling calls it only after a token changed.
+                # False: the noise level is no input, and sampling calls the network only when a token has changed.
                 "time_conditioning": True,
                 # None: the absorbing graph's models divide out e^sigma - 1, the uniform graph's do not.
                 "scale_by_sigma": config_dict.placeholder(bool),

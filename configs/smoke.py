@@ -2,8 +2,8 @@
 
     python -m sedd_jax.train --config=configs/small.py:smoke --workdir=DIR
 
-Graph, noise, mesh and remat stay those of the recipe. The model, the windows and the run are smaller. The corpus is the
-text in Python's own library, in pieces that are learnt from it, or in bytes for a recipe of characters.
+Graph, noise, mesh and remat stay as in the recipe; model, windows and run are small. The corpus is the text that ships
+with Python, with SentencePiece tokens trained on it, or bytes for a recipe of characters.
 """
 
 from ml_collections import ConfigDict

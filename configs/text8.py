@@ -3,12 +3,12 @@
     python -m sedd_jax.train --config=configs/text8.py --workdir=DIR        (text8 in the current directory)
     python -m sedd_jax.evaluate --workdir=DIR --data=text8:text8@test --num_times=1000
 
-The file is that of mattmahoney.net/dc/text8.zip, divided as is customary: 90 M characters to train, 5 M to validate
+The file is from mattmahoney.net/dc/text8.zip, with the customary split: 90 M characters to train, 5 M to validate
 (during training), 5 M to test.
-Hardware: 8 H100. Hours: 6, an estimate (docs/recipes.md). Not run on this hardware. Smoke form, two
-minutes on a laptop: --config=configs/text8.py:smoke
+Hardware: 8 H100. Hours: 6, an estimate (docs/recipes.md). Not run on this hardware.
+Smoke form, two minutes on a laptop: --config=configs/text8.py:smoke
 Expect: 1.39 bits per character or less on the test part with the absorbing graph, 1.47 with the uniform one (Lou et
-al., table 2). The paper does not say how many updates these took; a million are a choice.
+al., table 2). The paper does not give the number of updates; a million are a choice.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
-"""A demonstration: learns the words and layout of the text in Python's own library, on two CPU cores, in minutes.
+"""A demonstration: learns words and layout of the text that ships with Python, on two CPU cores, in minutes.
 
     python -m sedd_jax.train --config=configs/tiny.py --workdir=runs/tiny        (or: make demo)
 
-Hardware: 2 CPU cores. Result: 2.305 bits per byte in 6 minutes (docs/benchmarks.md).
+Hardware: 2 CPU cores. Result: 2.30 bits per byte in 3 to 7 minutes (docs/benchmarks.md).
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from configs import small
 def get_config() -> ConfigDict:
     config = small.get_config()
     config.model.update({"num_layers": 3, "dim": 256, "num_heads": 4, "dtype": "float32"})
-    # Most pieces are words, so the little that a model learns in minutes is the order of words, not their spelling.
+    # Most tokens are words: in minutes only a little order can be learnt, and it is then between words.
     config.data.update(
         {"source": "embedded", "valid_fraction": 0.1, "tokenizer": "sentencepiece", "vocab_size": 8192, "length": 128}
     )
