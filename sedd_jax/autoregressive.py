@@ -1,7 +1,7 @@
-"""The autoregressive twin: cross-entropy, exact likelihood, and text one token after another.
+"""The autoregressive (AR) baseline: cross-entropy, exact likelihood, and text from left to right.
 
-p(x) = p(x_1) p(x_2 | x_1) ... p(x_L | x_1 .. x_L-1): what score entropy models are compared with (section 5.3 of the
-paper). Takes logits as arrays or functions; does not know the network.
+p(x) = p(x_1) p(x_2 | x_1) ... p(x_L | x_1 .. x_L-1), with which the paper compares score entropy models (section 5.3).
+Takes logits as arrays or functions; does not know the network.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from sedd_jax.categorical import categorical
 from sedd_jax.sampling.truncation import Truncation
 from sedd_jax.score_entropy import Noised
+from sedd_jax.typing import Clamp, PRNGKey, Tokens
 
-# (token before [B], position, cache) -> logits [B, V] at position, and the cache with that position known.
+# (token before [B], position, cache) -> logits [B, V] at position, and the cache with that position added.
 StepFn = Callable[[Int[Array, " b"], Int[Array, ""], Any], tuple[Float[Array, "b v"], Any]]
 
 
@@ -29,39 +30,32 @@ def cross_entropy(logits: Float[Array, "*shape v"], x0: Int[Array, "*shape"]) ->
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """The `score_entropy.Objective` of the twin: there is no noise, and every position counts alike."""
+    """Cross-entropy as a `score_entropy.Objective`: without noise, and with equal weights of all positions."""
 
-    def noised(self, key: Key[Array, ""], tokens: Int[Array, "b l"]) -> Noised:
+    def noised(self, key: PRNGKey, tokens: Tokens) -> Noised:
         return Noised(tokens, jnp.zeros(len(tokens)), jnp.ones(len(tokens)))
 
-    def contributes(self, x: Int[Array, "*shape"]) -> Bool[Array, "*shape"]:
+    def contributes(self, x):
         return jnp.ones_like(x, bool)
 
-    def loss(
-        self,
-        output: Float[Array, "*shape v"],
-        sigma: Float[Array, "..."],
-        x: Int[Array, "*shape"],
-        x0: Int[Array, "*shape"],
-    ) -> Float[Array, "*shape"]:
+    def loss(self, output, sigma, x, x0):
         return cross_entropy(output, x0)
 
 
 def generate(
-    key: Key[Array, ""],
+    key: PRNGKey,
     step_fn: StepFn,
     cache: Any,
-    clamp: tuple[Bool[Array, "b l"], Int[Array, "b l"]],
+    clamp: Clamp,
     *,
     truncation: Truncation = Truncation(),  # noqa: B008 (frozen)
     first_index: Int[Array, ""] | int = 0,
-) -> Int[Array, "b l"]:
+) -> Tokens:
     """Tokens from left to right, one network call per position.
 
-    cache: what step_fn starts with. clamp: (mask of what is given, values); of given positions that are not a prefix,
-        what comes before them does not know. truncation: of each distribution; without it the tokens are exact draws
-        from the model.
-    first_index: number of the first sequence; a sequence's draws depend on the key and its number alone.
+    cache: the initial cache of step_fn. clamp: given positions; those that are not a prefix do not influence the tokens
+        before them. truncation: of each distribution; without it the tokens are exact samples of the model.
+    first_index: index of the first sequence; a sequence's draws depend only on the key and its index.
     """
     given, values = clamp
 

@@ -25,7 +25,7 @@ from sedd_jax.errors import InputError
 from sedd_jax.evaluation import perplexity, quality, tables
 from sedd_jax.evaluation.judging import judge_samples, load_judge
 from sedd_jax.evaluation.ledger import Ledger
-from sedd_jax.generation.generate import Drawing
+from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE
 from sedd_jax.training.experiment import EvalOptions, SamplingOptions, Trained, load_trained
 from sedd_jax.typing import TokenRows
@@ -132,7 +132,7 @@ def main() -> dict[str, Any]:
     setting = {"weights": trained.fingerprint, "judge": values.judge, "num": values.num, "seed": values.seed}
     setting |= {name: value for name, value in shared if name not in (*FIELDS, "num", "rows")}
     ledger = Ledger(output, setting if values.judge else setting | {"num_times": values.num_times})
-    drawings: dict[SamplingOptions, Drawing] = {}
+    generators: dict[SamplingOptions, Generator] = {}
 
     def compute(options: SamplingOptions | None, fields: dict[str, Any]) -> dict[str, Any]:
         if options is None:
@@ -141,9 +141,12 @@ def main() -> dict[str, Any]:
         else:
             # The number of steps is traced: points that differ only in it share one program.
             alike = dataclasses.replace(options, steps=1)
-            drawing = drawings.setdefault(alike, Drawing(trained, options, values.batch_size))
-            drawn = drawing.draw(np.full((values.num, length), FREE), steps=options.steps, seed=values.seed)
-            tokens, costs = drawn.tokens, dict(zip(COSTS, (drawn.calls, drawn.seconds, drawn.clipped), strict=True))
+            generator = generators.setdefault(alike, Generator(trained, options, values.batch_size))
+            generated = generator.generate(np.full((values.num, length), FREE), steps=options.steps, seed=values.seed)
+            tokens, costs = (
+                generated.tokens,
+                dict(zip(COSTS, (generated.calls, generated.seconds, generated.clipped), strict=True)),
+            )
         figures = measure(tokens) | costs
         figures |= {f"bits_per_token{end}": figures[f"nats_per_token{end}"] / np.log(2) for end in ("", "_stderr")}
         line = fields | {name: figures.get(name) for name in (*MEASURED, *COSTS)}

@@ -1,12 +1,11 @@
 """Text from a trained model: python -m sedd_jax.sample --workdir=DIR [--prefix=.. --suffix=..] [--template=..]
 
 Any positions can be given: text at the start (--prefix), at the end (--suffix), or anywhere (--template, where [[12]]
-stands for 12 tokens to fill, and [[~5]] for as many as about 5 words take). The model always fills a window of the
-length it was trained with, so that what it sees is what it knows; of a template's window, the part behind the template
-is drawn too, and cut off. --templates=FILE fills each of its templates --num times.
-The autoregressive twin (objective 'ar') writes from left to right, so it can be given a prefix alone.
+stands for 12 tokens to fill, and [[~5]] for as many tokens as about 5 words take). The model always fills a window of
+the length it was trained with; the part behind a template is sampled too, and cut off. --templates=FILE fills each of
+its templates --num times. The AR baseline (objective 'ar') writes from left to right, so it takes a prefix only.
 Texts go to stdout, then one JSON line; with --output also to a file for `python -m sedd_jax.judge`.
---live shows on stderr how the texts come about; --html and --gif keep that.
+--live shows on stderr how the texts come about; --html and --gif write that to a file.
 """
 
 import dataclasses
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from etils import epath
 
 from sedd_jax import cli, sampling
 from sedd_jax.data.tokenizers import Tokenizer
@@ -27,19 +25,20 @@ from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.files import write_atomically
 from sedd_jax.generation import gif, page, terminal
-from sedd_jax.generation.film import Film, Frame, Script
-from sedd_jax.generation.generate import Drawing, Drawn
+from sedd_jax.generation.generate import Generated, Generator
 from sedd_jax.generation.templates import Window, parse_template, parse_window, read_templates
+from sedd_jax.generation.trajectory import Frame, Trajectory
 from sedd_jax.training.experiment import SamplingOptions, load_trained
+from sedd_jax.typing import TokenRows
 
 cli.define_workdir("Directory of a trained model.")
 cli.define_processes()
 flags.DEFINE_integer("num", None, "How many texts; by default sampling.num of the run's config.")
 flags.DEFINE_integer("steps", None, "Reverse steps; by default sampling.steps of the config.")
 flags.DEFINE_string("method", None, f"One of {', '.join(sampling.METHODS)}; by default sampling.method of the config.")
-flags.DEFINE_string("grid", None, f"Of the times: one of {', '.join(sampling.grids.GRIDS)}; by default of the config.")
+flags.DEFINE_string("grid", None, f"Of the times: one of {', '.join(sampling.GRIDS)}; by default of the config.")
 flags.DEFINE_integer("corrector_steps", None, "Corrector steps after each step; by default of the config.")
-flags.DEFINE_float("corrector_size", None, "How far they go, in parts of the step; by default of the config.")
+flags.DEFINE_float("corrector_size", None, "Their size, as a fraction of the step; by default of the config.")
 flags.DEFINE_float("temperature", None, "Below 1 narrows the distribution, a bias; by default of the config.")
 flags.DEFINE_integer("top_k", None, "Only the k likeliest tokens, a bias; 0 for all; by default of the config.")
 flags.DEFINE_float(
@@ -54,18 +53,18 @@ flags.DEFINE_string("templates", None, "File with a template per line, or with a
 flags.DEFINE_string("text_field", "text", "Field of a .jsonl record that holds the template.")
 flags.DEFINE_string("output", None, "File for the texts, one JSON object with a field 'text' per line.")
 flags.DEFINE_bool("live", False, "Show on stderr how the texts come about.")
-flags.DEFINE_string("html", None, "File for an animated page of how the texts come about.")
-flags.DEFINE_string("gif", None, "File for an animated GIF of how the first texts come about.")
+flags.DEFINE_string("html", None, "File for an animated page of that.")
+flags.DEFINE_string("gif", None, "File for an animated GIF of that, for the first texts.")
 flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0, upper_bound=2**32 - 1)
 
 
 def asked_windows(values: flags.FlagValues, length: int, tokenizer: Tokenizer) -> list[tuple[str | None, Window]]:
-    """Templates, None for what is none, each with its window."""
+    """Templates, each with its window; (None, window) without a template."""
+    given = {name: values[name].value for name in ("prefix", "suffix", "template")}
     if values.templates is None:
-        given = {name: values[name].value for name in ("prefix", "suffix", "template")}
         return [(values.template, parse_window(length, tokenizer, **given))]
-    for name in ("prefix", "suffix", "template"):
-        if values[name].value is not None:
+    for name, value in given.items():
+        if value is not None:
             raise InputError(f"--templates already says what is given; leave --{name} out")
     named = []
     for number, template in enumerate(read_templates(values.templates, values.text_field), 1):
@@ -75,11 +74,9 @@ def asked_windows(values: flags.FlagValues, length: int, tokenizer: Tokenizer) -
 
 
 def check_flags(given: Iterable[str]) -> None:
-    """Raises InputError where a flag that is given says nothing to the autoregressive twin. given: their names."""
-    text = ("suffix", "template", "templates", "live", "html", "gif")
-    for name in {*text, "steps", "method", "grid", "corrector_steps", "corrector_size", "precision"}.intersection(
-        given
-    ):
+    """Raises InputError for a flag that does not apply to the AR baseline. given: their names."""
+    others = {"suffix", "template", "templates", "live", "html", "gif", "steps", "method", "grid", "precision"}
+    for name in (others | {"corrector_steps", "corrector_size"}).intersection(given):
         raise InputError(
             f"--{name} does not apply: the model of this --workdir is autoregressive and writes from left to right, "
             "one token per network call; it takes --prefix, --temperature, --top_k and --top_p"
@@ -87,85 +84,71 @@ def check_flags(given: Iterable[str]) -> None:
 
 
 def sampling_options(values: flags.FlagValues, defaults: SamplingOptions) -> SamplingOptions:
-    """The defaults, with what flags of the same names say."""
+    """The defaults, replaced by the flags of the same names."""
     given = {field.name: values[field.name].value for field in dataclasses.fields(defaults) if field.name in values}
     return dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
 def output_file(name: str) -> pathlib.Path | None:
-    """The value of a flag that names a file to write. Raises InputError if that cannot be."""
+    """The value of a flag that names a file to write. Raises InputError if it cannot be written."""
     value = flags.FLAGS[name].value
-    if value is None:
-        return None
-    path = pathlib.Path(value)
-    if path.is_dir() or not path.parent.is_dir():
+    path = pathlib.Path(value or "")
+    if value is not None and (path.is_dir() or not path.parent.is_dir()):
         raise InputError(f"--{name}={value} cannot be written; give a file in a folder that is there")
-    return path
+    return None if value is None else path
 
 
-def watch(
-    drawing: Drawing,
-    script: Script,
-    seed: int,
-    title: str,
-    *,
-    live: bool,
-    html: pathlib.Path | None,
-    animated: pathlib.Path | None,
-) -> Drawn:
-    """Draws step by step, and shows and writes what is asked for, on the first process."""
-    windows = np.stack([window.tokens for window in script.windows])
-    film, shows = Film(script), list[Callable[[Frame], None]]()
+def watch(generator: Generator, trajectory: Trajectory, windows: TokenRows, title: str) -> Generated:
+    """Samples step by step; shows and writes on the first process what the flags ask for."""
+    values, shows = flags.FLAGS, list[Callable[[Frame], None]]()
+    html, animated = output_file("html"), output_file("gif")
     with ExitStack() as stack:
         if processes.is_leader():
-            shows += [stack.enter_context(terminal.screen(script))] if live else []
-            shows += [film.add] if html or animated else []
-        drawn = drawing.watch(
-            windows, steps=drawing.options.steps, seed=seed, show=lambda frame: [show(frame) for show in shows]
-        )
+            shows += [stack.enter_context(terminal.screen(trajectory))] if values.live else []
+            shows += [trajectory.add] if html or animated else []
+        show = lambda frame: [show(frame) for show in shows]  # noqa: E731
+        generated = generator.watch(windows, steps=generator.options.steps, seed=values.seed, show=show)
     if html and processes.is_leader():
-        html.write_text(page.render(film, title="Text by discrete diffusion", text=title), encoding="utf-8")
+        html.write_text(page.render(trajectory, title="Text by discrete diffusion", text=title), encoding="utf-8")
     if animated and processes.is_leader():
-        gif.write(film, animated)
-    return drawn
+        gif.write(trajectory, animated)
+    return generated
 
 
 def main() -> dict[str, Any]:
     values = flags.FLAGS
-    output, html, animated = map(output_file, ("output", "html", "gif"))
+    output, watched = output_file("output"), output_file("html") or output_file("gif") or values.live
     trained = load_trained(cli.workdir(), log=say)
-    causal = trained.experiment.model.causal
+    causal, tokenizer = trained.experiment.model.causal, trained.tokenizer
     if causal:
         check_flags(name for name in values if values[name].value not in (None, False))
     options = sampling_options(values, trained.experiment.sampling)
     if not causal:
         options.check(trained.experiment.graph, options.steps)
-    named = asked_windows(values, trained.config.data.length, trained.tokenizer)
-    script = Script(trained.tokenizer, [window for _, window in named for _ in range(options.num)])
-    windows = np.stack([window.tokens for window in script.windows])
+    named = asked_windows(values, trained.config.data.length, tokenizer)
+    each = [window for _, window in named for _ in range(options.num)]
+    windows = np.stack([window.tokens for window in each])
     how = "from left to right" if causal else f"by the method {options.method!r} in {options.steps} steps"
     title = f"{len(windows)} x {windows.shape[1]} tokens {how}"
-    say(f"drawing {title}")
-    drawing = Drawing(trained, options, values.batch_size)
-    if values.live or html or animated:
-        drawn = watch(drawing, script, values.seed, title, live=values.live, html=html, animated=animated)
+    say(f"sampling {title}")
+    generator = Generator(trained, options, values.batch_size)
+    if watched:
+        generated = watch(generator, Trajectory(tokenizer, each), windows, title)
     else:
-        drawn = drawing.draw(windows, steps=options.steps, seed=values.seed)
-    texts = [
-        trained.tokenizer.decode(tokens[: window.shown])
-        for tokens, window in zip(drawn.tokens.tolist(), script.windows, strict=True)
-    ]
-    if output and processes.is_leader():
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        write_atomically(epath.Path(output), lines)
-    for i, text in enumerate(texts if processes.is_leader() else ()):
-        print(f"=== sample {i} ===\n{text}")
+        generated = generator.generate(windows, steps=options.steps, seed=values.seed)
+    shown = zip(generated.tokens.tolist(), each, strict=True)
+    texts = [tokenizer.decode(tokens[: window.shown]) for tokens, window in shown]
+    if processes.is_leader():
+        if output:
+            write_atomically(output, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+        for i, text in enumerate(texts):
+            print(f"=== sample {i} ===\n{text}")
     answer = {
         "samples": texts,
-        "tokens_per_second": windows.size / drawn.seconds,
-        "seconds": drawn.seconds,
-        "network_evaluations": drawn.calls,
-        "clipped_fraction": drawn.clipped,
+        "tokens_per_second": windows.size / generated.seconds,
+        "seconds": generated.seconds,
+        "network_evaluations": generated.calls,
+        "clipped_fraction": generated.clipped,
         "step": trained.step,
     }
     if values.template is not None or values.templates is not None:

@@ -235,7 +235,9 @@ def unmasking_rate(precision, steps):
         jax.random.key(0), score_fn, graph, noise, (16, 16), steps=1024, sampler=sampling.Sampler(precision=precision)
     )
     state = jax.jit(
-        lambda state: jax.lax.fori_loop(1, steps + 1, lambda number, state: process.advance(state, number), state)
+        lambda state: jax.lax.fori_loop(
+            1, steps + 1, lambda number, state: sampling.advance(process, state, number), state
+        )
     )(process.start())
     return np.mean(state.x != graph.mask) / (steps / 1024)
 

@@ -1,10 +1,9 @@
-"""A film as an animated GIF."""
+"""A trajectory as an animated GIF."""
 
 import functools
 import pathlib
 
-from sedd_jax.generation.film import Film
-from sedd_jax.generation.pieces import GIVEN, NOISE, UNKNOWN, Piece, hue
+from sedd_jax.generation.trajectory import GIVEN, NOISE, UNKNOWN, Span, Trajectory, hue
 
 COLUMNS, MOST_LINES = 96, 64
 SAMPLES = 4
@@ -17,15 +16,15 @@ SIZE, WIDTH, HEIGHT = 9, 0.602, 1.3
 Cell = tuple[str, str]
 
 
-def write(film: Film, path: pathlib.Path) -> None:
-    """The first SAMPLES samples, as much of them as fits MOST_LINES lines; the last frame stays for some seconds."""
+def write(trajectory: Trajectory, path: pathlib.Path) -> None:
+    """Writes the first SAMPLES samples, cut to MOST_LINES lines; the last frame stays for STAYS seconds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.animation import PillowWriter
 
-    frames = [_lines(film, number) for number in film.numbers]
+    frames = [_lines(trajectory, number) for number in trajectory.numbers]
     lines = min(MOST_LINES, max(map(len, frames)))
     inches = (WIDTH * SIZE * (COLUMNS + 2) / 72, HEIGHT * SIZE * (lines + 1) / 72)
     figure = pyplot.figure(figsize=inches, facecolor=BACKGROUND)
@@ -39,31 +38,31 @@ def write(film: Film, path: pathlib.Path) -> None:
     pyplot.close(figure)
 
 
-def _colour(piece: Piece, length: int) -> str:
+def _colour(span: Span, length: int) -> str:
     from matplotlib.colors import hsv_to_rgb, to_hex
 
     fixed = {NOISE: NOISE_COLOUR, GIVEN: GIVEN_COLOUR}
-    return fixed.get(piece.step) or to_hex(hsv_to_rgb((hue(piece.step, length) / 360, 0.5, 1)))
+    return fixed.get(span.step) or to_hex(hsv_to_rgb((hue(span.step, length) / 360, 0.5, 1)))
 
 
-def _lines(film: Film, number: int) -> list[list[Cell]]:
-    """Of all samples after event `number`, wrapped, a blank line between two."""
+def _lines(trajectory: Trajectory, number: int) -> list[list[Cell]]:
+    """All samples after event `number`, wrapped, with a blank line between two."""
     lines: list[list[Cell]] = []
-    for sample in sorted(film.samples)[:SAMPLES]:
+    for sample in sorted(trajectory.samples)[:SAMPLES]:
         lines.append([])
-        for piece in film.at(sample, number):
-            colour = _colour(piece, film.length)
-            for character in piece.text:
+        for span in trajectory.at(sample, number):
+            colour = _colour(span, trajectory.length)
+            for character in span.text:
                 if character == "\n" or len(lines[-1]) == COLUMNS:
                     lines.append([])
                 if character != "\n":
                     lines[-1].append((character if ord(character) in _glyphs() else UNKNOWN, colour))
         lines.append([])
-    return lines + [[(character, NOISE_COLOUR) for character in f"step {number} of {film.length}"]]
+    return lines + [[(character, NOISE_COLOUR) for character in f"step {number} of {trajectory.length}"]]
 
 
 def _paint(figure, lines: list[list[Cell]]) -> None:
-    """One text artist per colour, with spaces where another one has something: letters are all of one width."""
+    """One text artist per colour, with spaces for the letters of other colours: all letters have one width."""
     figure.texts.clear()
     for colour in {colour for line in lines for _, colour in line}:
         text = "\n".join("".join(letter if own == colour else " " for letter, own in line) for line in lines)
@@ -82,7 +81,7 @@ def _paint(figure, lines: list[list[Cell]]) -> None:
 
 @functools.cache
 def _glyphs() -> frozenset[int]:
-    """What the font has; of others matplotlib would warn."""
+    """The characters of the font; matplotlib warns of others."""
     from matplotlib import font_manager, ft2font
 
     return frozenset(ft2font.FT2Font(font_manager.findfont("DejaVu Sans Mono")).get_charmap())

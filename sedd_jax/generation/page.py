@@ -1,10 +1,9 @@
-"""A film as one page of HTML that needs nothing else: no network, no other file."""
+"""A trajectory as one page of HTML that needs no network and no other file."""
 
 import html
 import json
 
-from sedd_jax.generation.film import Film
-from sedd_jax.generation.pieces import MASK
+from sedd_jax.generation.trajectory import MASK, Trajectory
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1a1a22; --soft: #70707e; --line: #d9d9e2; --light: 36% }
@@ -94,10 +93,10 @@ PAGE = """<!DOCTYPE html>
 """
 
 
-def render(film: Film, *, title: str, text: str) -> str:
-    """The page. title and text stand above the samples; they are escaped, and so is all that was drawn."""
-    data = {"length": film.length, "numbers": film.numbers}
-    data["samples"] = [_sample(film, sample) for sample in sorted(film.samples)]
+def render(trajectory: Trajectory, *, title: str, text: str) -> str:
+    """The page. title and text stand above the samples; they and the samples are escaped."""
+    data = {"length": trajectory.length, "numbers": trajectory.numbers}
+    data["samples"] = [_sample(trajectory, sample) for sample in sorted(trajectory.samples)]
     # Within a script element, "<" alone could end it or begin a comment.
     content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return PAGE.format(
@@ -105,12 +104,12 @@ def render(film: Film, *, title: str, text: str) -> str:
     )
 
 
-def _sample(film: Film, sample: int) -> dict[str, list]:
-    """start: the pieces at first. changes: for each frame of the film the (position, text, step) that are new in it."""
-    before = film.at(sample, 0)
+def _sample(trajectory: Trajectory, sample: int) -> dict[str, list]:
+    """start: the spans at first. changes: for each frame the (position, text, step) that are new in it."""
+    before = trajectory.at(sample, 0)
     start, changes = before, []
-    for number in film.numbers:
-        after = film.at(sample, number)
+    for number in trajectory.numbers:
+        after = trajectory.at(sample, number)
         changes.append([[i, *new] for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new])
         before = after
     return {"start": start, "changes": changes}

@@ -1,7 +1,7 @@
-"""Text with holes as a window of tokens, some given and some free.
+"""Templates, which are text with holes, as windows of given and free tokens.
 
-A template is text with holes: [[12]] is 12 tokens to fill, [[~5]] as many tokens as about 5 words take. The number of
-tokens in a hole is fixed before sampling: the model chooses what stands there, never how much.
+[[12]] is a hole of 12 tokens, [[~5]] one of as many tokens as about 5 words take. The number of tokens in a hole is
+fixed before sampling: the model chooses the tokens, not their number.
 """
 
 import functools
@@ -17,15 +17,16 @@ from sedd_jax.data import corpora
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 
+Ids = Int[np.ndarray, " _"]
 FREE = -1
 HOLE = re.compile(r"\[\[(~?)(\d+)\]\]", re.ASCII)
-# Of the embedded corpus, enough for two digits of tokens per word.
+# Words of the embedded corpus, enough for two digits of tokens per word.
 ESTIMATE_WORDS = 10_000
 
 
 @dataclass(frozen=True)
 class Window:
-    """tokens: ids [L], FREE where to fill. shown: how many of them belong to the text; the rest is drawn and cut off.
+    """tokens: ids [L], FREE in holes. shown: how many of them belong to the text; the rest is sampled and cut off.
     holes: tokens in each hole of the template, in order."""
 
     tokens: Int[np.ndarray, " l"]
@@ -35,9 +36,9 @@ class Window:
 
 @functools.lru_cache(maxsize=8)
 def tokens_per_word(tokenizer: Tokenizer) -> float:
-    """Of English words without punctuation, the space before each included: of the embedded corpus.
+    """Tokens per English word without punctuation, with the space before it, in the embedded corpus.
 
-    Lower-case letters alone, since every tokenizer knows them.
+    In lower-case letters only, which every tokenizer knows.
     """
     text = " ".join(corpora.documents(corpora.EMBEDDED)).lower()
     words = [match[0] for match, _ in zip(re.finditer("[a-z]+", text), range(ESTIMATE_WORDS), strict=False)]
@@ -50,7 +51,11 @@ def parse_template(template: str, tokenizer: Tokenizer, *, length: int, flag: st
     for match in HOLE.finditer(template):
         pieces.append(_given(template[end : match.start()], tokenizer, flag))
         holes.append(_hole_tokens(match, tokenizer))
-        _check_holes(sum(holes), length, flag)
+        if (free := sum(holes)) > length:
+            count = "too many" if free >= 10**20 else free
+            raise InputError(
+                f"{flag} has holes for {count} tokens, more than the model's length of {length}; shorten it"
+            )
         pieces.append(np.full(holes[-1], FREE, np.int32))
         end = match.end()
     tokens = np.concatenate([*pieces, _given(template[end:], tokenizer, flag)])
@@ -60,9 +65,9 @@ def parse_template(template: str, tokenizer: Tokenizer, *, length: int, flag: st
 def parse_window(
     length: int, tokenizer: Tokenizer, *, prefix: str | None, suffix: str | None, template: str | None
 ) -> Window:
-    """The window [length] that the flags of the same names describe; all of it is free where none is given.
+    """The window [length] of the flags of the same names; without any, all of it is free.
 
-    Raises InputError for what does not fit, or does not go together.
+    Raises InputError for flags that exclude one another, or too much text.
     """
     if template is not None:
         if prefix is not None or suffix is not None:
@@ -90,18 +95,12 @@ def read_templates(path: str, text_field: str) -> list[str]:
 
 def _hole_tokens(match: re.Match[str], tokenizer: Tokenizer) -> int:
     words, number = match.groups()
-    # No model has a length of twenty digits, and int refuses a number of thousands of them.
+    # No model has a length of twenty digits, and int refuses a number of thousands of digits.
     count = int(number) if len(number) < 20 else 10**20
     return max(1, round(count * tokens_per_word(tokenizer))) if words and count else count
 
 
-def _check_holes(tokens: int, length: int, flag: str) -> None:
-    if tokens > length:
-        count = "too many" if tokens >= 10**20 else tokens
-        raise InputError(f"{flag} has holes for {count} tokens, more than the model's length of {length}; shorten it")
-
-
-def _given(text: str, tokenizer: Tokenizer, flag: str) -> Int[np.ndarray, " n"]:
+def _given(text: str, tokenizer: Tokenizer, flag: str) -> Ids:
     if "[[" in text or "]]" in text:
         hole = text[text.find("[[") :] if "[[" in text else text[: text.find("]]") + 2]
         remedy = "a hole is [[12]], for 12 tokens, or [[~5]], for about 5 words"
@@ -109,13 +108,8 @@ def _given(text: str, tokenizer: Tokenizer, flag: str) -> Int[np.ndarray, " n"]:
     return tokenizer.encode(text)
 
 
-def _fill(
-    length: int, start: Int[np.ndarray, " n"], end: Int[np.ndarray, " m"], flag: str
-) -> Int[np.ndarray, " length"]:
+def _fill(length: int, start: Ids, end: Ids, flag: str) -> Ids:
     given = len(start) + len(end)
     if given > length:
         raise InputError(f"{flag} of {given} tokens exceeds the model's length of {length}; shorten it")
-    window = np.full(length, FREE, np.int32)
-    window[: len(start)] = start
-    window[length - len(end) :] = end
-    return window
+    return np.concatenate([start, np.full(length - given, FREE, np.int32), end])

@@ -23,7 +23,7 @@ from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
-from sedd_jax.sampling.reverse import Network
+from sedd_jax.sampling import Network
 from sedd_jax.score_entropy import Objective, ScoreEntropy, ScoreFn
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.options import EvalOptions, SamplingOptions, TrainOptions
@@ -111,7 +111,7 @@ class Experiment:
             return sampling.Sample(tokens, changed, calls=jnp.array(length), clipped=jnp.zeros(()))
 
         def draw(*arguments):
-            return sampling.as_sample(self._process(sampler, *arguments).run())
+            return sampling.simulate(**self._process(sampler, *arguments))
 
         chosen = generate if self.model.causal else draw
         fixed = chosen if steps is None else lambda params, key, clamp: chosen(params, key, clamp, steps, 0)
@@ -124,26 +124,21 @@ class Experiment:
         length(...) -> how many events there are.
         """
 
-        process = partial(self._process, sampler)
+        def process(*arguments):
+            return sampling.make_process(**self._process(sampler, *arguments))
+
         events = (
             lambda *arguments: process(*arguments).start(),
-            lambda *arguments: process(*arguments[:-2]).advance(*arguments[-2:]),
-            lambda *arguments: process(*arguments).length,
+            lambda *arguments: sampling.advance(process(*arguments[:-2]), *arguments[-2:]),
+            lambda *arguments: sampling.num_events(process(*arguments)),
         )
         return tuple(jax.jit(event, out_shardings=sharding.replicated(self.mesh)) for event in events)
 
-    def _process(self, sampler: sampling.Sampler, params, key, clamp, steps, first_index) -> sampling.Process:
-        return sampling.make_process(
-            key,
-            self.network(params),
-            self.graph,
-            self.noise,
-            clamp[1].shape,
-            steps=steps,
-            sampler=sampler,
-            clamp=clamp,
-            first_index=first_index,
-        )
+    def _process(self, sampler: sampling.Sampler, params, key, clamp, steps, first_index) -> dict[str, Any]:
+        """The arguments of `sampling.make_process`."""
+        process = {"key": key, "score_fn": self.network(params), "graph": self.graph, "noise": self.noise}
+        options = {"steps": steps, "sampler": sampler, "clamp": clamp, "first_index": first_index}
+        return process | options | {"shape": clamp[1].shape}
 
     def place(self, batch: np.ndarray) -> jax.Array:
         """A batch [B, ...], the same on every process; split over the mesh if that divides B, else replicated."""

@@ -1,4 +1,4 @@
-"""How a text comes about: the same samples as without looking, told piece by piece, and pages and GIFs that hold it."""
+"""How samples come about: watching does not change them; spans, pages and GIFs show them."""
 
 import dataclasses
 import json
@@ -11,10 +11,9 @@ from PIL import Image
 
 from sedd_jax.data.tokenizers import Bytes
 from sedd_jax.generation import gif, page
-from sedd_jax.generation.film import MOST_FRAMES, Film, Frame, Script
-from sedd_jax.generation.generate import Drawing
-from sedd_jax.generation.pieces import GIVEN, MASK, NOISE, Piece, pieces
+from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE, Window, parse_template
+from sedd_jax.generation.trajectory import GIVEN, MASK, MOST_FRAMES, NOISE, Frame, Span, Trajectory, spans
 from sedd_jax.training.experiment import load_trained
 
 MASK_ID = Bytes().vocab_size
@@ -22,35 +21,35 @@ MASK_ID = Bytes().vocab_size
 
 def read(text, changed, given=None):
     tokens = np.frombuffer(text, np.uint8).astype(np.int32)
-    return pieces(Bytes(), tokens, np.array(changed), np.zeros(len(tokens), bool) if given is None else given)
+    return spans(Bytes(), tokens, np.array(changed), np.zeros(len(tokens), bool) if given is None else given)
 
 
-def test_a_character_of_several_tokens_is_one_piece_and_empty_ones():
+def test_a_character_of_several_tokens_is_one_span_and_empty_ones():
     found = read("a\u00e9!".encode(), [1, 2, 3, 0], np.array([False, False, False, True]))
-    assert found == [Piece("a", 1), Piece("\u00e9", 2), Piece("", 3), Piece("!", GIVEN)]
+    assert found == [Span("a", 1), Span("\u00e9", 2), Span("", 3), Span("!", GIVEN)]
 
 
 def test_noise_and_control_characters_are_shown_by_signs():
     tokens = np.array([MASK_ID, 27, 98])
-    found = pieces(Bytes(), tokens, np.array([0, 1, 2]), np.zeros(3, bool))
-    assert found == [Piece(MASK, NOISE), Piece("\u241b", 1), Piece("b", 2)]
+    found = spans(Bytes(), tokens, np.array([0, 1, 2]), np.zeros(3, bool))
+    assert found == [Span(MASK, NOISE), Span("\u241b", 1), Span("b", 2)]
 
 
-def make_film(texts, length):
+def make_trajectory(texts, length):
     """One sample whose tokens are written from left to right, one per event."""
     tokens = np.frombuffer(texts, np.uint8).astype(np.int32)
-    film = Film(Script(Bytes(), [Window(np.full(len(tokens), FREE), len(tokens))]))
+    trajectory = Trajectory(Bytes(), [Window(np.full(len(tokens), FREE), len(tokens))])
     for number in range(length + 1):
         done = np.arange(len(tokens)) < number
         changed = np.where(done, 1 + np.arange(len(tokens)), 0)
-        film.add(Frame(0, number, length, np.where(done, tokens, MASK_ID)[None], changed[None]))
-    return film
+        trajectory.add(Frame(0, number, length, np.where(done, tokens, MASK_ID)[None], changed[None]))
+    return trajectory
 
 
 def test_page_escapes_what_was_drawn_and_replays_to_the_end():
     text = b"</script><b>&amp;"
-    film = make_film(text, len(text))
-    shown = page.render(film, title="<i>", text="a & b")
+    trajectory = make_trajectory(text, len(text))
+    shown = page.render(trajectory, title="<i>", text="a & b")
     assert "&lt;i&gt;" in shown and "a &amp; b" in shown and shown.count("</script>") == 2
     data = json.loads(re.search(r'id="film">(.*?)</script>', shown, re.S)[1])
     state = [list(piece) for piece in data["samples"][0]["start"]]
@@ -62,13 +61,17 @@ def test_page_escapes_what_was_drawn_and_replays_to_the_end():
     assert [piece[1] for piece in state] == list(range(1, len(text) + 1))
 
 
-def test_long_films_keep_a_spread_of_frames_and_the_last_one():
-    film = make_film(b"abcd", 5 * MOST_FRAMES + 3)
-    assert len(film.numbers) <= MOST_FRAMES + 1 and film.numbers[0] == 0 and film.numbers[-1] == film.length
+def test_long_trajectories_keep_a_spread_of_frames_and_the_last_one():
+    trajectory = make_trajectory(b"abcd", 5 * MOST_FRAMES + 3)
+    assert (
+        len(trajectory.numbers) <= MOST_FRAMES + 1
+        and trajectory.numbers[0] == 0
+        and trajectory.numbers[-1] == trajectory.length
+    )
 
 
 def test_gif_has_a_frame_per_event_and_then_stays(tmp_path):
-    gif.write(make_film(b"ab\ncd", 5), tmp_path / "film.gif")
+    gif.write(make_trajectory(b"ab\ncd", 5), tmp_path / "film.gif")
     with Image.open(tmp_path / "film.gif") as image:
         # Equal frames in a row are stored as one that lasts.
         assert image.format == "GIF" and image.n_frames >= 6
@@ -80,13 +83,13 @@ def test_gif_has_a_frame_per_event_and_then_stays(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["analytic", "first_hitting"])
-def test_looking_on_changes_no_sample(method, models):
+def test_watching_changes_no_sample(method, models):
     trained = load_trained(epath.Path(models / "diffusion"), log=print)
-    drawing = Drawing(trained, dataclasses.replace(trained.experiment.sampling, method=method), batch_size=2)
+    generator = Generator(trained, dataclasses.replace(trained.experiment.sampling, method=method), batch_size=2)
     windows = np.stack([parse_template("ab[[5]]c", Bytes(), length=32).tokens] * 3)
     frames: list[Frame] = []
-    seen = drawing.watch(windows, steps=3, seed=1, show=frames.append)
-    drawn = drawing.draw(windows, steps=3, seed=1)
+    seen = generator.watch(windows, steps=3, seed=1, show=frames.append)
+    drawn = generator.generate(windows, steps=3, seed=1)
     np.testing.assert_array_equal(seen.tokens, drawn.tokens)
     np.testing.assert_array_equal(seen.changed, drawn.changed)
     assert seen.calls == drawn.calls

@@ -1,0 +1,83 @@
+"""The options of a sampler, and the grid of times of its reverse steps."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from sedd_jax.errors import InputError
+from sedd_jax.rates import Absorbing, Graph
+from sedd_jax.sampling.truncation import Truncation
+from sedd_jax.typing import Scalar
+
+# With a time grid; 'first_hitting' has none.
+GRID_METHODS = ("analytic", "euler", "trapezoidal")
+METHODS = (*GRID_METHODS, "first_hitting")
+GRIDS = ("uniform", "cosine")
+PRECISIONS = ("exact", "reference")
+# The time where the reverse steps end and the denoising step follows.
+END_TIME = 1e-5
+
+
+def grid_time(grid: str, progress: Scalar) -> Scalar:
+    """The time at a progress from 0 (t = 1) to 1 (END_TIME).
+
+    'uniform' is that of the paper. 'cosine' takes small steps first, while few tokens are known, and large ones at the
+    end (the schedule of MaskGIT, arXiv 2202.04200, with t in the place of the masked fraction).
+    """
+    share = 1 - progress if grid == "uniform" else jnp.cos(jnp.pi / 2 * progress)
+    return END_TIME + (1 - END_TIME) * share
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How to run the chain backwards.
+
+    method: 'analytic' (Tweedie tau-leaping), 'euler', 'trapezoidal' (smaller error, two calls per step), or
+        'first_hitting' (absorbing graph; exact in time); see `sampling.methods` and docs/mathematics.md. With the
+        absorbing graph and the log-linear schedule, analytic and Euler are the same step.
+    grid: of the times, see `grid_time`; without effect for 'first_hitting'.
+    corrector_steps: corrector steps after each step, one call each; corrector_size: their size, as a fraction of the
+        step's own change of sigma.
+    temperature, top_k, top_p: see `Truncation`; biased.
+    precision: 'exact', or 'reference' for draws that cut off rare outcomes as the reference implementation does.
+    rows: log-scores [rows, N] that exist at a time.
+    Raises InputError for a value that is unknown or out of range.
+    """
+
+    method: str = "analytic"
+    grid: str = "uniform"
+    corrector_steps: int = 0
+    corrector_size: float = 0.5
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    precision: str = "exact"
+    rows: int = 512
+
+    def __post_init__(self):
+        for name, choices in {"method": METHODS, "precision": PRECISIONS, "grid": GRIDS}.items():
+            if (value := getattr(self, name)) not in choices:
+                raise InputError(f"sampling {name} {value!r} is unknown; choose one of {', '.join(choices)}")
+        if self.corrector_steps < 0:
+            raise InputError(f"sampling corrector_steps={self.corrector_steps} must be 0 or more")
+        if not 0 < self.corrector_size <= 1:
+            raise InputError(f"sampling corrector_size={self.corrector_size} must lie in (0, 1]")
+        if self.rows < 1:
+            raise InputError(f"sampling rows={self.rows} must be at least 1")
+        if self.method == "first_hitting" and self.corrector_steps:
+            raise InputError("sampling method 'first_hitting' has no time grid to correct on; set corrector_steps to 0")
+        self.truncation  # noqa: B018 (checks the values)
+
+    @property
+    def truncation(self) -> Truncation:
+        return Truncation(self.temperature, self.top_k, self.top_p)
+
+    def check(self, graph: Graph, steps: int) -> None:
+        """Raises InputError if the method does not support the graph, or for steps < 1."""
+        if self.method == "first_hitting" and not isinstance(graph, Absorbing):
+            raise InputError(
+                "sampling method 'first_hitting' needs the absorbing graph, where a position changes once; choose "
+                f"one of {', '.join(GRID_METHODS)}"
+            )
+        if steps < 1:
+            raise InputError(f"sampling steps={steps} must be at least 1")
