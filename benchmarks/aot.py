@@ -1,9 +1,9 @@
-"""What the paper's models need of TPU slices that are not there, as a table: see docs/tpu.md.
+"""Ahead-of-time compilation of the paper's models for TPU slices, as a table: see docs/tpu.md.
 
     python -m benchmarks.aot [--only=small/v5e-16] [--write] [-- --config.model.remat=blocks ...]
 
-One `sedd_jax.compile` per row, each in its own process; a row takes one to several minutes. --write puts the table
-between the two markers in docs/benchmarks.md, otherwise it goes to stdout. Arguments after -- are given to every row.
+One `sedd_jax.compile` per line, each in its own process; a line takes one to several minutes. --write puts the table
+between the two markers in docs/benchmarks.md, otherwise it goes to stdout. Arguments after -- apply to every line.
 """
 
 import json
@@ -14,15 +14,15 @@ import sys
 
 from absl import app, flags
 
-flags.DEFINE_string("only", "", "Rows whose name begins so.")
+flags.DEFINE_string("only", "", "Lines whose name has this prefix.")
 flags.DEFINE_bool("write", False, "Put the table into docs/benchmarks.md.")
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
-BATCH = 512  # The paper's, in microbatches of at most 16 sequences per chip.
+BATCH = 512  # As in the paper, in microbatches of at most 16 sequences per chip.
 MARKERS = ("<!-- aot: start -->", "<!-- aot: end -->")
 
-# Name of the slice as it is ordered (of v4 and v5p in cores, two to a chip) -> its shape in chips.
+# Cloud name of the slice (v4 and v5p count cores, two per chip) -> its shape in chips.
 SLICES = {
     "v5e-16": "v5e:4x4",
     "v5e-256": "v5e:16x16",
@@ -30,8 +30,8 @@ SLICES = {
     "v5p-512": "v5p:4x8x8",
     "v6e-256": "v6e:16x16",
 }
-# Weights are split over 16 chips, which leaves each at least 48 columns, and those groups are replicas of one another.
-ROWS = {f"{model}/{name}": (model, shape) for model in ("small", "medium") for name, shape in SLICES.items()}
+# Weights are split over 16 chips, at least 48 columns each; the groups of 16 are replicas.
+LINES = {f"{model}/{name}": (model, shape) for model in ("small", "medium") for name, shape in SLICES.items()}
 COLUMNS = (
     "model",
     "slice",
@@ -45,7 +45,7 @@ COLUMNS = (
 )
 
 
-def compile_row(model: str, shape: str, overrides: list[str]) -> tuple[dict | None, str]:
+def compile_line(model: str, shape: str, overrides: list[str]) -> tuple[dict | None, str]:
     """The figures, or None and the error line."""
     command = [sys.executable, "-m", "sedd_jax.compile", f"--config=configs/{model}.py", f"--topology={shape}"]
     per_chip = BATCH // math.prod(map(int, shape.partition(":")[2].split("x")))
@@ -88,9 +88,9 @@ def write(table: str) -> None:
 
 def main(argv):
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
-    for name, (model, shape) in ROWS.items():
+    for name, (model, shape) in LINES.items():
         if name.startswith(flags.FLAGS.only):
-            lines.append(cells(name, *compile_row(model, shape, argv[1:])))
+            lines.append(cells(name, *compile_line(model, shape, argv[1:])))
             print(" | ".join(lines[-1]), file=sys.stderr, flush=True)
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     if flags.FLAGS.write:

@@ -1,4 +1,4 @@
-"""Our plain attention beside `jax.nn.dot_product_attention`, each with its gradient, on the devices at hand.
+"""Speed of our XLA attention and of `jax.nn.dot_product_attention`, each with its gradient, on the local devices.
 
 python -m benchmarks.attention [--batch=16] [--length=256] [--heads=4] [--head_dim=64] [--dtype=float32]
 """
@@ -13,10 +13,10 @@ from benchmarks.rounds import medians
 from sedd_jax.transformer import attention
 
 flags.DEFINE_integer("batch", 16, "Sequences.")
-flags.DEFINE_integer("length", 256, "Positions of each.")
+flags.DEFINE_integer("length", 256, "Positions per sequence.")
 flags.DEFINE_integer("heads", 4, "Heads.")
-flags.DEFINE_integer("head_dim", 64, "Width of each.")
-flags.DEFINE_string("dtype", "float32", "Of q, k and v.")
+flags.DEFINE_integer("head_dim", 64, "Width per head.")
+flags.DEFINE_string("dtype", "float32", "Dtype of q, k and v.")
 flags.DEFINE_integer("repeats", 10, "Rounds.")
 
 

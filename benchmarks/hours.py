@@ -1,4 +1,4 @@
-"""How long the recipes take: an estimate, from the FLOPs of their matrix products and an assumed share of the peak.
+"""Estimated hours of the recipes: FLOPs of their matrix products over an assumed share of the published peak.
 
 python -m benchmarks.hours [--mfu=0.4]
 """
@@ -15,7 +15,7 @@ from sedd_jax.transformer import Transformer
 RECIPES = ("text8", "lm1b", "small", "medium", "fineweb_edu")
 HARDWARE = {"8 H100": (8, "NVIDIA H100"), "16 v5e": (16, "TPU v5 lite"), "32 v5e": (32, "TPU v5 lite")}
 
-flags.DEFINE_float("mfu", 0.4, "Share of the published peak that a run is assumed to reach.")
+flags.DEFINE_float("mfu", 0.4, "Assumed share of the published peak.")
 
 
 def main(_):

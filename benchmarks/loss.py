@@ -1,8 +1,8 @@
-"""The loss alone, with its gradient by head and features: in chunks of noised positions, and plain.
+"""Speed and memory of the loss with its gradient by head and features: in chunks of noised positions, and plain.
 
     python -m benchmarks.loss [--kind=absorbing] [--batch=4] [--length=1024] [--dim=768] [--vocab_size=50257]
 
-Reports seconds, and what XLA needs besides inputs and results.
+Reports seconds and the bytes of XLA's temporaries.
 """
 
 import json
@@ -20,10 +20,10 @@ from sedd_jax.transformer import Transformer
 
 flags.DEFINE_enum("kind", "absorbing", ["absorbing", "uniform"], "Graph.")
 flags.DEFINE_integer("batch", 4, "Sequences.")
-flags.DEFINE_integer("length", 1024, "Positions of each.")
+flags.DEFINE_integer("length", 1024, "Positions per sequence.")
 flags.DEFINE_integer("dim", 768, "Width of the network.")
 flags.DEFINE_integer("vocab_size", 50_257, "Tokens, without MASK.")
-flags.DEFINE_string("dtype", "float32", "Of the matrix products.")
+flags.DEFINE_string("dtype", "float32", "Dtype of the matrix products.")
 flags.DEFINE_integer("repeats", 3, "Rounds.")
 
 

@@ -1,4 +1,4 @@
-"""Timing that a drifting machine cannot bias: rounds that alternate between the candidates, and their medians."""
+"""Medians over rounds that alternate between the candidates, so that a drifting machine does not bias them."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def medians(repeats: int, **calls: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of each call, waited for; the median over rounds, after one that is not counted (compilation)."""
+    """Median seconds of each call until its result is ready. A first round, with compilation, does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():

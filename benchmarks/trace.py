@@ -1,4 +1,4 @@
-"""Where the time of a compiled program goes: the profiler's events, by what their instructions do."""
+"""Profile of a compiled program: milliseconds by kind of instruction."""
 
 import pathlib
 import tempfile
@@ -11,7 +11,7 @@ import jax
 from sedd_jax.aot.costs import COLLECTIVES
 from sedd_jax.aot.hlo import Instruction, Program, called
 
-# The first kind of which an instruction, or what a fusion consists of, has an opcode; the rest is element-wise.
+# An instruction is of the first kind that has its opcode, or one inside its fusion; the rest is element-wise.
 KINDS = {
     "products": {"dot", "convolution", "custom-call"},
     "collectives": set(COLLECTIVES),
@@ -22,16 +22,16 @@ NOTHING = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "br
 
 
 def milliseconds(text: str, call: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Of one call, by kind. text: of the compiled program that `call` runs.
+    """Milliseconds of one call, by kind. text: the compiled program that `call` runs.
 
-    On several cores, instructions that run at the same time count each: start it on one (taskset, NPROC=1).
+    Instructions that run at the same time count each: use one core (taskset, NPROC=1).
     """
     program, spent = Program(text, 1), Counter()
     kinds = {
         name: _kind(program, instruction)
         for computation in program.computations.values()
         for name, instruction in computation.items()
-        if instruction.opcode not in ("while", "conditional", "call")  # Their events have those inside them in them.
+        if instruction.opcode not in ("while", "conditional", "call")  # Their events include those of their bodies.
     }
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

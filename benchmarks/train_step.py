@@ -1,13 +1,13 @@
-"""How fast a training step is beside a bare forward pass, beside the plain loss, and beside its floor.
+"""Speed of a training step, against a forward pass, against the plain loss, and against its floor.
 
     python -m benchmarks.train_step [--config=configs/baseline.py] [--vocab_size=257] [--repeats=5] [--plain=False]
         [--profile]
 
 The floor is the time of the step's matrix products at the rate of a large one (float32 or bfloat16, as the config says)
 measured in the same rounds, plus the optimiser's bytes at the rate at which a large array is read and written in place.
-Of the products with the head only those of noised positions are needed: half of them with the absorbing graph. Plain is
-the same step with autodiff through the [B, L, N] log-scores. Rounds alternate, and medians are reported, because a
-shared machine drifts.
+The head's products are needed at noised positions only: half of them with the absorbing graph. "Plain" is the same step
+with autodiff through the [B, L, N] log-scores. Rounds alternate, and medians are reported, because a shared machine
+drifts.
 """
 
 import json
@@ -31,10 +31,10 @@ from sedd_jax.training.step import ema_decay
 config_flags.DEFINE_config_file("config", "configs/baseline.py")
 flags.DEFINE_integer("vocab_size", 257, "Tokens, without MASK.")
 flags.DEFINE_integer("repeats", 5, "Rounds.")
-flags.DEFINE_bool("plain", True, "Also the step with the plain loss.")
-flags.DEFINE_bool("profile", False, "Also where the step's time goes.")
+flags.DEFINE_bool("plain", True, "Also time the step with the plain loss.")
+flags.DEFINE_bool("profile", False, "Also profile the step.")
 
-# Of a float32 parameter: clip reads the gradient; AdamW and the average read gradient, weight, two moments and average,
+# Per float32 parameter: clip reads the gradient; AdamW and the average read gradient, weight, two moments and average,
 # and write all but the gradient.
 OPTIMIZER_BYTES = 4 * (1 + 5 + 4)
 
@@ -69,7 +69,7 @@ def main(_):
     tokens = np.random.default_rng(0).integers(0, flags.FLAGS.vocab_size, (options.batch_size, length)).astype(np.int32)
     with jax.set_mesh(mesh):
         batch, sigma, key = sharding.place_batch(tokens, mesh), np.ones(len(tokens), np.float32), jax.random.key(1)
-        # One state for all: a donated one is replaced by its successor.
+        # All steps share one state: each donates it and returns the next.
         state = experiment.init_state(jax.random.key(0))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         steps = {"step": experiment.train_step_fn()}

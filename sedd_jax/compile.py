@@ -1,4 +1,4 @@
-"""What a run needs of a TPU slice: python -m sedd_jax.compile --config=configs/small.py --topology=v5e:4x4
+"""Ahead-of-time compilation for TPU topologies: python -m sedd_jax.compile --config=configs/small.py --topology=v5e:4x4
 
 Compiles the training step and the sampler ahead of time, on a machine without accelerators, and reports memory per
 chip, FLOPs, collectives against the least possible, and the least time of a step (docs/tpu.md). Needs libtpu:
@@ -23,7 +23,7 @@ flags.DEFINE_string("what", "train", f"One of {', '.join(aot.TARGETS)}.")
 
 def main() -> dict[str, Any]:
     values, config = flags.FLAGS, cli.config()
-    # The cache can store a program for an absent chip, but not load it.
+    # The cache can store a program for another platform, but not load it.
     jax.config.update("jax_enable_compilation_cache", False)
     result = aot.report(
         config,

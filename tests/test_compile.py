@@ -1,4 +1,4 @@
-"""What a program computes and moves is counted right, and a TPU that is not there can be compiled for."""
+"""FLOPs, bytes and collectives of programs are counted exactly; step and sampler compile for TPU topologies."""
 
 import importlib.util
 import json
@@ -50,8 +50,8 @@ def test_a_batched_product_counts_each_batch_entry():
     assert costs.flops(counted) == 2 * 4 * 8 * 16 * 32
 
 
-# How a TPU program has a batched product [4, 12, 128, 64] x [4, 12, 256, 64]: of each window all but one position meets
-# a hole of the dilation.
+# A batched product [4, 12, 128, 64] x [4, 12, 256, 64] in a TPU program: all but one position of each window meet a
+# hole of the dilation.
 BATCHED = """HloModule batched, is_scheduled=true
 
 ENTRY %main (a: f32[4,12,128,64], b: f32[4,12,256,64]) -> f32[4,12,128,256] {
@@ -78,7 +78,7 @@ def test_the_attention_kernel_counts_as_the_products_in_it():
     assert costs.flops(Program(KERNEL, 1)) == 2 * (2 * 4 * 2 * 128 * 128 * 64)
 
 
-def test_a_loop_that_ends_with_the_data_counts_as_often_as_told():
+def test_a_loop_that_ends_with_the_data_counts_as_given():
     def products(x, weight, end):
         return jax.lax.fori_loop(0, end, lambda _, x: jnp.tanh(x @ weight), x)
 
@@ -120,7 +120,7 @@ def test_collectives_and_what_they_send():
 def test_memory_traffic_is_what_is_read_and_written():
     counted, _ = program(lambda a, b: jnp.sin(a) + b, array(1000), array(1000))
     assert costs.memory_traffic(counted) == 3 * 4000
-    # Of twelve stacked rows each turn of the loop reads one, not all; and the sum that it keeps goes both ways.
+    # Each turn of the loop reads one of twelve stacked vectors, and reads and writes the sum.
     counted, _ = program(
         lambda rows: jax.lax.scan(lambda s, r: (s + jnp.sin(r), None), rows[0], rows)[0], array(12, 1000)
     )
@@ -132,11 +132,13 @@ def test_the_least_traffic_of_a_mesh():
     params = experiment.abstract_state().params
     least = aot.least_traffic(params, experiment, tokens=8 * 32, microbatches=1)
     split = [leaf for leaf in jax.tree.leaves(params) if "fsdp" in str(leaf.sharding.spec)]
-    whole = [leaf for leaf in jax.tree.leaves(params) if "fsdp" not in str(leaf.sharding.spec)]
-    embedding, rows = 257 * 32 * 4, 32 * 32 * 4  # The rows that a chip looks up are fewer than the table's.
+    replicated = [leaf for leaf in jax.tree.leaves(params) if "fsdp" not in str(leaf.sharding.spec)]
+    embedding, rows = 257 * 32 * 4, 32 * 32 * 4  # A chip looks up fewer rows than the table has.
     weights = sum(leaf.size for leaf in split) * 4
     assert least["fsdp"] == pytest.approx(3 / 4 * (3 * (weights - embedding) + 2 * rows))
-    assert least["data"] == pytest.approx(2 * 1 / 2 * weights / 4 + 2 * 7 / 8 * sum(leaf.size for leaf in whole) * 4)
+    assert least["data"] == pytest.approx(
+        2 * 1 / 2 * weights / 4 + 2 * 7 / 8 * sum(leaf.size for leaf in replicated) * 4
+    )
     assert least["tensor"] == 0
 
 
@@ -164,13 +166,13 @@ SMALL = [
 
 
 @needs_libtpu
-def test_a_step_and_the_sampler_compile_for_a_tpu_that_is_not_there():
+def test_a_step_and_the_sampler_compile_for_a_tpu_topology():
     out, err = run("compile", *SMALL, "--topology=v5e:2x2", "--what=both", "--config.mesh.fsdp=2", "--vocab_size=500")
     figures = json.loads(out.splitlines()[-1])
     assert (figures["chips"], figures["device_kind"]) == (4, "TPU v5 lite")
     assert figures["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
     train, sample = figures["train"], figures["sample"]
-    # Half of the parameters on each chip, but for a few that stay whole; as much again for the averages and for each of
+    # Half of the parameters on each chip, except a few that are replicated; the same for the averages and for each of
     # the two moments.
     held = train["bytes_per_chip"]
     assert 0.5 <= held["params"] / (4 * figures["parameters"]) < 0.6
@@ -179,8 +181,8 @@ def test_a_step_and_the_sampler_compile_for_a_tpu_that_is_not_there():
     assert held["total"] > held["arguments"] >= held["params"] + held["ema"] + held["moments"]
     assert train["fits"]
     assert train["headroom"] == 16e9 - held["total"]
-    # Without recomputation a program computes what the formula says, with the conditioning, and without the head where
-    # nothing is noised: more than the blocks, less than a third above the formula.
+    # The program adds the conditioning to the formula and leaves out the head where nothing is noised: more than the
+    # blocks, less than a third above the formula.
     useful = train["flops_per_step"] / 4
     assert 0.5 * useful < train["program_flops_per_chip"] < 1.3 * useful
     assert train["unknown_trip_counts"] == sample["unknown_trip_counts"] == 0
@@ -215,13 +217,13 @@ def test_a_step_that_does_not_fit_says_what_it_needs():
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_named(fields, options, named):
+def test_bad_options_are_named(fields, options, named):
     options = {"topology": "v5e:2x2", "num_slices": 1, "vocab_size": 256, "what": "train"} | options
     with pytest.raises(InputError, match=named):
         aot.report(make_config(**fields), **options)
 
 
-def test_libtpu_has_to_be_there(monkeypatch):
+def test_a_missing_libtpu_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(InputError, match="needs libtpu"):
         aot.topology_devices("v5e:2x2")

@@ -1,7 +1,7 @@
-"""FLOPs and bytes of a compiled program on one device: those of its instructions times their executions.
+"""FLOPs and bytes of a compiled program on one device: per instruction, times its executions.
 
-XLA's own `cost_analysis` counts the body of a loop once: of twelve scanned blocks, one. The inside of a custom call (a
-Pallas kernel) is not in the text: attention kernels are known; for others their author's estimate counts, if any.
+XLA's `cost_analysis` counts the body of a loop once: one of twelve scanned blocks. The text does not show the inside of
+a custom call (a Pallas kernel): attention kernels have a formula here, others count by their author's estimate, if any.
 """
 
 import math
@@ -24,12 +24,12 @@ COLLECTIVES = {
 # Products of L x L x D per head, by the beginning of an attention kernel's name. The backward kernel is the fused one:
 # scores again, and the gradients of weights, values, queries and keys.
 PRODUCTS_OF_KERNEL = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
-# These rename or rearrange values without copying them, or stand for the computations they call.
+# These copy nothing, or stand for the computations that they call.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 
 
 class Collective(NamedTuple):
-    """One collective of the program. bytes: those that a device must send in one execution, see COLLECTIVES."""
+    """One collective of the program. bytes: least bytes that a device sends in one execution, see COLLECTIVES."""
 
     kind: str
     bytes: float

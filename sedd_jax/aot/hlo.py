@@ -1,6 +1,7 @@
 """A compiled program, parsed from its optimised HLO text: instructions, and how often each is executed.
 
-JAX offers no other form (`jax.stages.Compiled.as_text`). The text is that of one device.
+The text (`jax.stages.Compiled.as_text`) is that of one device. The module's objects in jaxlib give names, opcodes and
+operands only: neither shapes nor attributes, such as trip counts.
 """
 
 import math
