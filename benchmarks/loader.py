@@ -16,31 +16,28 @@ from etils import epath
 from ml_collections import config_flags
 
 from sedd_jax.config import build
-from sedd_jax.data import dataset, preparation, shards, workers
+from sedd_jax.data import dataset, preparation, shards
 from sedd_jax.data.loader import Loader
-from sedd_jax.data.tokenizers import Bytes
 
 config_flags.DEFINE_config_file("config", "configs/baseline.py")
-flags.DEFINE_integer("batches", 500, "To draw; 0 for an epoch.")
-flags.DEFINE_integer(
-    "random_tokens", 0, "Makes shards of so many random bytes in a temporary directory and reads them."
-)
+flags.DEFINE_integer("batches", 500, "Number of batches to read; 0 for an epoch.")
+flags.DEFINE_integer("random_tokens", 0, "Reads shards of so many random bytes, made in a temporary directory.")
 flags.DEFINE_integer("record_tokens", preparation.Plan.record_tokens, "Tokens per record of these.")
 
 
 def make_shards(root: pathlib.Path, num_tokens: int, record_tokens: int, per_shard: int = 1 << 24) -> None:
     plan = preparation.Plan("random", record_tokens=record_tokens)
-    workers.begin(plan, root, Bytes(), {})
-    draw = np.random.default_rng(0)
+    preparation.begin(plan, root)
+    generator = np.random.default_rng(0)
     made = []
     for split, total in (("train", num_tokens), ("valid", 100_000)):
         for number, start in enumerate(range(0, total, per_shard)):
-            tokens = draw.integers(256, size=min(per_shard, total - start), dtype=np.uint16)
+            tokens = generator.integers(256, size=min(per_shard, total - start), dtype=np.uint16)
             path = root / f"{split}-{number:05d}-00000.array_record"
             shards.write_records(path, tokens, record_tokens)
             size, digest = path.stat().st_size, shards.sha256(path)
             made.append(shards.Shard(path.name, len(tokens), 1, len(tokens), len(tokens), size, digest, ""))
-    workers.finish(root, preparation.make_manifest(plan, Bytes(), made))
+    preparation.finish(plan, root, made)
 
 
 def resident_megabytes() -> float:
@@ -63,7 +60,7 @@ def measure(config) -> dict:
     memory.append(resident_megabytes())
     return {
         "tokens_per_second": batch.size * batches / seconds,
-        # What a core of one's own would give, where others use it too.
+        # The rate of an exclusive core, where other programs share it.
         "tokens_per_cpu_second": batch.size * batches / busy,
         "epochs": batches / loader.batches_per_epoch,
         "batch": list(batch.shape),

@@ -1,7 +1,7 @@
 """Text into shards of tokens: python -m sedd_jax.prepare --data=... --tokenizer=... --output=DIR
 
 Tokenises a corpus once, so that training reads it by random access (--config.data.source=shards:DIR), in memory that
-does not grow with it. The same command goes on where an earlier one was broken off, and checks and mends what is there.
+does not grow with it. The same command continues an interrupted one, checks the shards, and replaces damaged ones.
 One JSON line on stdout: tokens, documents, bytes and characters of each part.
 """
 
@@ -12,17 +12,17 @@ from typing import Any
 from absl import flags
 
 from sedd_jax import cli
-from sedd_jax.data import workers
+from sedd_jax.data import preparation
 from sedd_jax.data.preparation import Plan
 from sedd_jax.errors import TrainingError
 
 flags.DEFINE_string("data", None, "What to read: a file or glob, tfds:NAME, hf:PATH, embedded; see docs/data.md.")
-flags.DEFINE_string("valid_data", None, "Validation text, read whole; by default a part of --data.")
+flags.DEFINE_string("valid_data", None, "Validation text, read completely; by default a part of --data.")
 flags.DEFINE_float("valid_fraction", Plan.valid_fraction, "Share of the characters of --data, from its end.")
 flags.DEFINE_string("text_field", Plan.text_field, "The field of a record that holds its text.")
 flags.DEFINE_string("tokenizer", None, "Kind of tokenizer, such as bytes or sentencepiece.")
-flags.DEFINE_string("tokenizer_path", None, "File or folder of a tokenizer that is there already.")
-flags.DEFINE_integer("vocab_size", None, "Size of the vocabulary, where one is to be trained.")
+flags.DEFINE_string("tokenizer_path", None, "File or folder of an existing tokenizer.")
+flags.DEFINE_integer("vocab_size", None, "Size of the vocabulary, if one is trained.")
 flags.DEFINE_integer("workers", os.cpu_count(), "Processes that tokenise.")
 flags.DEFINE_integer("shard_bytes", Plan.shard_bytes, "Bytes of text per shard.")
 flags.DEFINE_integer("record_tokens", Plan.record_tokens, "Tokens per record of a shard.")
@@ -35,9 +35,9 @@ def main() -> dict[str, Any]:
         cli.required(name)
     plan = Plan(**{field.name: values[field.name].value for field in dataclasses.fields(Plan)})
     try:
-        manifest, kept = workers.prepare(plan, values.output, workers=values.workers, progress=True)
+        manifest, kept = preparation.prepare(plan, values.output, workers=values.workers, progress=True)
     except KeyboardInterrupt as error:
-        stopped = TrainingError("stopped; the shards that are done stay, and the same command goes on")
+        stopped = TrainingError("stopped; the finished shards stay, and the same command continues")
         stopped.exit_code = 130
         raise stopped from error
     return {

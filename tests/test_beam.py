@@ -7,7 +7,7 @@ from running import files, write_text
 
 beam = pytest.importorskip("apache_beam", reason="needs the extra beam", exc_type=ImportError)
 
-from sedd_jax.data import workers  # noqa: E402
+from sedd_jax.data import preparation  # noqa: E402
 from sedd_jax.data.beam import prepare  # noqa: E402
 from sedd_jax.data.preparation import Plan  # noqa: E402
 from sedd_jax.errors import InputError  # noqa: E402
@@ -26,15 +26,15 @@ def plan(tmp_path):
 
 def test_a_pipeline_makes_the_same_shards(plan, tmp_path):
     made = prepare(plan, str(tmp_path / "beam"), options=["--runner=DirectRunner"])
-    expected, _ = workers.prepare(plan, str(tmp_path / "plain"))
+    expected, _ = preparation.prepare(plan, str(tmp_path / "one"))
     assert made == expected
-    assert files(tmp_path / "beam") == files(tmp_path / "plain")
+    assert files(tmp_path / "beam") == files(tmp_path / "one")
     with pytest.raises(InputError, match="holds shards"):
         prepare(plan, str(tmp_path / "beam"), options=[])
 
 
 @pytest.mark.parametrize("change", [{"valid_data": None}, {"vocab_size": 300}])
-def test_what_one_process_would_have_to_find_out_has_to_be_given(plan, tmp_path, change):
+def test_a_pipeline_needs_validation_data_and_a_tokenizer(plan, tmp_path, change):
     with pytest.raises(InputError, match="a Beam pipeline"):
         prepare(Plan(**{**vars(plan), **change}), str(tmp_path / "beam"), options=[])
     assert not (tmp_path / "beam").exists()

@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sedd_jax.data import corpora
+from sedd_jax.data import corpora, dataset
 from sedd_jax.errors import InputError
 
 
@@ -50,7 +50,9 @@ def test_only_the_document_at_the_cut_is_divided(write):
 
 
 def test_a_validation_source_is_read_whole(write):
-    assert corpora.read(write("a", "train"), valid_source=write("b", "valid")) == corpora.Corpus(("train",), ("valid",))
+    found = dataset.load(source=write("a", "train"), valid_source=write("b", "valid"), length=6)
+    train, valid = found.tokenizer.decode(found.train.tokens), found.tokenizer.decode(found.valid.tokens)
+    assert (train, valid) == ("train<|endoftext|>", "valid<|endoftext|>")
 
 
 def test_files_are_read_exactly_in_sorted_order_without_empty_ones_and_directories(write, tmp_path):

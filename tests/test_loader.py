@@ -65,13 +65,13 @@ def test_the_seed_decides_the_order():
 @pytest.mark.parametrize("process_count", [1, 2, 4])
 def test_processes_share_the_global_batch_row_for_row(process_count, shift):
     options = dict(length=5, batch_size=8, seed=1, shift=shift)
-    whole = batches(Loader(stream_of(103), **options), 12)
+    complete = batches(Loader(stream_of(103), **options), 12)
     shares = [
         batches(Loader(stream_of(103), **options, rows=rows), 12)
         for rows in np.arange(8).reshape(process_count, 8 // process_count)
     ]
     assert all(share.shape == (12, 8 // process_count, 5) for share in shares)
-    np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
+    np.testing.assert_array_equal(np.concatenate(shares, axis=1), complete)
 
 
 def test_rows_need_not_be_neighbours():
@@ -83,10 +83,10 @@ def test_rows_need_not_be_neighbours():
 @pytest.mark.parametrize("rows", [None, [0, 1, 4, 5]])
 def test_resumed_is_uninterrupted_at_every_position(rows):
     options = dict(length=5, batch_size=8, seed=2, rows=rows)
-    whole = batches(Loader(stream_of(103), **options), 12)
+    complete = batches(Loader(stream_of(103), **options), 12)
     for position in range(10):
         resumed = Loader(stream_of(103), **options, position=position)
-        np.testing.assert_array_equal(batches(resumed, 2), whole[position : position + 2])
+        np.testing.assert_array_equal(batches(resumed, 2), complete[position : position + 2])
         assert resumed.position == position + 2
 
 

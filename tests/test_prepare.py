@@ -1,4 +1,4 @@
-"""Preparing depends on the documents and the plan alone, and what is broken off goes on."""
+"""Preparing depends on the documents and the plan alone, and an interrupted preparation continues."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from running import ENVIRONMENT, ROOT, files, run, write_text
 
-from sedd_jax.data import corpora, dataset, preparation, shards, workers
+from sedd_jax.data import corpora, dataset, preparation, shards
 from sedd_jax.data.packing import chunks, tokenize
 from sedd_jax.data.preparation import Plan
 from sedd_jax.errors import InputError
@@ -41,7 +41,7 @@ def plan(folder):
 @pytest.fixture(scope="module")
 def prepared(plan, tmp_path_factory):
     output = tmp_path_factory.mktemp("prepared") / "shards"
-    workers.prepare(plan, str(output))
+    preparation.prepare(plan, str(output))
     return output
 
 
@@ -52,35 +52,35 @@ def tokens_of(stream) -> np.ndarray:
 def test_shards_hold_the_tokens_that_training_on_the_text_would_see(plan, prepared):
     found = shards.load(str(prepared))
     corpus = corpora.read(plan.data, valid_fraction=plan.valid_fraction)
-    for stream, texts in ((found.train, corpus.train), (found.valid, corpus.valid)):
+    for split, stream, texts in (("train", found.train, corpus.train), ("valid", found.valid, corpus.valid)):
         expected = tokenize(texts, found.tokenizer)
         np.testing.assert_array_equal(tokens_of(stream), expected.tokens)
         assert (stream.num_bytes, stream.num_documents) == (expected.num_bytes, expected.num_documents)
-        assert stream.num_characters == sum(map(len, texts))
+        assert found.manifest.counts(split)["characters"] == sum(map(len, texts))
     assert len(found.manifest.shards["train"]) > 5
 
 
 def test_output_does_not_depend_on_the_number_of_workers(plan, prepared, tmp_path):
-    workers.prepare(plan, str(tmp_path / "two"), workers=2)
+    preparation.prepare(plan, str(tmp_path / "two"), workers=2)
     assert files(tmp_path / "two") == files(prepared)
 
 
-def test_what_is_there_and_sound_is_kept_and_the_rest_is_mended(plan, prepared, tmp_path):
+def test_sound_shards_are_kept_and_the_others_replaced(plan, prepared, tmp_path):
     output = tmp_path / "shards"
-    workers.prepare(plan, str(output))
+    preparation.prepare(plan, str(output))
     count = sum(map(len, shards.read_manifest(output).shards.values()))
-    assert workers.prepare(plan, str(output))[1] == count
+    assert preparation.prepare(plan, str(output))[1] == count
     paths = sorted(output.glob("*.array_record"))
     paths[0].unlink()
     paths[1].write_bytes(paths[1].read_bytes()[:-100])
     content = bytearray(paths[2].read_bytes())
     content[500] ^= 1
     paths[2].write_bytes(content)
-    assert workers.prepare(plan, str(output))[1] == count - 3
+    assert preparation.prepare(plan, str(output))[1] == count - 3
     assert files(output) == files(prepared)
 
 
-def test_breaking_off_before_any_shard_loses_that_one_only(plan, prepared, tmp_path, monkeypatch):
+def test_an_interruption_loses_the_unfinished_shard_only(plan, prepared, tmp_path, monkeypatch):
     output = tmp_path / "shards"
     write, made = shards.write_records, []
 
@@ -94,24 +94,24 @@ def test_breaking_off_before_any_shard_loses_that_one_only(plan, prepared, tmp_p
     for round in range(1, 4):
         made.clear()
         with pytest.raises(KeyboardInterrupt):
-            workers.prepare(plan, str(output))
+            preparation.prepare(plan, str(output))
         assert len(list(output.glob("*.array_record"))) == 3 * round
         with refused("no"):
             shards.load(str(output))
     # As if the journal had been cut off in the middle of a line, and a shard in the middle of a record.
-    journal = output / workers.JOURNAL
+    journal = output / preparation.JOURNAL
     journal.write_text(journal.read_text()[:-20])
     (output / ".train-00000-00000.array_record.1.tmp").write_bytes(b"half")
     monkeypatch.undo()
-    assert workers.prepare(plan, str(output))[1] == 8
+    assert preparation.prepare(plan, str(output))[1] == 8
     assert files(output) == files(prepared)
 
 
-def test_killed_at_any_moment_leaves_whole_shards_and_no_processes(plan, prepared, tmp_path):
+def test_killed_at_any_moment_leaves_complete_shards_and_no_processes(plan, prepared, tmp_path):
     output = tmp_path / "shards"
     code = (
-        "import sys; from sedd_jax.data import workers; from sedd_jax.data.preparation import Plan\n"
-        "if __name__ == '__main__': workers.prepare(Plan(*eval(sys.argv[1])), sys.argv[2], workers=2)"
+        "import sys; from sedd_jax.data import preparation; from sedd_jax.data.preparation import Plan\n"
+        "if __name__ == '__main__': preparation.prepare(Plan(*eval(sys.argv[1])), sys.argv[2], workers=2)"
     )
     script = tmp_path / "script.py"
     script.write_text(code)
@@ -124,42 +124,42 @@ def test_killed_at_any_moment_leaves_whole_shards_and_no_processes(plan, prepare
     process.send_signal(signal.SIGKILL)
     # Its end of stderr closes when the last worker has ended.
     process.communicate(timeout=60)
-    whole = files(prepared)
+    complete = files(prepared)
     left = {name: content for name, content in files(output).items() if name.endswith(".array_record")}
     assert left
-    assert all(whole[name] == content for name, content in left.items() if not name.startswith("."))
-    workers.prepare(plan, str(output))
-    assert files(output) == whole
+    assert all(complete[name] == content for name, content in left.items() if not name.startswith("."))
+    preparation.prepare(plan, str(output))
+    assert files(output) == complete
 
 
 def test_another_corpus_in_the_output_is_left_alone(plan, prepared, folder, tmp_path):
     before = files(prepared)
     for change in ({"data": f"{folder}/a.jsonl"}, {"valid_fraction": 0.3}, {"record_tokens": 99}):
         with refused(f"holds another corpus: {next(iter(change))} is"):
-            workers.prepare(dataclasses.replace(plan, **change), str(prepared))
+            preparation.prepare(dataclasses.replace(plan, **change), str(prepared))
     assert files(prepared) == before
     (tmp_path / "file").write_text("mine")
     with refused("holds other files"):
-        workers.prepare(plan, str(tmp_path))
+        preparation.prepare(plan, str(tmp_path))
     with refused("is a file"):
-        workers.prepare(plan, str(tmp_path / "file"))
+        preparation.prepare(plan, str(tmp_path / "file"))
     with refused("cannot be made a directory"):
-        workers.prepare(plan, str(tmp_path / "file" / "below"))
+        preparation.prepare(plan, str(tmp_path / "file" / "below"))
 
 
-def test_text_that_changed_in_between_is_refused(tmp_path):
+def test_changed_text_is_refused(tmp_path):
     source = write_text(tmp_path / "text.txt")
     plan = Plan(str(source), valid_fraction=0.5)
-    workers.prepare(plan, str(tmp_path / "out"))
+    preparation.prepare(plan, str(tmp_path / "out"))
     next((tmp_path / "out").glob("*.array_record")).unlink()
     source.write_text(source.read_text() + "more")
     with refused("has changed since it was prepared"):
-        workers.prepare(plan, str(tmp_path / "out"))
+        preparation.prepare(plan, str(tmp_path / "out"))
 
 
 def test_a_trained_tokenizer_is_saved_and_used_again(folder, tmp_path):
     plan = Plan(f"{folder}/c.txt", tokenizer="sentencepiece", vocab_size=400, valid_fraction=0.1)
-    workers.prepare(plan, str(tmp_path / "out"))
+    preparation.prepare(plan, str(tmp_path / "out"))
     first = files(tmp_path / "out")
     found = shards.load(str(tmp_path / "out"))
     text = (folder / "c.txt").read_text()
@@ -170,7 +170,7 @@ def test_a_trained_tokenizer_is_saved_and_used_again(folder, tmp_path):
     )
     assert directly.tokenizer.fingerprint == found.tokenizer.fingerprint
     next((tmp_path / "out").glob("train*")).unlink()
-    workers.prepare(plan, str(tmp_path / "out"))
+    preparation.prepare(plan, str(tmp_path / "out"))
     assert files(tmp_path / "out") == first
 
 
@@ -186,7 +186,7 @@ def test_a_trained_tokenizer_is_saved_and_used_again(folder, tmp_path):
 )
 def test_bad_input_leaves_nothing_behind(plan, tmp_path, change, message):
     with refused(message):
-        workers.prepare(dataclasses.replace(plan, **change), str(tmp_path / "out"))
+        preparation.prepare(dataclasses.replace(plan, **change), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

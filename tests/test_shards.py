@@ -1,4 +1,4 @@
-"""Shards read as the tokens they were made of; what is damaged or hostile is refused."""
+"""Shards hold the tokens of their text; damaged or hostile ones are refused."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from running import losses, train_here, write_text
 
-from sedd_jax.data import dataset, mixture, shards, workers
+from sedd_jax.data import dataset, mixture, preparation, shards
 from sedd_jax.data.loader import Loader
 from sedd_jax.data.mixture import Mixture
 from sedd_jax.data.packing import Stream
@@ -32,7 +32,7 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(text, tmp_path_factory):
     output = tmp_path_factory.mktemp("prepared") / "shards"
-    workers.prepare(Plan(str(text), valid_fraction=0.1, shard_bytes=3_000, record_tokens=100), str(output))
+    preparation.prepare(Plan(str(text), valid_fraction=0.1, shard_bytes=3_000, record_tokens=100), str(output))
     return output
 
 
@@ -56,20 +56,20 @@ def batches(loader: Loader, count: int) -> np.ndarray:
 def test_any_window_reads_as_from_memory_across_records_and_shards_and_the_end(both, length):
     memory, disk = both
     assert len(memory.train) == len(disk.train) and memory.train.tokens_per_byte == disk.train.tokens_per_byte
-    draw = np.random.default_rng(length)
+    generator = np.random.default_rng(length)
     ends = [0, 1, 99, 100, len(memory.train) - 1, len(memory.train) - length]
-    starts = np.array([*ends, *draw.integers(len(memory.train), size=20)])
+    starts = np.array([*ends, *generator.integers(len(memory.train), size=20)])
     np.testing.assert_array_equal(disk.train.read(starts, length), memory.train.read(starts, length))
 
 
 def test_batches_are_those_of_the_text_on_any_number_of_hosts_and_at_any_position(both):
     memory, disk = both
     options = dict(length=32, batch_size=8, seed=3)
-    whole = batches(Loader(memory.train, **options), 100)
-    np.testing.assert_array_equal(batches(Loader(disk.train, **options), 100), whole)
+    complete = batches(Loader(memory.train, **options), 100)
+    np.testing.assert_array_equal(batches(Loader(disk.train, **options), 100), complete)
     for rows in ([0, 2, 4, 6], [7, 1]):
         share = batches(Loader(disk.train, **options, rows=rows, position=90), 10)
-        np.testing.assert_array_equal(share, whole[90:, rows])
+        np.testing.assert_array_equal(share, complete[90:, rows])
 
 
 def test_training_on_shards_is_training_on_the_text_and_keeps_their_tokenizer(text, prepared, tmp_path):
@@ -83,7 +83,7 @@ def test_training_on_shards_is_training_on_the_text_and_keeps_their_tokenizer(te
 
 def test_fingerprint_tells_shards_apart(both, text, tmp_path):
     plan = Plan(str(text), valid_fraction=0.2)
-    workers.prepare(plan, str(tmp_path / "other"))
+    preparation.prepare(plan, str(tmp_path / "other"))
     other = dataset.load(source=f"shards:{tmp_path / 'other'}", length=32)
     again = dataset.load(source=f"shards:{tmp_path / 'other'}", length=32)
     assert other.fingerprint == again.fingerprint != both[1].fingerprint
@@ -116,7 +116,7 @@ def first(content: dict) -> dict:
     ("change", "message"),
     [
         (lambda content: content.update(version=2), "is of format version 2"),
-        (lambda content: content.update(dtype="uint32"), "is damaged (its figures do not agree)"),
+        (lambda content: content.update(dtype="uint32"), "is damaged: its figures do not agree"),
         (lambda content: content.update(record_tokens=0), "is damaged"),
         (lambda content: content.update(record_tokens="many"), "is damaged"),
         (lambda content: content.pop("splits"), "is damaged"),
@@ -125,9 +125,9 @@ def first(content: dict) -> dict:
         (lambda content: content["splits"]["train"].update(tokens=1), "is damaged"),
         (
             lambda content: first(content).update(name="../train-00000-00000.array_record"),
-            "is damaged (shard name '../",
+            "is damaged: shard name '../",
         ),
-        (lambda content: first(content).update(name="/etc/passwd"), "is damaged (shard name '/etc/passwd'"),
+        (lambda content: first(content).update(name="/etc/passwd"), "is damaged: shard name '/etc/passwd'"),
         (lambda content: first(content).update(tokens=-5), "is damaged"),
         (lambda content: first(content).update(evil=1), "is damaged"),
         (lambda content: content["splits"]["train"]["shards"].append(first(content)), "is damaged"),
@@ -163,7 +163,7 @@ def test_missing_truncated_and_flipped_shards_are_refused(copy):
         stream.read(np.arange(0, len(stream), 50), 50)
     with refused(f"{path.name} is damaged"):
         batches(Loader(stream, length=32, batch_size=8, seed=0), 100)
-    # A sound file, but of other records than the manifest tells.
+    # A sound file, but of other records than those of the manifest.
     other = sorted(copy.glob("train*"))[2]
     edit(copy, lambda content: content["splits"]["train"]["shards"][1].update(size=other.stat().st_size))
     path.write_bytes(other.read_bytes())
@@ -173,7 +173,7 @@ def test_missing_truncated_and_flipped_shards_are_refused(copy):
 
 
 def test_no_shards_there(tmp_path):
-    with refused("manifest.json: give a directory in which `prepare` has come to its end"):
+    with refused("give a directory in which `prepare` has come to its end"):
         shards.load(str(tmp_path))
 
 
@@ -195,15 +195,15 @@ def test_a_mixture_uses_each_stream_in_epochs_and_resumes_at_any_position():
         for start, size in ((0, 60), (1000, 20))
     )
     options = dict(length=5, batch_size=6, seed=1, shift=False)
-    whole = batches(Loader(Mixture(streams, (2.0, 1.0)), **options), 12)
+    complete = batches(Loader(Mixture(streams, (2.0, 1.0)), **options), 12)
     for start, chunks in ((0, 12), (1000, 4)):
-        rows = [row for row in whole.reshape(-1, 5)[:, 0].tolist() if start <= row < start + 60]
+        rows = [row for row in complete.reshape(-1, 5)[:, 0].tolist() if start <= row < start + 60]
         for epoch in range(len(rows) // chunks):
             found = sorted(rows[epoch * chunks : (epoch + 1) * chunks])
             assert found == list(range(start, start + 5 * chunks, 5))
     for position in range(10):
         resumed = Loader(Mixture(streams, (2.0, 1.0)), **options, position=position, rows=[5, 0])
-        np.testing.assert_array_equal(batches(resumed, 2), whole[position : position + 2, [5, 0]])
+        np.testing.assert_array_equal(batches(resumed, 2), complete[position : position + 2, [5, 0]])
 
 
 def test_mixtures_of_shards_and_text_have_one_tokenizer_and_the_first_validation_part(prepared, text, tmp_path):
@@ -214,7 +214,7 @@ def test_mixtures_of_shards_and_text_have_one_tokenizer_and_the_first_validation
     ])  # fmt: skip
     assert found.valid.num_bytes == shards.load(str(prepared)).valid.num_bytes
     plan = Plan(str(text), tokenizer="sentencepiece", vocab_size=300)
-    workers.prepare(plan, str(tmp_path / "pieces"))
+    preparation.prepare(plan, str(tmp_path / "pieces"))
     with refused("made with different tokenizers"):
         dataset.load(source=f"mix:1*shards:{prepared},1*shards:{tmp_path}/pieces", length=32)
 

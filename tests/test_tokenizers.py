@@ -23,7 +23,7 @@ TEXTS = {
     "control": "\x00\x01\x7f\t\x0b",
     "extremes": "\ud7ff\ue000\uffff\U0010ffff",
     "sentencepiece's space": "x \u2581 y\u2581\u2581",
-    "symbols spelt out": "<|endoftext|> <unk> <s> <0x0A> ⁇",
+    "symbols as text": "<|endoftext|> <unk> <s> <0x0A> ⁇",
 }
 
 
@@ -165,7 +165,7 @@ def test_models_from_elsewhere_end_texts_with_their_own_symbol():
 
 
 def test_models_from_elsewhere_see_the_whole_text_at_once():
-    # This one puts a space before each text, so that a block would be told from the middle of a text.
+    # This one puts a space before each text, so that blocks would change the tokens.
     model = train(user_defined_symbols=["\n"])
     text = "\n".join(corpora.documents("embedded")[:40])
     assert len(text) > 2 << 16

@@ -107,7 +107,7 @@ def test_the_embedded_corpus_comes_back_exactly(tokenizer):
 def test_ends_of_text_are_shown(tokenizer):
     eot, a, b = [tokenizer.eot], tokenizer.encode("é "), tokenizer.encode(" b")
     assert tokenizer.decode([*a, *eot, *eot, *b]) == "é <|endoftext|><|endoftext|> b"
-    # Half a character before an end of text is not made whole by what comes after it.
+    # Half a character before an end of text is not completed by the bytes after it.
     assert tokenizer.decode([*tokenizer.encode("字")[:1], *eot, *b]) == "\ufffd<|endoftext|> b"
     for token in (-1, tokenizer.vocab_size):
         with refused(f"token {token} has no text"):
@@ -196,7 +196,7 @@ def test_the_cache_of_hugging_face_is_looked_into(gpt2, tmp_path, monkeypatch):
         tokenizers.make("gpt2")
     with refused("is no file, nor a repository whose tokenizer.json is in the local Hugging Face cache"):
         tokenizers.make("huggingface", path="some/model")
-    with refused("needs the path of a tokenizer.json"):
+    with refused("needs the path of a file"):
         tokenizers.make("huggingface")
     for repository in ("models--gpt2", "models--some--model"):
         snapshot = tmp_path / repository / "snapshots" / "0123"
@@ -220,7 +220,7 @@ def test_a_lossy_file_says_so_and_adds_no_symbols():
     assert shown == "a value<|endoftext|>is it"
 
 
-def test_an_end_of_text_that_is_also_a_word_is_spelt():
+def test_an_end_of_text_that_is_also_a_word_is_encoded_by_letters():
     made = tokenizers.HuggingFace(words().to_str().encode())
     assert made.eot == 1
     assert made.encode("a </s> a </s>a").tolist() == [2, 3, 4, 5, 6, 2, 0]
@@ -295,7 +295,7 @@ def trained(tmp_path_factory, gpt2):
 def test_a_run_keeps_its_vocabulary_and_refuses_another(trained, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "copy")
     assert load_trained(epath.Path(copy), log=pytest.fail).tokenizer.vocab_size == 557
-    # Of the same size, and sound: each id has just another text.
+    # It has the same size and is sound, but each id has another text.
     swapped = json.loads((copy / "encoder.json").read_text())
     swapped["a"], swapped["b"] = swapped["b"], swapped["a"]
     (tmp_path / "other").mkdir()

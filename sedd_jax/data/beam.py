@@ -4,7 +4,6 @@ The parts of a source are distributed to workers, which must see the source and 
 shards are byte for byte those of one process.
 """
 
-import functools
 import os
 import pathlib
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from sedd_jax.data import corpora, preparation, shards, tokenizers, workers
+from sedd_jax.data import corpora, preparation, shards
 from sedd_jax.data.preparation import Plan
 from sedd_jax.data.shards import Manifest, Shard
 from sedd_jax.errors import InputError
@@ -31,14 +30,14 @@ def prepare(plan: Plan, output: str, *, options: list[str]) -> Manifest:
     if plan.vocab_size is not None and plan.tokenizer_path is None:
         raise InputError(f"vocab_size={plan.vocab_size}: a Beam pipeline trains no tokenizer, give a tokenizer_path")
     root = pathlib.Path(os.path.expanduser(output)).absolute()
-    if workers.find(plan, root):
+    if preparation.find(plan, root):
         raise InputError(f"output {root} holds shards: give a directory that is empty or not there yet")
     parts = [
         (split, number, part)
-        for split, source in zip(shards.SPLITS, (plan.data, plan.valid_data), strict=True)
+        for split, source in zip(corpora.SPLITS, (plan.data, plan.valid_data), strict=True)
         for number, part in enumerate(plan.parts(source))
     ]
-    workers.begin(plan, root, preparation.make_tokenizer(plan, root, None), {})
+    preparation.begin(plan, root)
     with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
         _ = (
             pipeline
@@ -46,7 +45,7 @@ def prepare(plan: Plan, output: str, *, options: list[str]) -> Manifest:
             | "Spread" >> beam.Reshuffle()
             | "Make shards" >> beam.FlatMap(_make_shards, plan, root)
             | "Gather" >> beam.combiners.ToList()
-            | "Finish" >> beam.Map(_finish, plan, root)
+            | "Finish" >> beam.Map(lambda made: preparation.finish(plan, root, made))
         )
     return shards.read_manifest(root)
 
@@ -54,13 +53,4 @@ def prepare(plan: Plan, output: str, *, options: list[str]) -> Manifest:
 def _make_shards(part: tuple[str, int, corpora.Part], plan: Plan, root: pathlib.Path) -> Iterator[Shard]:
     split, number, read = part
     for block in preparation.part_blocks(split, number, read(), plan.shard_bytes):
-        yield preparation.make_shard(root, block, _tokenizer(root), plan.record_tokens)
-
-
-def _finish(made: list[Shard], plan: Plan, root: pathlib.Path) -> None:
-    workers.finish(root, preparation.make_manifest(plan, _tokenizer(root), made))
-
-
-@functools.lru_cache(maxsize=1)
-def _tokenizer(root: pathlib.Path) -> tokenizers.Tokenizer:
-    return tokenizers.load(root / shards.TOKENIZER)
+        yield preparation.make_shard(root, plan.record_tokens, block)

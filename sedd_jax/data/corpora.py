@@ -3,11 +3,12 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from sedd_jax.data import files, libraries
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 
+SPLITS = ("train", "valid")
 EMBEDDED = "embedded"
 TEXT8 = "text8:"
 _TEXT8_SIZE = 100_000_000
@@ -25,28 +26,17 @@ class Corpus:
     valid: tuple[str, ...]
 
 
-def read(
-    source: str = EMBEDDED,
-    *,
-    valid_source: str | None = None,
-    valid_fraction: float = 0.1,
-    text_field: str = "text",
-) -> Corpus:
+def read(source: str = EMBEDDED, *, valid_fraction: float = 0.1, text_field: str = "text") -> Corpus:
     """Reads a corpus and divides it.
 
     source, text_field: see `documents`.
-    valid_source: the validation text; None divides `source` itself.
-    valid_fraction: without a `valid_source`, the share of the characters, taken from the end of the corpus. The
-        document at the cut is divided there, so the share holds for one large file and for many documents.
+    valid_fraction: the share of the characters, taken from the end of the corpus. The document at the cut is divided,
+        so the share holds for one large file and for many documents.
     Raises InputError if a source cannot be read, holds no text, or cannot be divided so.
     """
-    whole = documents(source, text_field=text_field)
-    if valid_source is not None:
-        return Corpus(train=whole, valid=documents(valid_source, text_field=text_field))
-    halves = list(divide(iter(whole), cut_of(sum(map(len, whole)), valid_fraction)))
-    return Corpus(
-        train=tuple(train for train, _ in halves if train), valid=tuple(valid for _, valid in halves if valid)
-    )
+    texts = documents(source, text_field=text_field)
+    pieces = list(divide([lambda: iter(texts)], cut_of(sum(map(len, texts)), valid_fraction)))
+    return Corpus(*(tuple(text for place, text in pieces if place[0] == split) for split in SPLITS))
 
 
 def documents(source: str, *, text_field: str = "text") -> tuple[str, ...]:
@@ -95,13 +85,19 @@ def cut_of(size: int, valid_fraction: float) -> int:
     return cut
 
 
-def divide(documents: Iterator[str], cut: int) -> Iterator[tuple[str, str]]:
-    """Each document in two: the characters before number `cut` of the corpus, and the rest."""
+def divide(parts: Iterable[Part], cut: int) -> Iterator[tuple[tuple[str, int], str]]:
+    """((split, number of the part), text) of each document that is not empty: training is the first `cut` characters.
+
+    The document at the cut is divided.
+    """
     start = 0
-    for text in documents:
-        inside = min(max(cut - start, 0), len(text))
-        yield text[:inside], text[inside:]
-        start += len(text)
+    for number, part in enumerate(parts):
+        for text in part():
+            inside = max(cut - start, 0)
+            start += len(text)
+            for split, piece in zip(SPLITS, (text[:inside], text[inside:]), strict=True):
+                if piece:
+                    yield (split, number), piece
 
 
 def _embedded() -> Iterator[str]:
@@ -121,12 +117,8 @@ def read_text8(source: str) -> str:
         raise InputError(f"data source {source!r}: give {TEXT8}PATH@SPLIT, SPLIT one of {', '.join(_TEXT8_SPLITS)}")
     path = pathlib.Path(os.path.expanduser(name))
     remedy = "unpack mattmahoney.net/dc/text8.zip there"
-    try:
+    with explained(f"cannot read {path}", remedy, OSError):
         if (size := path.stat().st_size) != _TEXT8_SIZE:
             raise InputError(f"{path} has {size} bytes, and text8 has {_TEXT8_SIZE}: {remedy}")
-        text = path.read_bytes().decode("ascii")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text8: it is not ASCII at byte {error.start}") from error
-    return text[slice(*_TEXT8_SPLITS[split])]
+        with explained(f"{path} is not text8", remedy, UnicodeDecodeError):
+            return path.read_bytes().decode("ascii")[slice(*_TEXT8_SPLITS[split])]

@@ -1,4 +1,4 @@
-"""The corpus of a config: read, tokenised, and ready to be cut into batches."""
+"""The corpus of a config, as two streams of tokens."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ Part = tuple[str, ...] | TokenStream
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """length: tokens per sequence. shift: whether each epoch cuts the training stream at other places."""
+    """length: tokens per sequence. shift: see `Loader`."""
 
     tokenizer: Tokenizer
     train: TokenStream | Mixture
@@ -69,8 +69,7 @@ def load(
             prepared.append(shards.load(name.removeprefix(shards.PREFIX)))
             return prepared[-1].train, prepared[-1].valid
         if valid_source is not None:
-            whole = corpora.documents(name, text_field=text_field)
-            return whole, whole
+            return (texts := corpora.documents(name, text_field=text_field)), texts
         corpus = corpora.read(name, valid_fraction=valid_fraction, text_field=text_field)
         return corpus.train, corpus.valid
 

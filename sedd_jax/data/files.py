@@ -7,12 +7,12 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pyarrow
 import pyarrow.parquet
 
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
@@ -30,7 +30,7 @@ def find(source: str) -> list[pathlib.Path]:
     return paths
 
 
-def parts(source: str, *, text_field: str, size: int) -> list[Callable[[], Iterator[str]]]:
+def parts(source: str, *, text_field: str, size: int) -> list[functools.partial[Iterator[str]]]:
     """Groups of neighbouring files of at least `size` bytes together, each as a function that reads its documents."""
     groups: list[list[pathlib.Path]] = []
     room = 0
@@ -51,7 +51,7 @@ def check_text(text: object, text_field: str, *, where: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: half a surrogate pair at character {error.start}; write the pair whole") from error
+        raise InputError(f"{where}: half a surrogate pair at character {error.start}; write both halves") from error
     return text
 
 
@@ -79,19 +79,16 @@ def _read(paths: list[pathlib.Path], text_field: str) -> Iterator[str]:
                         if line.strip():
                             yield _record_text(line, text_field, where=f"{path}:{number}")
                 else:
-                    yield _decode(file.read(), where=str(path))
+                    yield decode(file.read(), where=str(path))
 
 
-@contextlib.contextmanager
-def _explained(path: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:  # pyarrow raises it too, for files that it cannot decompress
-        reason = " ".join((error.strerror or str(error)).split())
-        raise InputError(f"cannot read {path}: {reason}; check the file and its permissions") from error
+def _explained(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    # pyarrow raises OSError for files that it cannot decompress, too.
+    return explained(f"cannot read {path}", "check the file and its permissions", OSError)
 
 
-def _decode(content: bytes, *, where: str) -> str:
+def decode(content: bytes, *, where: str) -> str:
+    """UTF-8. Raises InputError, which names the byte."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -99,26 +96,24 @@ def _decode(content: bytes, *, where: str) -> str:
 
 
 def _record_text(line: bytes, text_field: str, *, where: str) -> str:
-    try:
-        record = json.loads(_decode(line, where=where))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: invalid JSON ({error.msg}); each line must be one JSON object") from error
+    remedy = "each line must be one JSON object"
+    with explained(f"{where}: invalid JSON", remedy, json.JSONDecodeError):
+        record = json.loads(decode(line, where=where))
     if not isinstance(record, dict):
-        raise InputError(f"{where}: a JSON {type(record).__name__}, not an object; each line must be one JSON object")
+        raise InputError(f"{where}: a JSON {type(record).__name__}, not an object; {remedy}")
     check_field(text_field, list(record), where=where)
     return check_text(record[text_field], text_field, where=where)
 
 
 def _parquet(path: pathlib.Path, text_field: str) -> Iterator[str]:
     """A row whose field is null is a document without text."""
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            check_field(text_field, table.schema_arrow.names, where=str(path))
-            row = 0
-            for batch in table.iter_batches(batch_size=256, columns=[text_field]):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    yield "" if text is None else check_text(text, text_field, where=f"{path}, row {row}")
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is no sound Parquet file ({reason}): give a complete copy") from error
+    damages = pyarrow.ArrowException, UnicodeDecodeError
+    with (
+        explained(f"{path} is no sound Parquet file", "give a complete copy", *damages),
+        pyarrow.parquet.ParquetFile(path) as table,
+    ):
+        check_field(text_field, table.schema_arrow.names, where=str(path))
+        batches = table.iter_batches(batch_size=256, columns=[text_field])
+        texts = (text for batch in batches for text in batch.column(0).to_pylist())
+        for row, text in enumerate(texts, start=1):
+            yield "" if text is None else check_text(text, text_field, where=f"{path}, row {row}")

@@ -5,17 +5,17 @@ Both are read by random access, so that processes can read different parts, and 
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from sedd_jax.data.files import check_field, check_text
-from sedd_jax.errors import InputError
+from sedd_jax.data.files import check_field, check_text, decode
+from sedd_jax.errors import InputError, explained
 
 TFDS = "tfds:"
 HUGGING_FACE = "hf:"
 
 
-def parts(source: str, *, text_field: str, size: int) -> list[Callable[[], Iterator[str]]]:
+def parts(source: str, *, text_field: str, size: int) -> list[functools.partial[Iterator[str]]]:
     """Ranges of examples of about `size` bytes, each as a function that reads its documents.
 
     source: `tfds:NAME` or `hf:PATH`, followed by `@SPLIT` for another split than train; see `corpora.documents`.
@@ -33,10 +33,7 @@ def _range(source: str, text_field: str, start: int, stop: int) -> Iterator[str]
         where = f"{source}, example {index}"
         text = examples[index][text_field]
         if isinstance(text, bytes):
-            try:
-                text = text.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(f"{where} is not UTF-8 at byte {error.start}: build the data set anew") from error
+            text = decode(text, where=where)
         yield "" if text is None else check_text(text, text_field, where=where)
 
 
@@ -56,27 +53,22 @@ def _open(source: str, text_field: str) -> tuple[Any, int]:
 def _open_tfds(source: str, name: str, split: str) -> tuple[Any, list[str], int]:
     import tensorflow_datasets as tfds  # here, since it takes seconds to import
 
-    try:
+    with explained(f"data source {source!r} is no TFDS data set", "check the name", ValueError, OSError, ImportError):
         if name.startswith(("/", ".", "~")) or "://" in name:
             builder = tfds.builder_from_directory(os.path.expanduser(name))
         else:
             builder = tfds.builder(name)
-    except (ValueError, OSError, ImportError) as error:
-        raise InputError(f"data source {source!r} is no TFDS data set: {_first_line(error)}") from error
     if not builder.is_prepared():
         raise InputError(
             f"data source {source!r} is not in {builder.data_dir}: build it with "
             f"`tfds build {name} --file_format=array_record`, or set TFDS_DATA_DIR to where it is"
         )
-    try:
+    splits = f"its splits are {', '.join(builder.info.splits)}"
+    with (
+        explained(f"data source {source!r}", splits, ValueError, AssertionError, OSError),
+        explained(f"data source {source!r}", "build it with --file_format=array_record", NotImplementedError),
+    ):
         examples = builder.as_data_source(split=split)
-    except NotImplementedError as error:
-        raise InputError(
-            f"data source {source!r} cannot be read by random access: build it with --file_format=array_record"
-        ) from error
-    except (ValueError, AssertionError, OSError) as error:
-        splits = ", ".join(builder.info.splits)
-        raise InputError(f"data source {source!r}: {_first_line(error)}; its splits are {splits}") from error
     total = sum(info.num_examples for info in builder.info.splits.values())
     return examples, list(builder.info.features), int(builder.info.dataset_size) * len(examples) // max(total, 1)
 
@@ -87,13 +79,10 @@ def _open_hugging_face(source: str, path: str, split: str) -> tuple[Any, list[st
     except ImportError as error:
         raise InputError(f"data source {source!r} needs the library datasets: pip install 'sedd_jax[hf]'") from error
 
-    try:
-        # ValueError, KeyError: JSON files beside the data that are not what they should be.
+    problem = f"data source {source!r} is no folder that datasets' save_to_disk wrote"
+    # ValueError, KeyError: JSON files beside the data that are not what they should be.
+    with explained(problem, "check the path", OSError, ValueError, KeyError):
         found = datasets.load_from_disk(os.path.expanduser(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"data source {source!r} is no folder that datasets' save_to_disk wrote: {_first_line(error)}"
-        ) from error
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
             raise InputError(
@@ -103,7 +92,3 @@ def _open_hugging_face(source: str, path: str, split: str) -> tuple[Any, list[st
     elif split != "train":
         raise InputError(f"data source {source!r} has one part and no splits: leave out @{split}")
     return found, found.column_names, found.data.nbytes
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -25,8 +25,8 @@ class Loader(Iterator[np.ndarray]):
     s * batch_size to (s + 1) * batch_size - 1 of that order, epoch after epoch. So it depends only on `seed` and s: not
     on the number of processes, nor on where a run was resumed.
 
-    num_chunks: chunks per epoch. batches_per_epoch: seldom a whole number, as batches cross the ends of epochs.
-    position: global batches consumed, those before a resumption included. It is all there is to save.
+    num_chunks: chunks per epoch. batches_per_epoch: seldom an integer, since batches cross the ends of epochs.
+    position: global batches consumed, also before a resumption; the whole state.
     """
 
     def __init__(
@@ -43,17 +43,16 @@ class Loader(Iterator[np.ndarray]):
         """Starts at global batch `position`, at no cost.
 
         stream: the same on every process. length: tokens per sequence. batch_size: sequences per global batch.
-        rows: which sequences of each global batch are this process's, in this order; by default all.
-        shift: each epoch treats the stream as a circle and cuts it from a random token on, so that a token is not
-            always at the same place of a chunk. An epoch uses every token at most once, and all but
-            len(tokens) % length exactly once.
-        Raises InputError, which names the argument that does not fit.
+        rows: this process's sequences of each global batch, in this order; by default all.
+        shift: each epoch treats the stream as a circle and cuts it from a random token on, so that tokens change their
+            places in chunks. An epoch uses each token at most once, and all but len(tokens) % length exactly once.
+        Raises InputError, which names the argument.
         """
         streams = stream.streams if isinstance(stream, Mixture) else (stream,)
         for part in streams:
             check_length(part, length)
         if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: give at least 1 row")
+            raise InputError(f"batch_size={batch_size}: give at least 1")
         self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
         if len(self._rows) == 0 or self._rows.min() < 0 or self._rows.max() >= batch_size:
             raise InputError(f"rows={self._rows.tolist()}: give some from 0 to {batch_size - 1}")
@@ -67,8 +66,7 @@ class Loader(Iterator[np.ndarray]):
         self.num_chunks = sum(epochs.num_chunks for epochs in self._epochs)
         self.batches_per_epoch = self.num_chunks / batch_size
         batches = grain.MapDataset.range(position, _ENDLESS).map(self._make)
-        # Making a batch holds the interpreter lock, so more threads gain nothing; Grain's own buffer of 500 batches
-        # would take a gigabyte.
+        # Threads share the interpreter lock, so one suffices. The default buffer of 500 batches is a gigabyte.
         self._batches = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
 
     def __next__(self) -> np.ndarray:

@@ -11,7 +11,7 @@ from sedd_jax.errors import InputError
 
 
 class TokenStream:
-    """Documents laid end to end, each closed by the end-of-text token if the tokenizer has one. `len` is in tokens.
+    """Concatenated documents, each closed by the end-of-text token if the tokenizer has one. `len` is in tokens.
 
     num_bytes: UTF-8 bytes of the raw text, without ends of text.
     """
@@ -64,12 +64,16 @@ def tokenize(documents: Sequence[str], tokenizer: Tokenizer, *, progress: bool =
     sizes = [len(document.encode("utf-8")) for document in documents]
     parts = [np.empty(0, dtype)]
     end = np.array([] if tokenizer.eot is None else [tokenizer.eot], dtype)
-    bar = tqdm.tqdm(total=sum(sizes), desc="tokenizing", unit="B", unit_scale=True, delay=1, disable=not progress)
-    with bar:
+    with progress_bar("tokenizing", sum(sizes), show=progress) as bar:
         for document, size in zip(documents, sizes, strict=True):
             parts += [tokenizer.encode(document).astype(dtype), end]
             bar.update(size)
     return Stream(tokens=np.concatenate(parts), num_bytes=sum(sizes), num_documents=len(sizes))
+
+
+def progress_bar(description: str, num_bytes: int | None, *, show: bool, initial: int = 0) -> tqdm.tqdm:
+    options = {"unit": "B", "unit_scale": True, "delay": 1}
+    return tqdm.tqdm(total=num_bytes, desc=description, initial=initial, disable=not show, **options)
 
 
 def chunks(stream: TokenStream, length: int, *, limit: int | None = None) -> tuple[np.ndarray, int]:

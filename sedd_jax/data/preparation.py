@@ -5,26 +5,33 @@ the documents and the plan, shards can be made in any order, and existing ones a
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
+import json
+import os
 import pathlib
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
-
-import tqdm
+from collections.abc import Collection, Iterable, Iterator
 
 from sedd_jax.data import corpora, shards, tokenizers
-from sedd_jax.data.packing import tokenize
+from sedd_jax.data.packing import progress_bar, tokenize
 from sedd_jax.data.shards import Manifest, Shard
 from sedd_jax.data.tokenizers import Tokenizer
-from sedd_jax.errors import InputError
+from sedd_jax.data.workers import map_unordered
+from sedd_jax.errors import InputError, explained
+from sedd_jax.files import make_directory, write_atomically
+
+JOURNAL = "progress.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything that determines the output. data, valid_data, text_field: see `corpora.documents`; valid_fraction: see
-    `corpora.read`; tokenizer, tokenizer_path, vocab_size: see `tokenizers.make`; shard_bytes: UTF-8 bytes after which a
-    shard is closed; record_tokens: tokens per record of a shard."""
+    """Everything that determines the output.
+
+    data, valid_data, text_field: see `corpora.documents`. valid_fraction: see `corpora.read`.
+    tokenizer, tokenizer_path, vocab_size: see `tokenizers.make`.
+    shard_bytes: UTF-8 bytes after which a shard is closed. record_tokens: tokens per record of a shard.
+    """
 
     data: str
     valid_data: str | None = None
@@ -44,6 +51,15 @@ class Plan:
     def parts(self, source: str) -> list[corpora.Part]:
         return corpora.parts(source, text_field=self.text_field, size=self.shard_bytes)
 
+    def texts(self, source: str) -> Iterator[str]:
+        return itertools.chain.from_iterable(part() for part in self.parts(source))
+
+    def pieces(self, cut: int) -> Iterator[tuple[tuple[str, int], str]]:
+        """See `corpora.divide`. cut: the number of characters of `data` for training."""
+        yield from corpora.divide(self.parts(self.data), cut)
+        if self.valid_data is not None:
+            yield from corpora.divide(self.parts(self.valid_data), 0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -51,7 +67,6 @@ class Block:
 
     name: str
     texts: tuple[str, ...]
-    num_bytes: int
 
     @property
     def digest(self) -> str:
@@ -62,71 +77,161 @@ class Block:
         return digest.hexdigest()
 
 
-class Survey(NamedTuple):
-    """num_bytes: of all text. train_characters: characters for training. cut: where in `data` they end, or None if the
-    validation text is a separate source."""
+def prepare(plan: Plan, output: str, *, workers: int = 1, progress: bool = False) -> tuple[Manifest, int]:
+    """Makes the shards of a plan in the directory `output`, or those that are missing there.
 
-    num_bytes: int
-    train_characters: int
-    cut: int | None
+    Returns the manifest, and how many shards existed already; each was compared with its checksum.
+    Raises InputError if the source cannot be read, or `output` holds anything but this preparation; TrainingError if a
+    worker was killed.
+    """
+    if workers < 1:
+        raise InputError(f"workers={workers}: give at least 1")
+    root = pathlib.Path(os.path.expanduser(output))
+    there = {shard.name: shard for shard in find(plan, root)}
+    kept = {name: shard for name, shard in there.items() if shards.is_sound(root, shard)}
+    if there and len(kept) == len(there) and (root / shards.MANIFEST).exists():
+        return shards.load(output).manifest, len(kept)
+    num_bytes, cut = survey(plan, progress=progress)
+    made = [*kept.values()]
+    begin(plan, root, kept=made, cut=cut)
+    make = functools.partial(make_shard, root, plan.record_tokens)
+    bar = progress_bar("tokenizing", num_bytes, show=progress, initial=sum(shard.bytes for shard in made))
+    with bar, open(root / JOURNAL, "a") as journal:
+        for shard in map_unordered(make, _missing(plan, cut, there, kept), workers):
+            made.append(shard)
+            print(json.dumps(dataclasses.asdict(shard)), file=journal, flush=True)
+            bar.update(shard.bytes)
+    return finish(plan, root, made), len(kept)
 
 
-def survey(plan: Plan, *, progress: bool = False) -> Survey:
-    """Reads all documents once, so that their errors are reported before anything is written."""
+def find(plan: Plan, root: pathlib.Path) -> list[Shard]:
+    """The shards that an earlier preparation of the same plan has recorded as finished."""
+    if not root.exists():
+        return []
+    if not root.is_dir():
+        raise InputError(f"output {root} is a file: give a directory")
+    if (root / shards.MANIFEST).exists():
+        manifest = shards.read_manifest(root)
+        made_from, found = manifest.made_from, [shard for split in manifest.shards.values() for shard in split]
+    elif (root / JOURNAL).exists():
+        # The shard of an incomplete last line, from a process that was killed, is made again.
+        lines = [line for line in (root / JOURNAL).read_text().split("\n")[:-1] if line]
+        remedy = f"delete {root} or give another output"
+        with explained(f"{root / JOURNAL} is damaged", remedy, ValueError, TypeError):
+            made_from, *records = map(json.loads, lines)
+            found = [Shard(**record) for record in records]
+            made_from = {**made_from}
+    elif any(not path.name.startswith(".") for path in root.iterdir()):
+        raise InputError(f"output {root} holds other files: give a directory that is empty or not there yet")
+    else:
+        return []
+    for name, value in dataclasses.asdict(plan).items():
+        if made_from.get(name) != value:
+            raise InputError(
+                f"output {root} holds another corpus: {name} is {made_from.get(name)!r} there and {value!r} here; give "
+                "another output or the same flags"
+            )
+    return found
+
+
+def begin(plan: Plan, root: pathlib.Path, *, kept: Collection[Shard] = (), cut: int | None = None) -> None:
+    """Writes the journal and the tokenizer, and removes temporary files of killed processes.
+
+    cut: see `survey`; needed to train a tokenizer, on the training text, or on evenly spread documents of a long one.
+    """
+    saved = root / shards.TOKENIZER
+    texts: list[str] = []
+    if cut is not None and plan.vocab_size is not None and plan.tokenizer_path is None and not [*saved.glob("*.json")]:
+        if plan.valid_data is None:
+            training = (text for _, text in itertools.takewhile(lambda piece: piece[0][0] == "train", plan.pieces(cut)))
+        else:
+            training = plan.texts(plan.data)
+        texts = [*itertools.islice(training, 0, None, 1 + cut // 50_000_000)]
+    tokenizer = tokenizers.make(
+        plan.tokenizer, vocab_size=plan.vocab_size, path=plan.tokenizer_path, texts=texts, directory=saved
+    )
+    if kept and tokenizers.load(saved).fingerprint != tokenizer.fingerprint:
+        raise InputError(f"{saved} is another tokenizer than that of the flags: put the old file back or prepare anew")
+    make_directory(root, "output")
+    for path in (*root.glob(".*.tmp"), *root.glob(".*.new")):
+        path.unlink()
+    lines = [dataclasses.asdict(plan), *map(dataclasses.asdict, kept)]
+    write_atomically(root / JOURNAL, "".join(json.dumps(line) + "\n" for line in lines))
+    tokenizer.save(saved)
+    load_tokenizer.cache_clear()
+
+
+def finish(plan: Plan, root: pathlib.Path, made: Iterable[Shard]) -> Manifest:
+    """Writes the manifest, which makes the directory a corpus."""
+    tokenizer = load_tokenizer(root)
+    ordered = sorted(made, key=lambda shard: shard.place)
+    manifest = Manifest(
+        fingerprint=tokenizer.fingerprint,
+        kind=plan.tokenizer,
+        vocab_size=tokenizer.vocab_size,
+        record_tokens=plan.record_tokens,
+        shards={split: tuple(shard for shard in ordered if shard.place[0] == split) for split in corpora.SPLITS},
+        made_from=dataclasses.asdict(plan),
+    )
+    write_atomically(root / shards.MANIFEST, manifest.to_json())
+    (root / JOURNAL).unlink(missing_ok=True)
+    return manifest
+
+
+def _missing(plan: Plan, cut: int, there: dict[str, Shard], kept: dict[str, Shard]) -> Iterator[Block]:
+    unseen = set(there)
+    for block in blocks(plan, cut):
+        unseen.discard(block.name)
+        if block.name in there and there[block.name].text != block.digest:
+            raise InputError(f"the text of {block.name} has changed since it was prepared: prepare into another output")
+        if block.name not in kept:
+            yield block
+    if unseen:
+        raise InputError(f"the text of {min(unseen)} is gone since it was prepared: prepare into another output")
+
+
+def survey(plan: Plan, *, progress: bool = False) -> tuple[int, int]:
+    """Reads all documents once, so that their errors are reported before anything is written.
+
+    Returns the UTF-8 bytes of all text, and the number of characters of `data` for training.
+    """
     num_bytes, characters = 0, []
     for source in filter(None, (plan.data, plan.valid_data)):
         characters.append(0)
-        with tqdm.tqdm(desc=f"reading {source}", unit="B", unit_scale=True, delay=1, disable=not progress) as bar:
-            for text in itertools.chain.from_iterable(part() for part in plan.parts(source)):
+        with progress_bar(f"reading {source}", None, show=progress) as bar:
+            for text in plan.texts(source):
                 characters[-1] += len(text)
                 bar.update(size := len(text.encode()))
                 num_bytes += size
         if not characters[-1]:
             raise InputError(f"data source {source!r} holds no text: give files that are not empty")
-    cut = None if plan.valid_data is not None else corpora.cut_of(characters[0], plan.valid_fraction)
-    return Survey(num_bytes, characters[0] if cut is None else cut, cut)
+    all_for_training = plan.valid_data is not None
+    return num_bytes, characters[0] if all_for_training else corpora.cut_of(characters[0], plan.valid_fraction)
 
 
-def blocks(plan: Plan, cut: int | None) -> Iterator[Block]:
+def blocks(plan: Plan, cut: int) -> Iterator[Block]:
     """All blocks in order. A block does not cross the end of a part of its source."""
-    for (split, number), group in itertools.groupby(_pieces(plan, cut), key=lambda piece: piece[0]):
+    for (split, number), group in itertools.groupby(plan.pieces(cut), key=lambda piece: piece[0]):
         yield from part_blocks(split, number, (text for _, text in group), plan.shard_bytes)
 
 
-def _pieces(plan: Plan, cut: int | None) -> Iterator[tuple[tuple[str, int], str]]:
-    """((split, number of the part of its source), text), training first; the document at the cut is divided."""
-    if cut is None:
-        for split, source in zip(shards.SPLITS, (plan.data, plan.valid_data), strict=True):
-            for number, part in enumerate(plan.parts(source)):
-                yield from (((split, number), text) for text in part())
-        return
-    start = 0
-    for number, part in enumerate(plan.parts(plan.data)):
-        for text in part():
-            inside = max(cut - start, 0)
-            start += len(text)
-            for split, piece in zip(shards.SPLITS, (text[:inside], text[inside:]), strict=True):
-                if piece:
-                    yield (split, number), piece
-
-
 def part_blocks(split: str, number: int, texts: Iterable[str], shard_bytes: int) -> Iterator[Block]:
-    count = itertools.count()
+    """The blocks of part `number` of a source."""
     held: list[str] = []
-    size = 0
-    for text in filter(None, texts):
-        held.append(text)
-        size += len(text.encode())
-        if size >= shard_bytes:
-            yield Block(f"{split}-{number:05d}-{next(count):05d}.array_record", tuple(held), size)
-            held, size = [], 0
-    if held:
-        yield Block(f"{split}-{number:05d}-{next(count):05d}.array_record", tuple(held), size)
+    count, size = 0, 0
+    # None marks the end.
+    for text in itertools.chain(filter(None, texts), [None]):
+        if text is not None:
+            held.append(text)
+            size += len(text.encode())
+        if held and (text is None or size >= shard_bytes):
+            yield Block(f"{split}-{number:05d}-{count:05d}.array_record", tuple(held))
+            held, count, size = [], count + 1, 0
 
 
-def make_shard(root: pathlib.Path, block: Block, tokenizer: Tokenizer, record_tokens: int) -> Shard:
-    """Writes the shard of a block."""
-    stream = tokenize(block.texts, tokenizer)
+def make_shard(root: pathlib.Path, record_tokens: int, block: Block) -> Shard:
+    """Writes the shard of a block, with the tokenizer saved in `root`."""
+    stream = tokenize(block.texts, load_tokenizer(root))
     path = root / block.name
     shards.write_records(path, stream.tokens, record_tokens)
     return Shard(
@@ -141,27 +246,7 @@ def make_shard(root: pathlib.Path, block: Block, tokenizer: Tokenizer, record_to
     )
 
 
-def make_manifest(plan: Plan, tokenizer: Tokenizer, made: Iterable[Shard]) -> Manifest:
-    ordered = sorted(made, key=lambda shard: shards.place_of(shard.name))
-    return Manifest(
-        fingerprint=tokenizer.fingerprint,
-        kind=plan.tokenizer,
-        vocab_size=tokenizer.vocab_size,
-        record_tokens=plan.record_tokens,
-        shards={split: tuple(s for s in ordered if s.name.startswith(f"{split}-")) for split in shards.SPLITS},
-        made_from=dataclasses.asdict(plan),
-    )
-
-
-def make_tokenizer(plan: Plan, root: pathlib.Path, size: Survey | None) -> Tokenizer:
-    """The tokenizer that is saved in root, or that of the plan. `size` is needed to train one: on the training text, or
-    on evenly spread documents of a long one."""
-    saved = root / shards.TOKENIZER
-    texts: list[str] = []
-    if size is not None and plan.vocab_size is not None and plan.tokenizer_path is None and not [*saved.glob("*.json")]:
-        training = itertools.takewhile(lambda piece: piece[0][0] == "train", _pieces(plan, size.cut))
-        step = 1 + size.train_characters // 50_000_000
-        texts = [text for _, text in itertools.islice(training, 0, None, step)]
-    return tokenizers.make(
-        plan.tokenizer, vocab_size=plan.vocab_size, path=plan.tokenizer_path, texts=texts, directory=saved
-    )
+@functools.lru_cache(maxsize=1)
+def load_tokenizer(root: pathlib.Path) -> Tokenizer:
+    """The tokenizer saved in `root`, once per process."""
+    return tokenizers.load(root / shards.TOKENIZER)

@@ -20,15 +20,15 @@ import numpy as np
 from array_record.python import array_record_module as array_record
 
 from sedd_jax.data import tokenizers
+from sedd_jax.data.corpora import SPLITS
 from sedd_jax.data.packing import TokenStream, token_dtype
 from sedd_jax.data.tokenizers import Tokenizer
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 
 PREFIX = "shards:"
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 VERSION = 1
-SPLITS = ("train", "valid")
 
 # Such a name stays in the directory of the manifest.
 _NAME = re.compile(r"(train|valid)-(\d{5,})-(\d{5,})\.array_record")
@@ -37,8 +37,8 @@ _READERS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file. tokens: ends of text included; documents, bytes (UTF-8), characters: of the text in it; size, sha256:
-    of the file; text: digest of the documents that it was made from."""
+    """One file. tokens: with the ends of text. documents, bytes (UTF-8), characters: of its text. size, sha256: of the
+    file. text: digest of its documents."""
 
     name: str
     tokens: int
@@ -56,6 +56,12 @@ class Shard:
             raise ValueError(f"counts {counts}")
         if not all(isinstance(string, str) for string in strings) or not _NAME.fullmatch(self.name):
             raise ValueError(f"shard name {self.name!r}")
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """(split, part of the source, block in it), by which shards are ordered."""
+        split, part, block = _NAME.fullmatch(self.name).groups()  # type: ignore[union-attr]
+        return split, int(part), int(block)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +99,9 @@ class Manifest:
 def read_manifest(directory: pathlib.Path) -> Manifest:
     """Raises InputError if it is missing, damaged or inconsistent. Does not look at the shards."""
     path = directory / MANIFEST
-    try:
+    unfinished = explained(f"no {path}", "give a directory in which `prepare` has come to its end", OSError)
+    damages = ValueError, KeyError, TypeError, AttributeError
+    with unfinished, explained(f"{path} is damaged", "prepare into another directory", *damages):
         content = json.loads(path.read_text())
         version = content["version"]
         if version != VERSION:
@@ -109,14 +117,7 @@ def read_manifest(directory: pathlib.Path) -> Manifest:
         sound = json.loads(manifest.to_json()) == content and manifest.record_tokens > 0 and all(shards.values())
         if not sound or type(manifest.made_from) is not dict or len(set(names)) < len(names):
             raise ValueError("its figures do not agree")
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"no {path}: give a directory in which `prepare` has come to its end") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is damaged ({reason}): prepare into another directory") from error
-    return manifest
+        return manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,15 +152,12 @@ class ShardedStream(TokenStream):
         self._shards = manifest.shards[split]
         for shard in self._shards:
             path = root / shard.name
-            try:
+            with explained(f"cannot read {path}", _AGAIN, OSError):
                 size = path.stat().st_size
-            except OSError as error:
-                raise InputError(f"cannot read {path}: {error.strerror}; {_AGAIN}") from error
             if size != shard.size:  # ArrayRecord takes a truncated file for an empty one.
                 raise InputError(f"{path} has {size} bytes instead of {shard.size}: {_AGAIN}")
-        self.num_bytes = sum(shard.bytes for shard in self._shards)
-        self.num_characters = sum(shard.characters for shard in self._shards)
-        self.num_documents = sum(shard.documents for shard in self._shards)
+        counts = manifest.counts(split)
+        self.num_bytes, self.num_documents = counts["bytes"], counts["documents"]
         self._root = root
         self._vocab_size = manifest.vocab_size
         self._dtype = token_dtype(manifest.vocab_size).newbyteorder("<")
@@ -200,14 +198,12 @@ class ShardedStream(TokenStream):
 
     def _records(self, number: int, wanted: list[int]) -> dict[int, np.ndarray]:
         shard = self._shards[number]
-        try:
+        path = self._root / shard.name
+        with explained(f"{path} is damaged", _AGAIN, RuntimeError, ValueError, IndexError):
             found = [np.frombuffer(record, self._dtype) for record in self._reader(number).read(wanted)]
-        except (RuntimeError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{self._root / shard.name} is damaged ({reason}): {_AGAIN}") from error
         sizes = [min(self._per_record, shard.tokens - record * self._per_record) for record in wanted]
         if [len(record) for record in found] != sizes:
-            raise InputError(f"{self._root / shard.name} has records of another length than its manifest: {_AGAIN}")
+            raise InputError(f"{path} has records of another length than its manifest: {_AGAIN}")
         return dict(zip(wanted, found, strict=True))
 
     def _open(self, number: int) -> array_record.ArrayRecordReader:
@@ -233,13 +229,6 @@ def write_records(path: pathlib.Path, tokens: np.ndarray, record_tokens: int) ->
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def place_of(name: str) -> tuple[int, int]:
-    """(part of the source, block in it), by which shards are ordered."""
-    found = _NAME.fullmatch(name)
-    assert found is not None
-    return int(found[2]), int(found[3])
 
 
 def is_sound(root: pathlib.Path, shard: Shard) -> bool:

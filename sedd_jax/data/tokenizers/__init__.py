@@ -1,17 +1,16 @@
 """Text to token ids and back: bytes, text8's characters, SentencePiece, GPT-2's BPE, or a Hugging Face file."""
 
-import json
 from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from sedd_jax.data.tokenizers import base
 from sedd_jax.data.tokenizers.base import DESCRIPTION_FILE, END_OF_TEXT, Tokenizer, lossy_warning
 from sedd_jax.data.tokenizers.characters import Bytes, Text8
 from sedd_jax.data.tokenizers.gpt2 import GPT2
 from sedd_jax.data.tokenizers.huggingface import HuggingFace
 from sedd_jax.data.tokenizers.subwords import SentencePiece, train_sentencepiece
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
+from sedd_jax.files import read_json
 
 __all__ = [
     "END_OF_TEXT",
@@ -28,9 +27,10 @@ __all__ = [
     "train_sentencepiece",
 ]
 
-_ALPHABETS = {tokenizer.KIND: tokenizer for tokenizer in (Bytes, Text8)}
-_VOCABULARIES = {tokenizer.KIND: tokenizer for tokenizer in (SentencePiece, GPT2, HuggingFace)}
-KINDS = (*_ALPHABETS, *_VOCABULARIES)
+_CLASSES: dict[str, type[Tokenizer]] = {
+    tokenizer.KIND: tokenizer for tokenizer in (Bytes, Text8, SentencePiece, GPT2, HuggingFace)
+}
+KINDS = tuple(_CLASSES)
 
 
 def make(
@@ -55,22 +55,22 @@ def make(
     """
     if kind not in KINDS:
         raise InputError(f"tokenizer kind {kind!r}: give one of {', '.join(KINDS)}")
-    if kind in _ALPHABETS:
-        if path is not None:
-            raise InputError(f"tokenizer path {path!r}: the kind {kind!r} takes none; use {', '.join(_VOCABULARIES)}")
-        tokenizer: Tokenizer = _ALPHABETS[kind]()
-    elif path is not None:
-        tokenizer = _VOCABULARIES[kind].read(epath.Path(path))
-    elif directory is not None and (epath.Path(directory) / DESCRIPTION_FILE).exists():
+    cls = _CLASSES[kind]
+    if path is not None and not cls.FILES:
+        others = ", ".join(other for other in KINDS if _CLASSES[other].FILES)
+        raise InputError(f"tokenizer path {path!r}: the kind {kind!r} takes none; use {others}")
+    if not cls.FILES:
+        tokenizer = cls()
+    elif path is None and directory is not None and (epath.Path(directory) / DESCRIPTION_FILE).exists():
         tokenizer = load(directory)
         if kind != tokenizer.KIND:
             raise InputError(f"{directory} holds a tokenizer that is not of the kind {kind!r}: use another directory")
-    elif kind != "sentencepiece":
-        tokenizer = _VOCABULARIES[kind].default()
-    elif vocab_size is None:
-        raise InputError("tokenizer vocab_size=None: give the number of pieces to train, or the path of a model")
-    else:
+    elif path is None and cls is SentencePiece:
+        if vocab_size is None:
+            raise InputError("tokenizer vocab_size=None: give the number of pieces to train, or the path of a model")
         tokenizer = SentencePiece(on_leader(lambda: train_sentencepiece(texts, vocab_size).model))
+    else:
+        tokenizer = cls.read(cls.find(path if path is None else epath.Path(path)))
     if vocab_size not in (None, size := tokenizer.vocab_size):
         raise InputError(
             f"tokenizer vocab_size={vocab_size}, but this {kind} tokenizer has {size}: give {size} or None"
@@ -80,20 +80,15 @@ def make(
 
 def load(directory: epath.PathLike) -> Tokenizer:
     """Reads the files of `Tokenizer.save`. Raises InputError if they are missing, damaged or changed."""
-    directory = epath.Path(directory)
-    path = directory / DESCRIPTION_FILE
-    content = base.read(path)
-    try:
-        description = json.loads(content)
+    path = epath.Path(directory) / DESCRIPTION_FILE
+    remedy = "restore it from a copy of the run"
+    with explained(f"cannot read {path}", "check the path", OSError):
+        description = read_json(path, remedy=remedy)
+    with explained(f"{path} is damaged", remedy, KeyError):
         kind, fingerprint = description["kind"], description["fingerprint"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: restore it from a copy of the run") from error
     if kind not in KINDS:
         raise InputError(f"{path} names the unknown kind {kind!r}: this version knows {', '.join(KINDS)}")
-    if kind in _ALPHABETS:
-        tokenizer: Tokenizer = _ALPHABETS[kind]()
-    else:
-        tokenizer = _VOCABULARIES[kind].read(directory / _VOCABULARIES[kind].FILES[0])
+    tokenizer = _CLASSES[kind].read(path.parent / name for name in _CLASSES[kind].FILES)
     if tokenizer.fingerprint != fingerprint:
         raise InputError(f"the tokenizer in {directory} is not the one saved there: restore it from a copy of the run")
     return tokenizer

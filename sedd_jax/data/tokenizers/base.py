@@ -1,14 +1,15 @@
-"""The base class of tokenizers, and what all kinds share."""
+"""The base class of tokenizers."""
 
-import contextlib
+import functools
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from typing import SupportsIndex
+from collections.abc import Iterable, Iterator
+from typing import Any, SupportsIndex
 
 import numpy as np
 from etils import epath
 
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 from sedd_jax.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
@@ -21,28 +22,54 @@ _PROBE = '  Déjà  VU,\n\n\tMr. O\'Neil said: "1,234.5 ½ ﬁ"…\r\n漢字 �
 class Tokenizer:
     """Text to ids and back. Ids run from 0 to `vocab_size` - 1.
 
-    KIND: its name in a config. FILES: names of the files that `save` writes.
+    A subclass is constructed from the contents of FILES, and has `_encode` and `_decode`.
+
+    KIND: its name in a config. FILES: names of the files that `save` writes, none for a fixed alphabet.
+    contents: of FILES.
     eot: the id that ends a document; None for an alphabet of text without documents. `encode` never returns it, even
         for text that spells it out.
-    fingerprint: hex digest of everything that determines the ids of a text: tokenizers of one digest are
-        interchangeable.
     lossless: whether every encoded text is decoded exactly. A loss costs no bits: see `lossy_warning`.
     """
 
     KIND: str
     FILES: tuple[str, ...] = ()
+    contents: tuple[bytes, ...] = ()
     vocab_size: int
     eot: int | None
-    fingerprint: str
     lossless: bool = True
+    # A compiled pattern: text may be encoded in blocks that end where it ends. None if that would change the ids.
+    _boundary: Any = None
+
+    @classmethod
+    def find(cls, path: epath.Path | None) -> tuple[epath.Path, ...]:
+        """Paths of FILES, in their order, for the path in a config."""
+        if path is None:
+            raise InputError(f"tokenizer path=None: the kind {cls.KIND!r} needs the path of a file")
+        return (path,)
+
+    @classmethod
+    def read(cls, paths: Iterable[epath.Path]) -> "Tokenizer":
+        """Raises InputError, which names the file, if one is missing or damaged."""
+        paths, contents = tuple(paths), []
+        for path in paths:
+            with explained(f"cannot read the tokenizer file {path}", "check the path", OSError):
+                contents.append(path.read_bytes())
+        try:
+            return cls(*contents)
+        except InputError as error:
+            raise InputError(f"{', '.join(map(str, paths))}: {error}") from error
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of everything that determines the ids of a text: equal digests mean interchangeable tokenizers."""
+        about = f"{self.KIND}, end of text {self.eot}\n" if self.FILES else self.KIND
+        return hashlib.sha256(b"".join([about.encode(), *self.contents])).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
         """Ids, int32 [n], without an end of text. Raises InputError for invalid Unicode or text without ids."""
-        raise NotImplementedError
-
-    def contents(self) -> tuple[bytes, ...]:
-        """The contents of FILES."""
-        return ()
+        utf8(text)
+        blocks = self._blocks(text) if self._boundary else [text]
+        return np.concatenate([np.empty(0, np.int32), *(np.array(self._encode(block), np.int32) for block in blocks)])
 
     def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
         """Text of ids [n]: `eot` as <|endoftext|>, bytes that are not UTF-8 as U+FFFD. InputError for other ids."""
@@ -58,15 +85,32 @@ class Tokenizer:
         """Writes the files that `tokenizers.load` reads, each in one move. Call it from one process only."""
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        for name, content in zip(self.FILES, self.contents(), strict=True):
+        for name, content in zip(self.FILES, self.contents, strict=True):
             write_atomically(directory / name, content)
         # The description is last: where it exists, the others are complete.
         description = json.dumps({"kind": self.KIND, "fingerprint": self.fingerprint}) + "\n"
         write_atomically(directory / DESCRIPTION_FILE, description)
 
+    def gives_back_probe(self) -> bool:
+        """Whether a text of everything that tokenizers may lose is decoded exactly."""
+        return self._decode(self.encode(_PROBE)) == _PROBE
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of one block of valid text."""
+        raise NotImplementedError
+
     def _decode(self, ids: np.ndarray) -> str:
         """Text of ids [n] that are in the vocabulary and not `eot`."""
         raise NotImplementedError
+
+    def _blocks(self, text: str, size: int = 1 << 16) -> Iterator[str]:
+        """Text in parts: the libraries need much memory per character of one call, and slow down."""
+        start = 0
+        while start < len(text):
+            found = self._boundary.search(text, start + size)
+            stop = found.end() if found else len(text)
+            yield text[start:stop]
+            start = stop
 
 
 def lossy_warning(tokenizer: Tokenizer) -> str | None:
@@ -79,29 +123,9 @@ def lossy_warning(tokenizer: Tokenizer) -> str | None:
     )
 
 
-def gives_back(encode: Callable[[str], np.ndarray], decode: Callable[[np.ndarray], str]) -> bool:
-    """Whether a text of everything that tokenizers may lose is decoded exactly."""
-    return decode(encode(_PROBE)) == _PROBE
-
-
 def utf8(text: str) -> bytes:
+    """Raises InputError for half a surrogate pair."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"text with half a surrogate pair at character {error.start}: give valid UTF-8") from error
-
-
-def read(path: epath.Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the tokenizer file {path}: {error.strerror or error}; check the path") from error
-
-
-@contextlib.contextmanager
-def naming(path: epath.Path) -> Iterator[None]:
-    """Puts the path before the message of an InputError."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error

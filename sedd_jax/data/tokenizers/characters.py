@@ -1,7 +1,5 @@
 """Alphabets: every byte, or the 27 characters of text8. They need no files."""
 
-import hashlib
-
 import numpy as np
 
 from sedd_jax.data.tokenizers.base import Tokenizer, utf8
@@ -18,7 +16,6 @@ class Bytes(Tokenizer):
     KIND = "bytes"
     vocab_size = 257
     eot = 256
-    fingerprint = hashlib.sha256(b"bytes").hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
@@ -37,7 +34,6 @@ class Text8(Tokenizer):
     KIND = "text8"
     vocab_size = 27
     eot = None
-    fingerprint = hashlib.sha256(b"text8").hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
         ids = _TEXT8_IDS[np.frombuffer(utf8(text), np.uint8)]

@@ -1,18 +1,14 @@
 """SentencePiece: subwords of a model that is trained on the corpus alone, or read from a file."""
 
-import functools
-import hashlib
 import io
 import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import sentencepiece
-from etils import epath
 
-from sedd_jax.data.tokenizers import base
 from sedd_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 
 
 class SentencePiece(Tokenizer):
@@ -25,17 +21,13 @@ class SentencePiece(Tokenizer):
     FILES = ("tokenizer.model",)
 
     def __init__(self, model: bytes):
-        """Keeps `model` as an attribute.
-
-        Raises InputError if it is no model, or has neither <|endoftext|> nor an end-of-sentence symbol.
-        """
-        try:
-            # An empty model would load, and fail at every use.
-            processor = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
-        except RuntimeError:
-            processor = None
-        if processor is None:
-            raise InputError(f"not a SentencePiece model, or a damaged one ({len(model)} bytes): give a sound copy")
+        """Raises InputError if it is no model, or has neither <|endoftext|> nor an end-of-sentence symbol."""
+        with explained(
+            f"not a SentencePiece model, or damaged ({len(model)} bytes)", "give a sound copy", RuntimeError
+        ):
+            if not model:  # It would load, and fail at every use.
+                raise RuntimeError("it is empty")
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         named = processor.piece_to_id(END_OF_TEXT)
         self.eot: int = processor.eos_id() if named == processor.unk_id() else named
         if self.eot < 0:
@@ -43,33 +35,19 @@ class SentencePiece(Tokenizer):
                 f"no {END_OF_TEXT} and no end of sentence in this SentencePiece model: give one with either"
             )
         self.vocab_size: int = processor.vocab_size()
-        self.model = model
+        self.contents = (model,)
         self._processor = processor
         # SentencePiece stores a space as U+2581, so a U+2581 of the text would come back as a space. Its bytes do not.
         self._u2581 = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in "\u2581".encode()]
         self._has_bytes = all(processor.is_byte(piece) for piece in self._u2581)
         # True where a newline is never merged with what follows, and no space is put before a text.
-        self._restarts_at_newline = processor.encode("a\nb") == processor.encode("a\n") + processor.encode("b")
-        self.lossless: bool = base.gives_back(self.encode, self._decode)
+        restarts_at_newline = processor.encode("a\nb") == processor.encode("a\n") + processor.encode("b")
+        self._boundary = re.compile("\n") if restarts_at_newline else None
+        self.lossless = self.gives_back_probe()
 
-    @classmethod
-    def read(cls, path: epath.Path) -> "SentencePiece":
-        """path: of a `.model` file."""
-        model = base.read(path)
-        with base.naming(path):
-            return cls(model)
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(f"sentencepiece, end of text {self.eot}\n".encode() + self.model).hexdigest()
-
-    def encode(self, text: str) -> np.ndarray:
-        base.utf8(text)
-        blocks = _blocks(text) if self._restarts_at_newline else [text]
-        return np.concatenate([np.empty(0, np.int32), *(np.array(self._encode(block), np.int32) for block in blocks)])
-
-    def contents(self) -> tuple[bytes, ...]:
-        return (self.model,)
+    @property
+    def model(self) -> bytes:
+        return self.contents[0]
 
     def _decode(self, ids: np.ndarray) -> str:
         return self._processor.decode(ids.tolist())
@@ -88,7 +66,7 @@ def train_sentencepiece(texts: Sequence[str], vocab_size: int) -> SentencePiece:
     """A byte-pair model of exactly `vocab_size` pieces, deterministic in the texts.
 
     It is lossless: no normalisation, indentation kept (a run of spaces can be one piece), and characters without a
-    piece spelt in bytes; a newline is one of them, so no piece spans lines. Longer texts than 50 million characters are
+    piece encoded as bytes; a newline is one of them, so no piece spans lines. Texts beyond 50 million characters are
     represented by evenly spread lines.
     Raises InputError if there is no text, or if it does not suit `vocab_size`; the message names a size that does.
     """
@@ -109,15 +87,6 @@ def train_sentencepiece(texts: Sequence[str], vocab_size: int) -> SentencePiece:
     except RuntimeError as error:
         raise InputError(_training_remedy(vocab_size, str(error))) from error
     return SentencePiece(output.getvalue())
-
-
-def _blocks(text: str, size: int = 1 << 16) -> Iterator[str]:
-    """Cuts at newlines: SentencePiece needs some 50 bytes of memory per character of one call, and slows down."""
-    start = 0
-    while start < len(text):
-        stop = text.find("\n", start + size) + 1 or len(text)
-        yield text[start:stop]
-        start = stop
 
 
 def _training_lines(texts: Sequence[str], limit: int = 50_000_000, width: int = 1000) -> Iterator[str]:
