@@ -56,6 +56,7 @@ setup(
         "numpy>=2.2,<3",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
+        "pillow>=11,<14",
         "pyarrow>=25,<27",
         "pyyaml>=6,<7",
         "rich>=14,<16",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.categorical import categorical
-from sedd_jax.sampling.truncation import Truncation
+from sedd_jax.sampling.sampler import Truncation
 from sedd_jax.score_entropy import Noised
 from sedd_jax.typing import Clamp, PRNGKey, Tokens
 

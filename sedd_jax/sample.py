@@ -19,17 +19,15 @@ import numpy as np
 from absl import flags
 
 from sedd_jax import cli, sampling
-from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.files import write_atomically
 from sedd_jax.generation import gif, page, terminal
 from sedd_jax.generation.generate import Generated, Generator
-from sedd_jax.generation.templates import Window, parse_template, parse_window, read_templates
+from sedd_jax.generation.templates import parse_windows
 from sedd_jax.generation.trajectory import Frame, Trajectory
 from sedd_jax.training.experiment import SamplingOptions, load_trained
-from sedd_jax.typing import TokenRows
 
 cli.define_workdir("Directory of a trained model.")
 cli.define_processes()
@@ -58,21 +56,6 @@ flags.DEFINE_string("gif", None, "File for an animated GIF of that, for the firs
 flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0, upper_bound=2**32 - 1)
 
 
-def asked_windows(values: flags.FlagValues, length: int, tokenizer: Tokenizer) -> list[tuple[str | None, Window]]:
-    """Templates, each with its window; (None, window) without a template."""
-    given = {name: values[name].value for name in ("prefix", "suffix", "template")}
-    if values.templates is None:
-        return [(values.template, parse_window(length, tokenizer, **given))]
-    for name, value in given.items():
-        if value is not None:
-            raise InputError(f"--templates already says what is given; leave --{name} out")
-    named = []
-    for number, template in enumerate(read_templates(values.templates, values.text_field), 1):
-        flag = f"--templates={values.templates}: template {number}"
-        named.append((template, parse_template(template, tokenizer, length=length, flag=flag)))
-    return named
-
-
 def check_flags(given: Iterable[str]) -> None:
     """Raises InputError for a flag that does not apply to the AR baseline. given: their names."""
     others = {"suffix", "template", "templates", "live", "html", "gif", "steps", "method", "grid", "precision"}
@@ -98,26 +81,28 @@ def output_file(name: str) -> pathlib.Path | None:
     return None if value is None else path
 
 
-def watch(generator: Generator, trajectory: Trajectory, windows: TokenRows, title: str) -> Generated:
+def watch(generator: Generator, trajectory: Trajectory, title: str) -> Generated:
     """Samples step by step; shows and writes on the first process what the flags ask for."""
     values, shows = flags.FLAGS, list[Callable[[Frame], None]]()
-    html, animated = output_file("html"), output_file("gif")
+    html, animated = (output_file(name) if processes.is_leader() else None for name in ("html", "gif"))
     with ExitStack() as stack:
-        if processes.is_leader():
-            shows += [stack.enter_context(terminal.screen(trajectory))] if values.live else []
-            shows += [trajectory.add] if html or animated else []
+        if values.live and processes.is_leader():
+            shows.append(stack.enter_context(terminal.screen(trajectory)))
+        if html or animated:
+            shows.append(trajectory.add)
+        windows = np.stack([window.tokens for window in trajectory.windows])
         show = lambda frame: [show(frame) for show in shows]  # noqa: E731
         generated = generator.watch(windows, steps=generator.options.steps, seed=values.seed, show=show)
-    if html and processes.is_leader():
+    if html:
         html.write_text(page.render(trajectory, title="Text by discrete diffusion", text=title), encoding="utf-8")
-    if animated and processes.is_leader():
+    if animated:
         gif.write(trajectory, animated)
     return generated
 
 
 def main() -> dict[str, Any]:
     values = flags.FLAGS
-    output, watched = output_file("output"), output_file("html") or output_file("gif") or values.live
+    output, *watched = map(output_file, ("output", "html", "gif"))
     trained = load_trained(cli.workdir(), log=say)
     causal, tokenizer = trained.experiment.model.causal, trained.tokenizer
     if causal:
@@ -125,15 +110,16 @@ def main() -> dict[str, Any]:
     options = sampling_options(values, trained.experiment.sampling)
     if not causal:
         options.check(trained.experiment.graph, options.steps)
-    named = asked_windows(values, trained.config.data.length, tokenizer)
+    given = {name: values[name].value for name in ("prefix", "suffix", "template", "templates", "text_field")}
+    named = parse_windows(trained.config.data.length, tokenizer, **given)
     each = [window for _, window in named for _ in range(options.num)]
     windows = np.stack([window.tokens for window in each])
     how = "from left to right" if causal else f"by the method {options.method!r} in {options.steps} steps"
     title = f"{len(windows)} x {windows.shape[1]} tokens {how}"
     say(f"sampling {title}")
     generator = Generator(trained, options, values.batch_size)
-    if watched:
-        generated = watch(generator, Trajectory(tokenizer, each), windows, title)
+    if values.live or any(watched):
+        generated = watch(generator, Trajectory(tokenizer, each), title)
     else:
         generated = generator.generate(windows, steps=options.steps, seed=values.seed)
     shown = zip(generated.tokens.tolist(), each, strict=True)
@@ -151,7 +137,7 @@ def main() -> dict[str, Any]:
         "clipped_fraction": generated.clipped,
         "step": trained.step,
     }
-    if values.template is not None or values.templates is not None:
+    if named[0][0] is not None:
         num = options.num
         answer["templates"] = [
             {"template": template, "holes": list(window.holes), "samples": texts[i * num : (i + 1) * num]}

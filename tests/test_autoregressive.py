@@ -19,7 +19,7 @@ from sedd_jax.data import dataset
 from sedd_jax.data.packing import chunks
 from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError
-from sedd_jax.sampling.truncation import Truncation
+from sedd_jax.sampling.sampler import Truncation
 from sedd_jax.score_entropy import loss_and_grads
 from sedd_jax.training.experiment import load_trained
 from sedd_jax.training.flops import train_flops_per_token

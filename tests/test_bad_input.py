@@ -10,7 +10,7 @@ from running import files, make_config, run, train_here, write_text
 
 from sedd_jax.data.tokenizers import Bytes
 from sedd_jax.errors import InputError
-from sedd_jax.generation.templates import parse_window
+from sedd_jax.generation.templates import parse_windows
 from sedd_jax.training.experiment import load_trained
 from sedd_jax.training.loop import train
 
@@ -233,7 +233,6 @@ def test_flags_of_the_commands_on_a_run(trained, name, flag, named):
     ids=lambda value: str(value),
 )
 def test_what_is_given_to_sampling_has_to_fit(given, named):
-    everything = {"prefix": None, "suffix": None, "template": None} | given
     with pytest.raises(InputError) as refusal:
-        parse_window(32, Bytes(), **everything)
+        parse_windows(32, Bytes(), **given)
     assert named in str(refusal.value)

@@ -13,7 +13,7 @@ from sedd_jax import sampling
 from sedd_jax.errors import InputError
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
-from sedd_jax.sampling.truncation import Truncation
+from sedd_jax.sampling.sampler import Truncation
 from sedd_jax.training.experiment import load_trained
 
 P0 = toy.data_distribution()

@@ -1,16 +1,17 @@
 """Samples of a trained model for windows with given positions: all at once, or step by step to watch."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from sedd_jax import sampling
-from sedd_jax.devices import processes
+from sedd_jax.devices import processes, sharding
 from sedd_jax.generation.templates import FREE
 from sedd_jax.generation.trajectory import Frame
 from sedd_jax.training.experiment import Trained
@@ -40,18 +41,15 @@ class Generator:
 
     def generate(self, windows: TokenRows, *, steps: int, seed: int) -> Generated:
         """Compiles once per shape; another number of steps, or other windows, do not compile again."""
-        params, key = self.trained.params, jax.random.key(seed)
-        with jax.set_mesh(self.trained.experiment.mesh):
-            batches = list(self._batches(windows))
-            shape = batches[0][1][1].shape
-            if shape not in self._compiled:
+        shape = min(self.batch_size, len(windows)), windows.shape[1]
+        if shape not in self._compiled:
+            with jax.set_mesh(self.trained.experiment.mesh):
                 sample_fn = self.trained.experiment.sample_fn(self.options)
-                self._compiled[shape] = sample_fn.lower(params, key, batches[0][1], steps, 0).compile()
-            processes.barrier("compiled")
-            start = time.perf_counter()
-            bar = tqdm(batches, desc="sampling", unit="batch", delay=2, disable=not processes.is_leader(), leave=False)
-            parts = [jax.device_get(self._compiled[shape](params, key, clamp, steps, first)) for first, clamp in bar]
-        return _joined(parts, len(windows), time.perf_counter() - start)
+                arguments = self._arguments(np.repeat(windows[:1], shape[0], axis=0), steps, seed)
+                self._compiled[shape] = sample_fn.lower(*arguments, 0).compile()
+        processes.barrier("compiled")
+        bar = partial(tqdm, desc="sampling", unit="batch", delay=2, disable=not processes.is_leader(), leave=False)
+        return self._map(self._compiled[shape], windows, steps, seed, progress=bar)
 
     def watch(self, windows: TokenRows, *, steps: int, seed: int, show: Callable[[Frame], None]) -> Generated:
         """The samples of `generate`, by the same events in a Python loop; `show` gets each batch after each event.
@@ -59,28 +57,35 @@ class Generator:
         The seconds include `show` and compilation.
         """
         begin, advance, count_events = self.trained.experiment.event_fns(self.options)
-        start, parts = time.perf_counter(), []
+
+        def run(*arguments: Any) -> sampling.Sample:
+            first, size = arguments[-1], len(windows) - arguments[-1]
+            length, state = int(count_events(*arguments)), begin(*arguments)
+            for number in range(length + 1):
+                state = advance(*arguments, state, number) if number else state
+                tokens, changed = (array[:size] for array in jax.device_get((state.x, state.changed)))
+                show(Frame(first, number, length, tokens, changed))
+            return sampling.as_sample(state)
+
+        return self._map(run, windows, steps, seed)
+
+    def _arguments(self, windows: TokenRows, steps: int, seed: int) -> tuple[Any, ...]:
+        """The arguments of `Experiment.sample_fn` for one batch, without the index of its first window."""
+        place = self.trained.experiment.place
+        clamp = place(windows != FREE), place(np.maximum(windows, 0))
+        return self.trained.params, jax.random.key(seed), clamp, steps
+
+    def _map(
+        self, run: Callable[..., sampling.Sample], windows: TokenRows, steps: int, seed: int, **options: Any
+    ) -> Generated:
+        start, costs = time.perf_counter(), []
+
+        def batch(windows: TokenRows, first: int) -> tuple[jax.Array, jax.Array]:
+            sample = run(*self._arguments(windows, steps, seed), first)
+            costs.append((sample.calls, sample.clipped))
+            return sample.tokens, sample.changed
+
         with jax.set_mesh(self.trained.experiment.mesh):
-            for first, clamp in self._batches(windows):
-                arguments = self.trained.params, jax.random.key(seed), clamp, steps, first
-                size = min(len(clamp[1]), len(windows) - first)
-                length, state = int(count_events(*arguments)), begin(*arguments)
-                for number in range(length + 1):
-                    state = advance(*arguments, state, number) if number else state
-                    tokens, changed = (array[:size] for array in jax.device_get((state.x, state.changed)))
-                    show(Frame(first, number, length, tokens, changed))
-                parts.append(jax.device_get(sampling.as_sample(state)))
-        return _joined(parts, len(windows), time.perf_counter() - start)
-
-    def _batches(self, windows: TokenRows) -> Iterator[tuple[int, sampling.Clamp]]:
-        """(index of its first window, clamp) of each batch; the last one is filled with repeats."""
-        size, place = min(self.batch_size, len(windows)), self.trained.experiment.place
-        for first in range(0, len(windows), size):
-            batch = windows[np.minimum(np.arange(first, first + size), len(windows) - 1)]
-            yield first, (place(batch != FREE), place(np.maximum(batch, 0)))
-
-
-def _joined(parts: list[sampling.Sample], num: int, seconds: float) -> Generated:
-    tokens, changed = (np.concatenate([getattr(part, name) for part in parts])[:num] for name in ("tokens", "changed"))
-    clipped = float(np.mean([part.clipped for part in parts]))
-    return Generated(tokens, changed, int(max(part.calls for part in parts)), clipped, seconds)
+            tokens, changed = sharding.map_batches(batch, windows, self.batch_size, **options)
+        calls, clipped = zip(*jax.device_get(costs), strict=True)
+        return Generated(tokens, changed, int(max(calls)), float(np.mean(clipped)), time.perf_counter() - start)

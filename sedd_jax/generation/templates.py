@@ -62,19 +62,32 @@ def parse_template(template: str, tokenizer: Tokenizer, *, length: int, flag: st
     return Window(_fill(length, tokens, np.empty(0, np.int32), flag), len(tokens), tuple(holes))
 
 
-def parse_window(
-    length: int, tokenizer: Tokenizer, *, prefix: str | None, suffix: str | None, template: str | None
-) -> Window:
-    """The window [length] of the flags of the same names; without any, all of it is free.
+def parse_windows(
+    length: int,
+    tokenizer: Tokenizer,
+    *,
+    prefix: str | None = None,
+    suffix: str | None = None,
+    template: str | None = None,
+    templates: str | None = None,
+    text_field: str = "text",
+) -> list[tuple[str | None, Window]]:
+    """(template, window [length]) for the flags of the same names; (None, a window) without a template.
 
-    Raises InputError for flags that exclude one another, or too much text.
+    Raises InputError for flags that exclude one another, for too much text, and as `read_templates` does.
     """
+    given = {"--templates": templates, "--template": template, "--prefix": prefix, "--suffix": suffix}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1 and names != ["--prefix", "--suffix"]:
+        raise InputError(f"{names[0]} already says what is given; leave {' and '.join(names[1:])} out")
     if template is not None:
-        if prefix is not None or suffix is not None:
-            raise InputError("--template already says what is given; leave --prefix and --suffix out")
-        return parse_template(template, tokenizer, length=length)
+        return [(template, parse_template(template, tokenizer, length=length))]
+    if templates is not None:
+        texts = enumerate(read_templates(templates, text_field), 1)
+        name = f"--templates={templates}: template"
+        return [(text, parse_template(text, tokenizer, length=length, flag=f"{name} {n}")) for n, text in texts]
     start, end = tokenizer.encode(prefix or ""), tokenizer.encode(suffix or "")
-    return Window(_fill(length, start, end, "--prefix and --suffix"), length)
+    return [(None, Window(_fill(length, start, end, "--prefix and --suffix"), length))]
 
 
 def read_templates(path: str, text_field: str) -> list[str]:

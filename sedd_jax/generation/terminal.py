@@ -1,6 +1,5 @@
 """Samples that emerge in the terminal, on stderr; as lines of text if it is not a terminal."""
 
-import colorsys
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from sedd_jax.generation.trajectory import GIVEN, NOISE, Frame, Span, Trajectory, hue
+from sedd_jax.generation.trajectory import GIVEN, NOISE, Frame, Span, Trajectory, colour
 
 FRAMES_PER_SECOND = 15
 # The number of events that are printed without a terminal.
@@ -38,12 +37,7 @@ def screen(trajectory: Trajectory, console: Console | None = None) -> Iterator[C
 
 
 def style(span: Span, length: int) -> str:
-    if span.step == NOISE:
-        return "dim"
-    if span.step == GIVEN:
-        return "bold"
-    red, green, blue = colorsys.hls_to_rgb(hue(span.step, length) / 360, 0.65, 0.8)
-    return f"rgb({round(255 * red)},{round(255 * green)},{round(255 * blue)})"
+    return {NOISE: "dim", GIVEN: "bold"}.get(span.step) or colour(span.step, length)
 
 
 def _picture(trajectory: Trajectory, frame: Frame) -> Group:

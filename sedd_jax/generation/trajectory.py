@@ -1,5 +1,6 @@
 """How samples come about: their states as spans of text, one per token, each with the step at which it appeared."""
 
+import colorsys
 import functools
 import re
 from collections.abc import Sequence
@@ -90,9 +91,10 @@ def spans(
     return [Span(text, step) for text, step in zip(texts, steps, strict=True)]
 
 
-def hue(step: int, length: int) -> float:
-    """In degrees, from violet for the first event to orange for the last."""
-    return 265 - 235 * (step - 1) / max(length - 1, 1)
+def colour(step: int, length: int) -> str:
+    """The colour of an event, from violet for the first to orange for the last, as on the page."""
+    red, green, blue = colorsys.hls_to_rgb((265 - 235 * (step - 1) / max(length - 1, 1)) / 360, 0.7, 0.9)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 
 def _character(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:

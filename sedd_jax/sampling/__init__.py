@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
 from sedd_jax.sampling import methods
 from sedd_jax.sampling.process import Count, Network, Process, State
-from sedd_jax.sampling.sampler import GRIDS, METHODS, Sampler, grid_time
+from sedd_jax.sampling.sampler import GRIDS, METHODS, Sampler, Truncation
 from sedd_jax.typing import Clamp, PRNGKey, Scalar, ScoreFn, Tokens
 
 
@@ -42,17 +42,7 @@ def make_process(
     clamp: Clamp | None = None,
     first_index: Count = 0,
 ) -> Process:
-    """The reverse process of `shape` = (B, L) tokens: see `simulate`. Raises InputError as `Sampler.check` does."""
-    sampler.check(graph, steps if isinstance(steps, int) else 1)
-    given = (jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32)) if clamp is None else clamp
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(shape[0]))
-    if not isinstance(score_fn, Network):  # A network whose features are the log-scores.
-        score_fn = Network(features=score_fn, log_score=lambda log_score, tokens, sigma: log_score)
-    return Process(graph, noise, score_fn, sampler, steps, given, keys)
-
-
-def simulate(*arguments: Any, **options: Any) -> Sample:
-    """Samples from the process that `make_process` makes of the same arguments.
+    """The reverse process of `shape` = (B, L) tokens.
 
     steps: from t = 1 to END_TIME; the denoising follows, with one more call. With 'first_hitting', the largest number
         of network calls: the positions to fill are divided evenly among them, and with as many calls as positions each
@@ -62,12 +52,22 @@ def simulate(*arguments: Any, **options: Any) -> Sample:
         batch, on any devices, are slices of the samples of the batch, up to rounding.
     Raises InputError as `Sampler.check` does.
     """
+    sampler.check(graph, steps if isinstance(steps, int) else 1)
+    given = (jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32)) if clamp is None else clamp
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(shape[0]))
+    if not isinstance(score_fn, Network):  # A network whose features are the log-scores.
+        score_fn = Network(features=score_fn, log_score=lambda log_score, tokens, sigma: log_score)
+    return Process(graph, noise, score_fn, sampler, steps, given, keys)
+
+
+def simulate(*arguments: Any, **options: Any) -> Sample:
+    """Samples from the process of `make_process`, which documents the arguments."""
     process = make_process(*arguments, **options)
     first_hitting = process.sampler.method == "first_hitting"
     # Not `advance`, which would put a second network into the loop.
-    event, count = (advance, num_events(process)) if first_hitting else (_step, process.steps)
+    event, count = (advance, num_events(process)) if first_hitting else (methods.step, process.steps)
     state = jax.lax.fori_loop(1, count + 1, lambda number, state: event(process, state, number), process.start())
-    return as_sample(state if first_hitting else _denoise(process, state, process.steps + 1))
+    return as_sample(state if first_hitting else methods.denoise(process, state, process.steps + 1))
 
 
 def sample(
@@ -77,50 +77,31 @@ def sample(
     noise: Noise,
     shape: tuple[int, int],
     *,
-    steps: int,
+    steps: Count,
     method: str = "analytic",
     clamp: Clamp | None = None,
-    **options,
+    **options: Any,
 ) -> Tokens:
     """The tokens [B, L] of `simulate`; options: fields of `Sampler`."""
     sampler = Sampler(method=method, **options)
     return simulate(key, score_fn, graph, noise, shape, steps=steps, sampler=sampler, clamp=clamp).tokens
 
 
-def as_sample(state: State) -> Sample:
-    """The result of a process, from its last state."""
-    return Sample(state.x, state.changed, state.calls, state.clipped / jnp.maximum(state.drawn, 1))
-
-
 def num_events(process: Process) -> Count:
     """The steps and the final denoising; with 'first_hitting' the calls that the free positions need."""
-    if process.sampler.method != "first_hitting":
-        return process.steps + 1
-    return (-(-methods.num_free(process) // methods.per_call(process))).max()
+    first_hitting = process.sampler.method == "first_hitting"
+    return methods.hitting_counts(process)[1] if first_hitting else process.steps + 1
 
 
 def advance(process: Process, state: State, number: Count) -> State:
-    """Event `number`, from 1 to `num_events`."""
+    """The state after event `number`, from 1 to `num_events`."""
     number = jnp.asarray(number, jnp.int32)
     if process.sampler.method == "first_hitting":
         return methods.first_hitting(process, state, number)
-    step = lambda *arguments: _step(process, *arguments)  # noqa: E731
-    return jax.lax.cond(number <= process.steps, step, lambda *arguments: _denoise(process, *arguments), state, number)
+    step, denoise = (lambda *now, event=event: event(process, *now) for event in (methods.step, methods.denoise))
+    return jax.lax.cond(number <= process.steps, step, denoise, state, number)
 
 
-def _time(process: Process, number: Count) -> Float[Array, ""]:
-    return grid_time(process.sampler.grid, number / process.steps)
-
-
-def _step(process: Process, state: State, number: Int[Array, ""]) -> State:
-    sampler, t, t_next = process.sampler, _time(process, number - 1), _time(process, number)
-    state = methods.STEPS[sampler.method](process, state, number, t, t_next)
-    dsigma = sampler.corrector_size * (process.noise.total(t) - process.noise.total(t_next))
-    for index in range(sampler.corrector_steps):
-        state = methods.correct(process, state, number, index, t_next, dsigma)
-    return state
-
-
-def _denoise(process: Process, state: State, number: Count) -> State:
-    number = jnp.asarray(number, jnp.int32)
-    return methods.denoise(process, state, number, _time(process, number - 1))
+def as_sample(state: State) -> Sample:
+    """The result of a process, from its last state."""
+    return Sample(state.x, state.changed, state.calls, state.clipped / jnp.maximum(state.drawn, 1))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from sedd_jax.categorical import fine_uniform, quantile, truncated
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
-from sedd_jax.sampling.sampler import Sampler
+from sedd_jax.sampling.sampler import Sampler, grid_time
 from sedd_jax.typing import Clamp, Mask, PerSequence, Scalar, Tokens
 
 Keys = Key[Array, " b"]
@@ -56,10 +56,10 @@ class Evaluation(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """An evaluation at W positions of each sequence."""
+    """An evaluation at W positions of each sequence: the arguments of `Graph.hazard`."""
 
-    log_score: Float[Array, "b w n"]
     x: Int[Array, "b w"]
+    log_score: Float[Array, "b w n"]
     sigma: Float[Array, "b 1"]
 
 
@@ -84,6 +84,10 @@ class Process:
     given: Clamp
     keys: Keys
 
+    def time(self, number: Count) -> Scalar:
+        """The time after step `number`."""
+        return grid_time(self.sampler.grid, jnp.asarray(number, jnp.int32) / self.steps)
+
     def start(self) -> State:
         """A sample of the distribution at sigma = infinity, with the given positions in place."""
         mask, values = self.given
@@ -102,12 +106,7 @@ class Process:
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
         return keys
 
-    def renoise(self, keys: Keys, state: State, dsigma: Scalar) -> State:
-        """Forward by dsigma, except at the given positions."""
-        moved = jax.vmap(lambda key, x: self.graph.sample_transition(key, x, dsigma))(keys, state.x)
-        return state._replace(x=jnp.where(self.given[0], state.x, moved))
-
-    def evaluate(self, state: State, sigma: Float[Array, "..."]) -> tuple[Evaluation, State]:
+    def evaluate(self, state: State, sigma: Scalar | PerSequence) -> tuple[Evaluation, State]:
         """One network call, or none if the network is timeless and no token has changed since its last one."""
         sigma = jnp.broadcast_to(jnp.asarray(sigma, jnp.float32), len(state.x))
         if state.cache is None:
@@ -118,20 +117,28 @@ class Process:
         state = state._replace(calls=state.calls + stale, cache=(state.x, features))
         return Evaluation(features, state.x, sigma), state
 
-    def draw(
+    def step(
         self,
-        keys: Keys,
         state: State,
         number: Count,
+        draw: int,
+        sigma: Scalar | PerSequence,
         probs: Probs,
-        *evaluations: Evaluation,
         among: Mask | None = None,
     ) -> State:
-        """Event `number`: a draw at every position (of `among`) that can leave its token and is not given.
+        """One network call at the noise level sigma, and one draw, as in `draw`."""
+        now, state = self.evaluate(state, sigma)
+        return self.draw(state, number, draw, probs, now, among=among)
+
+    def draw(
+        self, state: State, number: Count, draw: int, probs: Probs, *at: Evaluation, among: Mask | None = None
+    ) -> State:
+        """Draw `draw` of event `number`: at every position (of `among`) that can leave its token and is not given.
 
         Each sequence takes W positions at a time, those to be drawn first, and only as many times as needed: log-scores
         [B, L, N] never exist, and those of positions that stay are not computed.
         """
+        keys = self.event_keys(number, draw)
         x, length = state.x, state.x.shape[1]
         width = min(max(1, self.sampler.rows // len(x)), length)
         active = self.graph.contributes(x) & ~self.given[0]
@@ -142,15 +149,15 @@ class Process:
 
         def chunk(i, carry):
             # The last chunk may overlap the one before: the same draws are then repeated.
-            at = jax.lax.dynamic_slice_in_dim(order, i * width, width, axis=1)
-            pick = lambda values: jnp.take_along_axis(values, at.reshape(*at.shape, *[1] * (values.ndim - 2)), 1)  # noqa: E731
-            put = lambda values, new: jnp.put_along_axis(values, at, new, axis=1, inplace=False)  # noqa: E731
-            transition = probs(*(self._at_positions(evaluation, pick) for evaluation in evaluations))
+            index = jax.lax.dynamic_slice_in_dim(order, i * width, width, axis=1)
+            pick = lambda values: jnp.take_along_axis(values, index.reshape(*index.shape, *[1] * (values.ndim - 2)), 1)  # noqa: E731
+            put = lambda values, new: jnp.put_along_axis(values, index, new, axis=1, inplace=False)  # noqa: E731
+            transition = probs(*(self._at_positions(evaluation, pick) for evaluation in at))
             weights = jnp.maximum(transition, 0)
             if self.sampler.precision == "exact":
                 tokens = quantile(pick(uniform), weights)
             else:
-                position_keys = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(keys, at)
+                position_keys = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(keys, index)
                 tokens = jax.vmap(jax.vmap(truncated))(position_keys, weights)
             drawn, clipped = carry
             live, negative = pick(active), jnp.any(transition < 0, axis=-1)
@@ -168,4 +175,4 @@ class Process:
     def _at_positions(self, evaluation: Evaluation, pick: Callable[[Any], Any]) -> Positions:
         x = pick(evaluation.x)
         log_score = self.network.log_score(pick(evaluation.features), x, evaluation.sigma)
-        return Positions(self.sampler.truncation.of_score(log_score, x), x, evaluation.sigma[:, None])
+        return Positions(x, self.sampler.truncation.of_score(log_score, x), evaluation.sigma[:, None])
