@@ -51,28 +51,24 @@ def test_page_escapes_what_was_drawn_and_replays_to_the_end():
     trajectory = make_trajectory(text, len(text))
     shown = page.render(trajectory, title="<i>", text="a & b")
     assert "&lt;i&gt;" in shown and "a &amp; b" in shown and shown.count("</script>") == 2
-    data = json.loads(re.search(r'id="film">(.*?)</script>', shown, re.S)[1])
-    state = [list(piece) for piece in data["samples"][0]["start"]]
-    assert {piece[0] for piece in state} == {MASK}
-    for changes in data["samples"][0]["changes"]:
-        for position, *piece in changes:
-            state[position] = piece
-    assert "".join(piece[0] for piece in state).encode() == text
-    assert [piece[1] for piece in state] == list(range(1, len(text) + 1))
+    data = json.loads(re.search(r'id="data">(.*?)</script>', shown, re.S)[1])
+    (sample,) = data["samples"]
+    at = lambda frame: [next(span for first, *span in reversed(states) if first <= frame) for states in sample]  # noqa: E731
+    assert {span[0] for span in at(0)} == {MASK}
+    state = at(len(data["numbers"]) - 1)
+    assert "".join(span[0] for span in state).encode() == text
+    assert [span[1] for span in state] == list(range(1, len(text) + 1))
 
 
 def test_long_trajectories_keep_a_spread_of_frames_and_the_last_one():
     trajectory = make_trajectory(b"abcd", 5 * MOST_FRAMES + 3)
-    assert (
-        len(trajectory.numbers) <= MOST_FRAMES + 1
-        and trajectory.numbers[0] == 0
-        and trajectory.numbers[-1] == trajectory.length
-    )
+    numbers = trajectory.numbers
+    assert len(numbers) <= MOST_FRAMES + 1 and numbers[0] == 0 and numbers[-1] == trajectory.length
 
 
 def test_gif_has_a_frame_per_event_and_then_stays(tmp_path):
-    gif.write(make_trajectory(b"ab\ncd", 5), tmp_path / "film.gif")
-    with Image.open(tmp_path / "film.gif") as image:
+    gif.write(make_trajectory(b"ab\ncd", 5), tmp_path / "samples.gif")
+    with Image.open(tmp_path / "samples.gif") as image:
         # Equal frames in a row are stored as one that lasts.
         assert image.format == "GIF" and image.n_frames >= 6
         durations = []

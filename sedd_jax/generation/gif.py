@@ -30,11 +30,14 @@ def write(trajectory: Trajectory, path: pathlib.Path) -> None:
     for lines in frames:
         images.append(Image.new("RGB", size, BACKGROUND))
         draw = ImageDraw.Draw(images[-1])
-        for row, column in (
-            (row, column) for row, line in enumerate(lines[:MOST_LINES]) for column in range(len(line))
-        ):
-            letter, fill = lines[row][column]
-            draw.text(((column + 1) * width, (row + 0.5) * HEIGHT), letter, fill, font)
+        for row, line in enumerate(lines[:MOST_LINES]):
+            for fill, run in itertools.groupby(enumerate(line, 1), lambda cell: cell[1][1]):
+                columns, cells = zip(*run, strict=True)
+                text = "".join(letter for letter, _ in cells)
+                draw.text((columns[0] * width, (row + 0.5) * HEIGHT), text, fill, font)
+    # The last frame has all colours. With one palette, frames differ only where text has changed.
+    palette = images[-1].quantize()
+    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     milliseconds = 1000 // min(20, max(2, round(len(images) / SECONDS)))
     durations = [milliseconds] * (len(images) - 1) + [milliseconds + 1000 * STAYS]
     images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)

@@ -6,6 +6,7 @@ Nothing here knows of training or of the network. `sampler` has the options, `pr
 
 # ruff: noqa: F401 (names for users)
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -98,7 +99,7 @@ def advance(process: Process, state: State, number: Count) -> State:
     number = jnp.asarray(number, jnp.int32)
     if process.sampler.method == "first_hitting":
         return methods.first_hitting(process, state, number)
-    step, denoise = (lambda *now, event=event: event(process, *now) for event in (methods.step, methods.denoise))
+    step, denoise = partial(methods.step, process), partial(methods.denoise, process)
     return jax.lax.cond(number <= process.steps, step, denoise, state, number)
 
 
