@@ -1,9 +1,9 @@
-"""How the error of each sampler falls with network calls, where everything is known: four tokens, four positions.
+"""The error of each sampler against network calls, on a known distribution: four tokens, four positions.
 
 python -m benchmarks.orders [--draws=1000000] [--plot=docs/orders.png]
 
-Total variation between samples drawn with exact scores and the true distribution over 256 sequences. Of `draws` exact
-draws it would be the floor.
+Total variation between samples with exact scores and the true distribution over 256 sequences. The floor is that of
+`draws` exact samples.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The twin sees nothing ahead, its likelihood is one, its samples follow it, and it trains and resumes as SEDD does."""
+"""The AR baseline: causality, normalisation, samples that follow the likelihood, training and resuming."""
 
 import itertools
 import json
@@ -60,7 +60,7 @@ def nats(tokens):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_no_position_knows_what_comes_at_or_after_it(dtype):
+def test_no_position_depends_on_tokens_at_or_after_it(dtype):
     model = Transformer(num_states=11, **TINY, dtype=dtype)
     params = make_params(model)
     tokens = jax.random.randint(jax.random.key(2), (2, 16), 0, 11)
@@ -72,7 +72,7 @@ def test_no_position_knows_what_comes_at_or_after_it(dtype):
         assert (jnp.abs(moved[:, changed + 1 :] - base[:, changed + 1 :]).max((0, 2)) > 1e-3).all()
 
 
-def test_each_conditional_and_the_whole_sum_to_one():
+def test_each_conditional_and_the_joint_sum_to_one():
     log_probs = log_probs_of(EVERY)
     assert log_probs.shape == (V**LENGTH, LENGTH, V) and log_probs.dtype == jnp.float32
     np.testing.assert_allclose(jnp.exp(log_probs).sum(-1), 1, rtol=1e-6)
@@ -81,7 +81,7 @@ def test_each_conditional_and_the_whole_sum_to_one():
     assert nats(EVERY).std() > 0.1
 
 
-def test_the_noise_level_is_not_looked_at_and_has_no_parameters():
+def test_the_noise_level_is_ignored_and_has_no_parameters():
     tokens = EVERY[:5]
     other = MODEL.apply({"params": PARAMS}, tokens, jnp.full(5, 7.0))
     assert (other == MODEL.apply({"params": PARAMS}, tokens, jnp.zeros(5))).all()
@@ -92,7 +92,7 @@ def test_the_noise_level_is_not_looked_at_and_has_no_parameters():
     assert train_flops_per_token(small, 1024) < train_flops_per_token(small.clone(causal=False), 1024)
 
 
-def test_one_token_at_a_time_is_the_whole_network():
+def test_cached_steps_equal_the_full_forward_pass():
     step = jax.jit(lambda *args: MODEL.apply({"params": PARAMS}, *args, method="next_logits"))
     cache = MODEL.empty_cache(len(EVERY), LENGTH)
     whole = logits_of(EVERY)
@@ -152,7 +152,7 @@ def test_temperature_sharpens_by_its_power():
 @pytest.mark.parametrize(
     ("top_p", "kept"), [(0.4, [1]), (0.5, [1]), (0.6, [1, 3]), (0.81, [0, 1, 3]), (0.93, [0, 1, 2, 3]), (1.0, range(5))]
 )
-def test_the_nucleus_is_the_fewest_tokens_that_have_enough(top_p, kept):
+def test_top_p_keeps_the_fewest_tokens_with_enough_mass(top_p, kept):
     probs = jnp.array([0.125, 0.5, 0.0625, 0.25, 0.0625 - 1e-3])
     found = np.exp(Truncation(top_p=top_p).log_probs(jnp.log(probs)))
     np.testing.assert_array_equal(np.flatnonzero(found), kept)
@@ -160,7 +160,7 @@ def test_the_nucleus_is_the_fewest_tokens_that_have_enough(top_p, kept):
     np.testing.assert_allclose(found[kept], probs[kept] / probs[kept].sum(), rtol=1e-5)
 
 
-def test_a_narrow_nucleus_is_the_most_likely_token():
+def test_a_small_top_p_gives_the_most_likely_token():
     tokens = draw(2, top_p=1e-6)
     best = np.asarray(logits_of(jnp.asarray(tokens)).argmax(-1))
     np.testing.assert_array_equal(tokens, best)
@@ -265,7 +265,7 @@ def test_sample_continues_a_prefix_and_writes_a_file(workdir, tmp_path):
     assert [json.loads(line)["text"] for line in file.read_text().splitlines()] == found["samples"]
 
 
-def test_flags_that_only_diffusion_knows_are_refused(workdir):
+def test_flags_of_diffusion_models_are_refused(workdir):
     _, err = run("sample", f"--workdir={workdir}", "--num=1", "--template=[[3]] and", expect=2)
     assert "--template does not apply" in err.splitlines()[-1]
 

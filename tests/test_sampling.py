@@ -1,4 +1,4 @@
-"""With true scores the samplers reproduce the distribution, given positions stay, and one compilation serves all."""
+"""With true scores the samplers reproduce the distribution; given positions stay; one compilation is enough."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def frequencies(case, steps, method, clamp=None, seed=0, draws=DRAWS, **options)
         tokens = run(jax.random.key(seed), int(number)).tokens
         assert tokens.dtype == jnp.int32 and ((tokens >= 0) & (tokens < toy.V)).all()
         counts.append(np.bincount(toy.number(np.asarray(tokens), toy.V), minlength=len(P0)))
-    assert run._cache_size() == 1  # another number of steps is no other program
+    assert run._cache_size() == 1  # another number of steps does not compile again
     return counts[0] if np.isscalar(steps) else np.stack(counts)
 
 
@@ -91,9 +91,9 @@ def distances(case, steps, method):
 
 @pytest.mark.parametrize("case", ["absorbing-geometric", "uniform"])
 def test_errors_fall_with_the_order_of_the_method(case):
-    """Half at twice the steps for a first-order method; with the same calls, less for the trapezoidal one.
+    """A first-order method halves its error at twice the steps; the trapezoidal one has less for the same calls.
 
-    `benchmarks.orders` shows more steps of more draws.
+    `benchmarks.orders` shows more steps and more draws.
     """
     # Errors and noise are independent, so their squares add up; what exceeds the floor is the error.
     error = lambda *args: np.sqrt(np.maximum(distances(case, *args) ** 2 - FLOOR**2, 0))  # noqa: E731
@@ -102,12 +102,12 @@ def test_errors_fall_with_the_order_of_the_method(case):
     assert second[0] < 0.95 * first[1]
 
 
-def test_first_hitting_has_no_error_but_that_of_sampling():
+def test_first_hitting_is_exact_with_a_call_per_position():
     (found,) = distances("absorbing", (4,), "first_hitting")
     assert found == pytest.approx(FLOOR, rel=0.2)
 
 
-def test_a_corrector_step_brings_few_steps_closer():
+def test_corrector_steps_reduce_the_error_of_few_steps():
     plain, corrected = (
         np.abs(frequencies("absorbing", 4, "analytic", corrector_steps=n) / DRAWS - P0).sum() / 2 for n in (0, 2)
     )
@@ -115,14 +115,14 @@ def test_a_corrector_step_brings_few_steps_closer():
 
 
 def test_first_hitting_shares_the_positions_out_over_fewer_calls():
-    """All at once, each position has its own marginal and knows nothing of the other."""
+    """In a single call, each position follows its marginal, independently of the other."""
     observed = frequencies("absorbing", 1, "first_hitting")
     square = P0.reshape(toy.V, toy.V)
     assert fits(observed, np.outer(square.sum(1), square.sum(0)).ravel())
 
 
 def test_one_position_is_sampled_exactly_in_a_single_analytic_step():
-    """With the other position given there is nothing left to interact: the conditional comes out at any step count."""
+    """If the other position is given, the samples follow the conditional for any number of steps."""
     given = jnp.full(DRAWS, 1)
     clamp = (jnp.array([[True, False]] * DRAWS), jnp.stack([given, given], axis=1))
     conditional = P0.reshape(toy.V, toy.V)[1] / P0.reshape(toy.V, toy.V)[1].sum()
@@ -161,7 +161,7 @@ def test_negative_probabilities_are_clipped_and_counted():
 
 
 @pytest.mark.parametrize("method", sampling.METHODS)
-def test_same_key_same_samples_however_a_batch_is_walked_through(method):
+def test_same_key_same_samples_for_any_slices_and_chunks(method):
     graph, noise = CASES["absorbing"]
     score_fn = toy.exact_score_fn(graph, P0)
 
@@ -203,7 +203,7 @@ def test_a_timeless_network_is_called_only_when_a_token_has_changed():
     assert plain.calls == 65 and 1 <= cached.calls <= 6
 
 
-def test_truncation_keeps_what_it_says_and_moves_as_much_as_before():
+def test_truncation_keeps_its_tokens_and_the_total_rate():
     log_score = jnp.log(jnp.array([[[0.5, 0.3, 0.15, 0.05, 1.0]]]))  # the last one is the current token
     x = jnp.array([[4]])
     total = 1.0
@@ -221,9 +221,9 @@ def test_truncation_keeps_what_it_says_and_moves_as_much_as_before():
 
 
 def unmasking_rate(precision, steps):
-    """The share of positions that have left MASK after half of 1024 steps (of `steps` taken), of what it should be.
+    """The share of positions that have left MASK after `steps` of 1024 steps, relative to its true value.
 
-    A flat posterior over GPT-2's vocabulary: each of its tokens has 1 / 50257 of a small probability to move.
+    The posterior is flat over GPT-2's vocabulary: each token has 1 / 50257 of a small probability to move.
     """
     graph, noise = Absorbing(50_257), LogLinear(1e-6)
 
@@ -242,7 +242,7 @@ def unmasking_rate(precision, steps):
     return np.mean(state.x != graph.mask) / (steps / 1024)
 
 
-def test_positions_leave_mask_at_the_right_rate_and_at_the_reference_s_wrong_one():
+def test_exact_draws_unmask_at_the_true_rate_and_reference_draws_do_not():
     steps = 32
     exact, reference = unmasking_rate("exact", steps), unmasking_rate("reference", steps)
     error = (1024 / steps / 256) ** 0.5

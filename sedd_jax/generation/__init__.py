@@ -1,1 +1,1 @@
-"""Texts from a trained model: templates with holes, drawing, and showing how texts come about."""
+"""Texts from a trained model: templates with holes, sampling, and views of how samples come about."""
