@@ -1,4 +1,4 @@
-"""Weights of the PyTorch implementation, through real files, give its log-scores; and they come back bit for bit."""
+"""Weights of the PyTorch implementation, read from real files, give its log-scores and come back bit for bit."""
 
 import io
 import json
@@ -32,7 +32,7 @@ CHECKPOINT = pathlib.Path(__file__).parent / "torch_files" / "checkpoint.pth"
 
 
 def official_config(kind, **model):
-    """What the published config.json has."""
+    """The fields of the published config.json."""
     sizes = {"hidden_size": 64, "cond_dim": 32, "length": 32, "n_blocks": 2, "n_heads": 4, "dropout": 0.1} | model
     return {
         "ngpus": 8,
@@ -337,7 +337,7 @@ def test_without_a_network_the_hub_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(refusal.value)
 
 
-def test_outputs_are_whole_or_absent(tmp_path):
+def test_outputs_are_complete_or_absent(tmp_path):
     for name in ("full", "empty"):
         (tmp_path / name).mkdir()
     (tmp_path / "full" / "file").touch()

@@ -1,6 +1,6 @@
 """Writes the files of this folder with genuine torch, which the project does not have: python make.py
 
-checkpoint.pth: what the official training code saves, of a model with its parameter names, 1 block and width 4.
+checkpoint.pth: a checkpoint as the official training code saves it, of a model with 1 block and width 4.
 tensors.pt: dtypes, views and containers that a file may hold.
 """
 
