@@ -4,7 +4,8 @@ PYTHON ?= python3
 WORKDIR ?= runs/tiny
 # uv installs the same lock several times faster than pip, which is used where uv cannot be had.
 UV := uv==0.13.9
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 # The lock has jax for CPUs, and a libtpu that only compiles: jax need not look for TPUs, which takes a while and warns.
 export JAX_PLATFORMS ?= cpu
 
@@ -12,20 +13,20 @@ export JAX_PLATFORMS ?= cpu
 # pages: without them a sixth of a step on a CPU is page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: help install demo test lint format lock clean
+.PHONY: help install demo test smoke smoke-tests lint format lock clean
 
 help: ## List these targets.
 	@awk -F ': .*## ' '/^[a-z]+: .*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-install: .venv/.installed ## Install the locked dependencies and sedd_jax itself into .venv (PYTHON=python3).
+install: $(VENV)/.installed ## Install the locked dependencies and sedd_jax itself into .venv (PYTHON=python3).
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.version_info >= (3, 11) or sys.exit( \
 	  "sedd_jax needs Python 3.11 or newer and $(PYTHON) is %s: name another one, as in make PYTHON=python3.12" % v)'
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv $(VENV)
 
-.venv/.installed: requirements.lock setup.py | $(BIN)/pip
-	@echo "Installing requirements.lock into .venv" >&2
+$(VENV)/.installed: requirements.lock setup.py | $(BIN)/pip
+	@echo "Installing requirements.lock into $(VENV)" >&2
 	@{ $(BIN)/pip install -q $(UV) \
 	    && $(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock \
 	    && $(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .; } >&2 \
@@ -40,7 +41,14 @@ demo: install ## Train a tiny model, evaluate it, sample and infill (WORKDIR=run
 	$(BIN)/python -m sedd_jax.sample --workdir=$(WORKDIR) --template='The [[4]] statement is used to [[24]].'
 
 test: install ## Run the tests.
-	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+smoke: ## Test the commands and a few laws on another Python, in a venv of its own (PYTHON=python3.13).
+	@version=`$(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'` \
+	  && $(MAKE) VENV=.cache/venv-$$version smoke-tests
+
+smoke-tests: install
+	@$(BIN)/python -m pytest tests/test_commands.py tests/test_noise.py tests/test_rates.py
 
 lint: install ## Check style, format and the direction of imports.
 	@$(BIN)/ruff check .

@@ -39,6 +39,7 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.11",
+    classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
     packages=find_packages(include=["sedd_jax", "sedd_jax.*"]),
     install_requires=[
         "absl-py>=2.5,<3",

@@ -16,6 +16,14 @@ import pytest  # noqa: E402
 
 jaxtyping.install_import_hook("sedd_jax", "beartype.beartype")
 
+LONGEST = ("resume", "sampling", "multiprocess", "sharding", "autoregressive", "commands", "recipes", "sweep")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """The longest files come first: a worker takes whole files, and a long last one keeps the others idle."""
+    rank = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> pathlib.Path:

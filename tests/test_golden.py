@@ -74,18 +74,18 @@ def test_score_entropy_and_reverse_rate(kind):
 
 def test_log_scores(golden):
     _, _, figures, model, params = golden
-    log_score = model.apply({"params": params}, jnp.asarray(figures["x"][:2]), jnp.asarray(figures["sigma"][:2]))
+    log_score = jax.jit(model.apply)({"params": params}, figures["x"][:2], figures["sigma"][:2])
     np.testing.assert_allclose(log_score, figures["log_score"], atol=1e-5)
 
 
 def test_loss_and_gradients(golden):
     _, _, figures, _, params = golden
-    loss = np.asarray(loss_fn(golden)(params))
+    loss = np.asarray(jax.jit(loss_fn(golden))(params))
     # The reference's uniform loss is off in float32 where sigma is small (up to 4 % here); its gradients are not.
     small = figures["sigma"] < 0.1
     np.testing.assert_allclose(loss[~small], figures["loss"][~small], rtol=2e-5)
     np.testing.assert_allclose(loss[small], figures["loss"][small], rtol=0.05)
-    grads = to_official(jax.grad(lambda params: loss_fn(golden)(params).mean())(params))
+    grads = to_official(jax.jit(jax.grad(lambda params: loss_fn(golden)(params).mean()))(params))
     for name, expected in under(figures, "grad/").items():
         norm = figures[f"norm/{name}"]
         np.testing.assert_allclose(np.linalg.norm(grads[name]), norm, rtol=1e-4)
@@ -98,12 +98,13 @@ def test_five_optimiser_steps_with_averaged_weights(golden):
     optimizer = make_optimizer(warmup_steps=3)
     opt_state, ema = optimizer.init(params), params
     value_and_grad = jax.jit(jax.value_and_grad(lambda params: loss_fn(golden)(params).mean()))
+    update = jax.jit(optimizer.update)
     for i in range(5):
         loss, grads = value_and_grad(params)
         # The uniform loss carries the reference's float32 error, 0.2 % of the mean.
         np.testing.assert_allclose(loss, figures["train5/loss"][i], rtol=2e-5 if golden[0].num_states == 51 else 3e-3)
         np.testing.assert_allclose(optax.tree.norm(grads), figures["train5/grad_norm_preclip"][i], rtol=2e-5)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+        updates, opt_state = update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         keep = ema_decay(0.9999, i + 1)
         ema = jax.tree.map(lambda average, new, keep=keep: new + keep * (average - new), ema, params)

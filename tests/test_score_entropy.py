@@ -1,5 +1,7 @@
 """The loss in chunks is the plain loss, and the times it is drawn at leave its mean as it is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,7 @@ def log_score(params, features, tokens, sigma):
     return jnp.where(jax.nn.one_hot(tokens, scores.shape[-1]) == 1, 0, scores)
 
 
+@functools.cache
 def example(case):
     graph, noise = CASES[case]
     keys = jax.random.split(jax.random.key(0), 5)
@@ -44,6 +47,7 @@ def example(case):
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def plain(graph, params, features, noised, tokens):
     def loss(params, features):
         score_fn = lambda x, sigma: log_score(params, features, x, sigma)  # noqa: E731

@@ -1,5 +1,6 @@
 """The network's published sizes, and what its output may and may not depend on."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,14 +24,18 @@ def params():
     model = Transformer(**TINY)
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS, SIGMA))["params"]
     leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(
-        structure, [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    )
+    draw = np.random.default_rng(1)
+    values = [jnp.asarray(0.3 * draw.standard_normal(leaf.shape, np.float32)) for leaf in leaves]
+    return jax.tree.unflatten(structure, values)
 
 
 def apply(params, tokens=TOKENS, sigma=SIGMA, **options):
-    return Transformer(**TINY | options).apply({"params": params}, tokens, sigma)
+    return jax.jit(Transformer(**TINY | options).apply)({"params": params}, tokens, sigma)
+
+
+def trace(params, remat="none"):
+    """What `apply` computes, not behind a jit of its own: what its backward pass stores can be seen."""
+    return Transformer(**TINY, remat=remat).apply({"params": params}, TOKENS, SIGMA)
 
 
 @pytest.mark.parametrize(
@@ -58,18 +63,17 @@ def test_log_score_is_float32_and_zero_at_the_current_token(params):
 
 def test_untrained_network_starts_at_the_scale_of_the_absorbing_scores():
     model = Transformer(**TINY)
-    log_score = model.apply(nn.unbox(jax.jit(model.init)(jax.random.key(0), TOKENS, SIGMA)), TOKENS, SIGMA)
+    log_score = untrained(model)
     expected = -jnp.log(jnp.expm1(SIGMA)) - jnp.log(10.0)
     np.testing.assert_allclose(log_score.min(-1)[0], jnp.minimum(expected[0], 0), rtol=1e-5)
     other = jnp.argmax(jnp.arange(11) != TOKENS[..., None], -1)
     found = jnp.take_along_axis(log_score, other[..., None], -1)[..., 0]
     np.testing.assert_allclose(found, jnp.broadcast_to(expected[:, None], found.shape), rtol=1e-5)
-    assert (apply_plain(model) == 0).all()
+    assert (untrained(model.clone(scale_by_sigma=False)) == 0).all()
 
 
-def apply_plain(model):
-    plain = model.clone(scale_by_sigma=False)
-    return plain.apply(nn.unbox(jax.jit(plain.init)(jax.random.key(0), TOKENS, SIGMA)), TOKENS, SIGMA)
+def untrained(model):
+    return jax.jit(model.apply)(nn.unbox(jax.jit(model.init)(jax.random.key(0), TOKENS, SIGMA)), TOKENS, SIGMA)
 
 
 def test_every_position_sees_every_other_and_where_it_stands(params):
@@ -104,19 +108,18 @@ def test_time_features_are_cosines_then_sines():
 
 def test_rematerialisation_changes_nothing(params):
     def loss(params, remat):
-        return jnp.sum(jnp.sin(apply(params, remat=remat)))
+        return jnp.sum(jnp.sin(trace(params, remat)))
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
     plain = gradient(params, "none")
     for remat in ("blocks", "dots"):
-        found = gradient(params, remat)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, found)
+        chex.assert_trees_all_close(plain, gradient(params, remat), rtol=1e-4, atol=1e-4)
 
 
 def test_the_backward_pass_stores_each_large_thing_once(params):
     """Of both layers: a weight, the MLP's inside and the weights of attention. Not what is made of them."""
     with jax.set_mesh(sharding.make_mesh(data=1, devices=jax.devices()[:1])):
-        stored = jax.eval_shape(lambda params: jax.vjp(lambda params: apply(params), params)[1], params)
+        stored = jax.eval_shape(lambda params: jax.vjp(trace, params)[1], params)
     shapes = [leaf.shape for leaf in jax.tree.leaves(stored)]
     for shape in ((2, 32, 128), (2, 128, 32), (2, 32, 3, 32), (2, 3, 9, 128), (2, 3, 4, 9, 9)):
         assert shapes.count(shape) == 1, shape
@@ -124,7 +127,7 @@ def test_the_backward_pass_stores_each_large_thing_once(params):
 
 @pytest.mark.parametrize(("remat", "stored"), [("dots", 1), ("blocks", 0)])
 def test_remat_stores_results_of_products_or_nothing(params, remat, stored):
-    kept = jax.eval_shape(lambda params: jax.vjp(lambda params: apply(params, remat=remat), params)[1], params)
+    kept = jax.eval_shape(lambda params: jax.vjp(lambda params: trace(params, remat), params)[1], params)
     assert [leaf.shape for leaf in jax.tree.leaves(kept)].count((2, 3, 9, 128)) == stored
 
 
@@ -135,9 +138,11 @@ def test_bfloat16_is_near_float32(params):
 
 def test_dropout_acts_in_training_only(params):
     model = Transformer(**TINY, dropout=0.5)
-    draw = lambda seed: model.apply(  # noqa: E731
-        {"params": params}, TOKENS, SIGMA, train=True, rngs={"dropout": jax.random.key(seed)}
-    )
+
+    @jax.jit
+    def draw(seed):
+        return model.apply({"params": params}, TOKENS, SIGMA, train=True, rngs={"dropout": jax.random.key(seed)})
+
     assert (draw(0) == draw(0)).all() and (draw(0) != draw(1)).any()
     assert (apply(params, dropout=0.5) == apply(params)).all()
 
@@ -158,13 +163,11 @@ def test_bad_sizes_are_refused(options, message):
 
 def test_without_time_conditioning_the_features_do_not_depend_on_the_noise_level():
     model = Transformer(**TINY, time_conditioning=False)
-    variables = nn.unbox(model.init(jax.random.key(0), TOKENS, SIGMA))
+    variables = nn.unbox(jax.jit(model.init)(jax.random.key(0), TOKENS, SIGMA))
     names = {path[0].key for path, _ in jax.tree_util.tree_flatten_with_path(variables["params"])[0]}
     assert names == {"embedding", "blocks", "norm", "head"}
-    np.testing.assert_array_equal(
-        model.apply(variables, TOKENS, SIGMA, method="features"),
-        model.apply(variables, TOKENS, 2 * SIGMA, method="features"),
-    )
+    features = jax.jit(lambda sigma: model.apply(variables, TOKENS, sigma, method="features"))
+    np.testing.assert_array_equal(features(SIGMA), features(2 * SIGMA))
 
 
 def test_the_mean_parametrisation_gives_scores_of_a_softmax(params):
