@@ -115,9 +115,9 @@ class Graph:
 
         Rows sum to 1, but entries can be negative when s is not a true score: see sampling.
         """
-        dsigma, here = _column(dsigma), self._one_hot(x)
-        # A position that cannot move has the score 1 for itself alone: its log-scores may overflow.
-        score = jnp.where(self.contributes(x)[..., None], jnp.exp(log_score), here)
+        dsigma, current, here = _column(dsigma), self._is(x), self._one_hot(x)
+        # The score at x is 1. The scores of a position that cannot move do not matter, and may overflow.
+        score = jnp.where(self.contributes(x)[..., None] & ~current, jnp.exp(log_score), here)
         # exp(-dsigma Q) s = e^dsigma s + (1 - e^dsigma) b sum(s), as s plus a correction that is small with dsigma.
         mean = self.base(jnp.arange(self.num_states)) * score.sum(-1, keepdims=True)
         staggered = score + jnp.expm1(dsigma) * (score - mean)

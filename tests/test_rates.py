@@ -209,3 +209,12 @@ def test_score_entropy_of_the_mean_parametrisation_is_a_weighted_cross_entropy(s
     found = graph.score_entropy(graph.score_of_mean(logits, x, sigma), sigma, x, x0)
     expected = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :6]), x0[:, None], 1)[:, 0] / np.expm1(sigma)
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-5 / np.expm1(sigma))
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_steps_do_not_depend_on_the_log_score_at_the_current_token(graph):
+    x = jnp.arange(graph.num_states)
+    log_score = log_scores(graph, x)
+    other = log_score + 7.0 * jnp.eye(graph.num_states)
+    for step in (graph.analytic_probs, graph.euler_probs, graph.denoise_probs):
+        np.testing.assert_array_equal(step(x, log_score, 0.3), step(x, other, 0.3))

@@ -228,8 +228,9 @@ def unmasking_rate(precision, steps):
     graph, noise = Absorbing(50_257), LogLinear(1e-6)
 
     def score_fn(x, sigma):
-        score = -jnp.log(50_257.0) - jnp.log(jnp.expm1(sigma))[:, None, None]
-        return jnp.where(jnp.arange(graph.num_states) == x[..., None], 0, score)
+        return jnp.broadcast_to(
+            -jnp.log(50_257.0) - jnp.log(jnp.expm1(sigma))[:, None, None], (*x.shape, graph.num_states)
+        )
 
     process = sampling.make_process(
         jax.random.key(0), score_fn, graph, noise, (16, 16), steps=1024, sampler=sampling.Sampler(precision=precision)
