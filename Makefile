@@ -13,7 +13,7 @@ export JAX_PLATFORMS ?= cpu
 # pages: without them a sixth of a step on a CPU is page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: help install demo test smoke smoke-tests lint format lock clean
+.PHONY: help install demo test smoke smoke-tests lint format lines lock clean
 
 help: ## List these targets.
 	@awk -F ': .*## ' '/^[a-z]+: .*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,14 @@ lint: install ## Check style, format and the direction of imports.
 format: install ## Sort imports, fix what can be fixed, and format.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+# The files that lead from a config to a sample and its likelihood (docs/architecture.md).
+READ := config.py training/options.py training/experiment.py data/dataset.py data/packing.py data/loader.py noise.py \
+  rates.py categorical.py score_entropy.py transformer/model.py transformer/attention.py transformer/linear.py \
+  training/state.py training/step.py training/loop.py sampling/*.py likelihood.py
+
+lines: ## Count the lines of the package, and of the path to read in it.
+	@echo "package: `cat $$(git ls-files 'sedd_jax/*.py') | wc -l`, path to read: `cd sedd_jax && cat $(READ) | wc -l`"
 
 lock: $(BIN)/pip ## Write requirements.lock anew from setup.py (LOCKFLAGS=--upgrade for newer versions).
 	@$(BIN)/pip install -q $(UV)
