@@ -72,20 +72,12 @@ def simulate(*arguments: Any, **options: Any) -> Sample:
 
 
 def sample(
-    key: PRNGKey,
-    score_fn: ScoreFn | Network,
-    graph: Graph,
-    noise: Noise,
-    shape: tuple[int, int],
-    *,
-    steps: Count,
-    method: str = "analytic",
-    clamp: Clamp | None = None,
-    **options: Any,
+    key: PRNGKey, score_fn: ScoreFn | Network, graph: Graph, noise: Noise, shape: tuple[int, int], **options: Any
 ) -> Tokens:
-    """The tokens [B, L] of `simulate`; options: fields of `Sampler`."""
-    sampler = Sampler(method=method, **options)
-    return simulate(key, score_fn, graph, noise, shape, steps=steps, sampler=sampler, clamp=clamp).tokens
+    """The tokens [B, L] of `simulate`. options: its `steps`, `clamp` and `first_index`, and the fields of `Sampler`:
+    `method` ('analytic' by default), `temperature` and so on."""
+    given = {name: options.pop(name) for name in ("steps", "clamp", "first_index") if name in options}
+    return simulate(key, score_fn, graph, noise, shape, sampler=Sampler(**options), **given).tokens
 
 
 def num_events(process: Process) -> Count:
