@@ -9,6 +9,7 @@ at the current token; a noise level broadcasts against the tokens, so it is a sc
 Equations: Lou, Meng, Ermon, arXiv 2310.16834; derivations in docs/mathematics.md.
 """
 
+import abc
 from dataclasses import dataclass
 
 import jax
@@ -36,7 +37,7 @@ def bregman(log_score: Float[Array, "..."], log_ratio: Sigma) -> Float[Array, ".
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(abc.ABC):
     """What the loss, the likelihood and the samplers need of Q. Frozen, so static under `jax.jit`.
 
     vocab_size: V, the tokens of the tokenizer, without MASK.
@@ -45,33 +46,33 @@ class Graph:
     vocab_size: int
 
     @property
+    @abc.abstractmethod
     def num_states(self) -> int:
         """N: the vocabulary, and MASK if there is one."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def base(self, x: X) -> PerPosition:
         """b[x], the probability of x in the limit sigma = infinity."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def sample_limit(self, key: PRNGKey, shape: tuple[int, ...]) -> Int[Array, "..."]:
         """Samples [*shape] from b."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def prior_kl(self, sigma: Sigma) -> Float[Array, "..."]:
         """KL( p_{1|0}(.|x0) || p_base ) in nats per token, where sigma = sigma(1); the same for every x0."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def score_of_mean(self, logits: PerState, x: X, sigma: Sigma) -> PerState:
         """Log-scores from softmax(logits), the distribution of the clean token; the logit of MASK is ignored.
 
         Exact: s_y is the mean of p(y|x0) / p(x|x0) over p(x0 | x_t). Valid only where the graph `contributes`.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def score_entropy(self, log_score: PerState, sigma: Sigma, x: X, x0: X) -> PerPosition:
         """Denoising score entropy of each position, in nats per unit of sigma (definition 3.1 with the ratio of
         theorem 3.4): sum over y != x of Q[x, y] (s_y - r_y log s_y + K(r_y)), r_y = p(y|x0) / p(x|x0)."""
-        raise NotImplementedError
 
     def contributes(self, x: X) -> Bool[Array, "*shape"]:
         """Where the reverse process can leave x_t = x; elsewhere the score entropy is 0 whatever the score."""

@@ -13,6 +13,7 @@ from running import make_config, run
 from sedd_jax.aot import costs
 from sedd_jax.aot import report as aot
 from sedd_jax.aot.hlo import Program
+from sedd_jax.aot.least import least_traffic, roofline
 from sedd_jax.devices import chips, sharding
 from sedd_jax.errors import InputError
 
@@ -130,7 +131,7 @@ def test_memory_traffic_is_what_is_read_and_written():
 def test_the_least_traffic_of_a_mesh():
     experiment = aot.make_experiment(make_config(mesh__data=2, mesh__fsdp=4), 256)
     params = experiment.abstract_state().params
-    least = aot.least_traffic(params, experiment, tokens=8 * 32, microbatches=1)
+    least = least_traffic(params, experiment, tokens=8 * 32, microbatches=1)
     split = [leaf for leaf in jax.tree.leaves(params) if "fsdp" in str(leaf.sharding.spec)]
     replicated = [leaf for leaf in jax.tree.leaves(params) if "fsdp" not in str(leaf.sharding.spec)]
     embedding, rows = 257 * 32 * 4, 32 * 32 * 4  # A chip looks up fewer rows than the table has.
@@ -144,7 +145,7 @@ def test_the_least_traffic_of_a_mesh():
 
 def test_the_roofline_is_bounded_by_its_parts():
     chip = chips.of_kind("TPU v5 lite")
-    line = aot.roofline(chip, flops=2 * chip.flops, traffic=chip.memory_bandwidth, sent=0.0, useful_flops=chip.flops)
+    line = roofline(chip, flops=2 * chip.flops, traffic=chip.memory_bandwidth, sent=0.0, useful_flops=chip.flops)
     assert (line["step_seconds"], line["step_seconds_serial"]) == (2, 3)
     assert (line["mfu"], line["mfu_serial"]) == (1 / 2, 1 / 3)
 

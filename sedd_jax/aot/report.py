@@ -1,19 +1,8 @@
 """Compiles a training step and the sampler for TPU topologies ahead of time, and reports what they need.
 
 The functions are those of training and sampling; only their arguments are abstract. XLA reports the bytes per chip. The
-text of the program gives FLOPs, bytes to and from HBM and bytes between chips (`costs`). The least possible bytes
-between chips follow from the shardings:
-
-    fsdp (n)    every weight that it splits is gathered in the forward and in the backward pass, and its gradient is
-                scattered: 3 (n - 1)/n bytes(weight) per microbatch. For the embedding, its table or the rows looked up
-                move, whichever is smaller, and their gradient.
-    data (d)    the gradient is all-reduced once per step: 2 (d - 1)/d bytes(its part on a chip); over n d chips for
-                weights that fsdp does not split.
-    tensor (t)  activations [B / (n d), L, dim] are all-reduced twice per block in the forward pass and twice in the
-                backward pass, and once before a head that is split: 2 (t - 1)/t bytes each.
-
-Bytes are those that one chip sends, in the compute dtype. Sources: Rajbhandari et al. 2020 (ZeRO), section 7; Shoeybi
-et al. 2019 (Megatron-LM), section 3; Patarasuk and Yuan 2009 for the rings.
+text of the program gives FLOPs, bytes to and from HBM and bytes between chips (`costs`), which are compared with the
+least possible (`least`).
 """
 
 import importlib.util
@@ -32,6 +21,7 @@ from ml_collections import ConfigDict
 
 from sedd_jax.aot import costs
 from sedd_jax.aot.hlo import Program
+from sedd_jax.aot.least import least_traffic, roofline
 from sedd_jax.devices import chips, sharding
 from sedd_jax.devices.chips import Chip
 from sedd_jax.errors import InputError, TrainingError
@@ -208,23 +198,6 @@ def _figures(
     }
 
 
-def roofline(chip: Chip, *, flops: float, traffic: float, sent: float, useful_flops: float) -> dict[str, float]:
-    """Seconds of one run on one chip: `step_seconds` if computing, HBM and links work at once and at their peaks (the
-    least that is possible), `step_seconds_serial` if they take turns. mfu: the share of the peak for useful FLOPs."""
-    parts = {
-        "compute_seconds": flops / chip.flops,
-        "memory_seconds": traffic / chip.memory_bandwidth,
-        "link_seconds": sent / chip.link_bandwidth,
-    }
-    longest, together = max(parts.values()), sum(parts.values())
-    return parts | {
-        "step_seconds": longest,
-        "step_seconds_serial": together,
-        "mfu": useful_flops / chip.flops / longest,
-        "mfu_serial": useful_flops / chip.flops / together,
-    }
-
-
 def _compared(figures: dict[str, Any], held: dict[str, Any], minimum: dict[str, float]) -> dict[str, Any]:
     """The figures with the bytes of the trees that a chip holds, and its collectives against the least possible."""
     sizes = {
@@ -238,38 +211,6 @@ def _compared(figures: dict[str, Any], held: dict[str, Any], minimum: dict[str, 
         "collective_bytes_minimum_by_axis": minimum,
         "collective_bytes_ratio": figures["collective_bytes"] / least if least else None,
     }
-
-
-def least_traffic(
-    params: Any, experiment: Experiment, *, tokens: int, microbatches: int, training: bool = True
-) -> dict[str, float]:
-    """Bytes that a chip must send per run, by mesh axis: the formulas above. tokens: of the global batch.
-
-    For the sampler (training=False) a microbatch is a network call: weights are gathered once in each, there are no
-    gradients, and activations are all-reduced in the forward pass only.
-    """
-    mesh, model = experiment.mesh, experiment.model
-    data, fsdp, tensor = (mesh.shape[axis] for axis in sharding.MESH_AXES)
-    width = jnp.dtype(model.dtype).itemsize
-    local = tokens // (data * fsdp) // (microbatches if training else 1)  # tokens of one chip, at a time
-    least = {"data": 0.0, "fsdp": 0.0, "tensor": 0.0}
-    ring = lambda group: (group - 1) / group  # noqa: E731
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        axes = [axis for axes in leaf.sharding.spec if axes for axis in ((axes,) if isinstance(axes, str) else axes)]
-        size = math.prod(leaf.shape) * width / (tensor if "tensor" in axes else 1)
-        split = "fsdp" in axes
-        if path[0].key == "embedding":
-            moved = min(size, local * model.dim * width) * (2 if training else 1)
-        else:
-            moved = size * (3 if training else 1)
-        least["fsdp"] += microbatches * moved * ring(fsdp) if split else 0
-        if training:
-            group = data if split else data * fsdp
-            least["data"] += 2 * ring(group) * size / (fsdp if split else 1)
-    head_is_split = "tensor" in str(params["head"]["kernel"].sharding.spec)
-    reductions = 4 * model.num_layers + head_is_split if training else 2 * model.num_layers
-    least["tensor"] = microbatches * reductions * 2 * ring(tensor) * local * model.dim * width
-    return least
 
 
 def _out_of_memory(name: str, error: jax.errors.JaxRuntimeError) -> Exception:

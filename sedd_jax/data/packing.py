@@ -1,5 +1,6 @@
 """Documents as one stream of tokens, and the stream as chunks of equal length."""
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 
 
-class TokenStream:
+class TokenStream(abc.ABC):
     """Concatenated documents, each closed by the end-of-text token if the tokenizer has one. `len` is in tokens.
 
     num_bytes: UTF-8 bytes of the raw text, without ends of text.
@@ -19,21 +20,21 @@ class TokenStream:
     num_bytes: int
     num_documents: int
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
 
     @property
     def tokens_per_byte(self) -> float:
         """Turns bits per token into bits per byte. Ends of text are tokens too, so their bits count."""
         return len(self) / self.num_bytes
 
+    @abc.abstractmethod
     def content(self) -> bytes:
         """The input of a fingerprint: different for different tokens."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Tokens, int32 [num_starts, length], from each of `starts` on; the first token follows the last."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

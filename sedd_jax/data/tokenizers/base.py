@@ -1,5 +1,6 @@
 """The base class of tokenizers."""
 
+import abc
 import functools
 import hashlib
 import json
@@ -19,10 +20,10 @@ DESCRIPTION_FILE = "tokenizer.json"
 _PROBE = '  Déjà  VU,\n\n\tMr. O\'Neil said: "1,234.5 ½ ﬁ"…\r\n漢字 👩‍👩‍👧 \u2581 e\u0301\x00 '
 
 
-class Tokenizer:
+class Tokenizer(abc.ABC):
     """Text to ids and back. Ids run from 0 to `vocab_size` - 1.
 
-    A subclass is constructed from the contents of FILES, and has `_encode` and `_decode`.
+    A subclass is constructed from the contents of FILES, and has `_encode` (or `encode`) and `_decode`.
 
     KIND: its name in a config. FILES: names of the files that `save` writes, none for a fixed alphabet.
     contents: of FILES.
@@ -96,12 +97,12 @@ class Tokenizer:
         return self._decode(self.encode(_PROBE)) == _PROBE
 
     def _encode(self, text: str) -> list[int]:
-        """Ids of one block of valid text."""
+        """Ids of one block of valid text; needed unless a subclass overrides `encode`."""
         raise NotImplementedError
 
+    @abc.abstractmethod
     def _decode(self, ids: np.ndarray) -> str:
         """Text of ids [n] that are in the vocabulary and not `eot`."""
-        raise NotImplementedError
 
     def _blocks(self, text: str, size: int = 1 << 16) -> Iterator[str]:
         """Text in parts: the libraries need much memory per character of one call, and slow down."""
