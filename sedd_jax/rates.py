@@ -116,9 +116,8 @@ class Graph(abc.ABC):
 
         Rows sum to 1, but entries can be negative when s is not a true score: see sampling.
         """
-        dsigma, current, here = _column(dsigma), self._is(x), self._one_hot(x)
-        # The score at x is 1. The scores of a position that cannot move do not matter, and may overflow.
-        score = jnp.where(self.contributes(x)[..., None] & ~current, jnp.exp(log_score), here)
+        dsigma, here = _column(dsigma), self._one_hot(x)
+        score = jnp.where(self._is(x), 1, jnp.exp(log_score))
         # exp(-dsigma Q) s = e^dsigma s + (1 - e^dsigma) b sum(s), as s plus a correction that is small with dsigma.
         mean = self.base(jnp.arange(self.num_states)) * score.sum(-1, keepdims=True)
         staggered = score + jnp.expm1(dsigma) * (score - mean)
@@ -170,6 +169,11 @@ class Absorbing(Graph):
 
     def hazard(self, x: X, log_score: PerState, sigma: Sigma) -> PerState:
         return super().hazard(x, log_score, sigma) * jnp.expm1(_column(sigma))
+
+    def analytic_probs(self, x: X, log_score: PerState, dsigma: Sigma) -> PerState:
+        # At MASK s_y (e^dsigma - 1) for tokens, and the rest stays; a token stays. So it is an Euler step, which needs
+        # one pass over the states less than the general form.
+        return self.euler_probs(x, log_score, jnp.expm1(dsigma))
 
     def score_of_mean(self, logits: PerState, x: X, sigma: Sigma) -> PerState:
         # At MASK only x0 = y gives a ratio: e^-sigma / (1 - e^-sigma). `hazard` is the inverse.
