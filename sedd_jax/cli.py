@@ -3,27 +3,64 @@
 Exit code 0: done. 1: the run cannot go on. 2: bad input, nothing was done. 128 + n: stopped by signal n, work saved.
 """
 
+import ast
 import contextlib
+import difflib
+import errno
 import json
 import math
 import os
 import re
+import runpy
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags, logging
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference
 
 from sedd_jax.devices import processes
-from sedd_jax.errors import InputError, TrainingError
+from sedd_jax.errors import InputError, TrainingError, explained
+from sedd_jax.files import check_writable, typed_path
+
+# --config.a.b=value of the command line, each in this form and in their order.
+OVERRIDES: list[str] = []
+# How the value of a field is read, by its type.
+_READERS: dict[tuple[type, ...], tuple[str, Callable[[str], Any]]] = {
+    (bool, np.bool_): ("true or false", flags.BooleanParser().parse),
+    (int, np.integer): ("an integer", flags.IntegerParser().parse),
+    (float, np.floating): ("a number", flags.FloatParser().parse),
+    (list, tuple): ("a list", ast.literal_eval),
+    (str, os.PathLike): ("a text", str),
+    (type(None),): ("a value", lambda text: _literal(text)),
+}
+# What an OSError says of a path that was given. Others, of a full or broken disk, are no fault of the command.
+_WRONG_PATH = re.compile("ENOENT|E(NOT|IS)DIR|EEXIST|EACCES|EPERM|EROFS|ELOOP|ENAMETOOLONG|ENOTEMPTY|EINVAL")
+_LONGEST_LINE = 300
 
 
 def define_workdir(text: str) -> None:
-    flags.DEFINE_string("workdir", None, text)
+    define_path("workdir", text)
+
+
+def define_path(name: str, text: str, *, output: bool = False) -> None:
+    """A flag for a path, see `files.typed_path`. output: for a file to write, see `files.check_writable`."""
+    flags.DEFINE(_PathParser(output), name, None, text)
+
+
+class _PathParser(flags.ArgumentParser):
+    def __init__(self, output: bool):
+        super().__init__()
+        self._output = output
+
+    def parse(self, argument: str) -> str:
+        path = typed_path(argument)
+        return check_writable(path) if self._output else path
 
 
 def define_processes() -> None:
@@ -35,24 +72,9 @@ def define_processes() -> None:
     flags.DEFINE_integer("heartbeat_timeout", 100, "Seconds of silence after which a process counts as dead.")
 
 
-def define_config() -> None:
-    _define_config(flags.FLAGS, sys.argv)
-
-
-def _define_config(values: flags.FlagValues, argv: list[str]) -> None:
-    # A config may import its neighbours (`from configs import small`) wherever the command is started.
-    for argument in argv[1:]:
-        if argument.startswith("--config="):
-            sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(argument.removeprefix("--config=")))))
-    text = "Experiment, a file such as configs/tiny.py."
-    config_flags.DEFINE_config_file("config", None, text, flag_values=values, lock_config=True, sys_argv=argv)
-
-
-def take_overrides() -> list[str]:
-    """Removes each --config.a.b=value from the command line, for a command that reads its config later."""
-    taken = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
-    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in taken]
-    return taken
+def define_config(text: str = "Experiment, a file such as configs/tiny.py.") -> None:
+    """--config=FILE, and --config.a.b=value for its fields."""
+    flags.DEFINE_string("config", None, text)
 
 
 def required(name: str) -> Any:
@@ -63,69 +85,156 @@ def required(name: str) -> Any:
     return value
 
 
-def config() -> ConfigDict:
-    """The config of --config, with its overrides."""
-    return _require_loaded(required("config"), sys.argv)
-
-
-def read_config(*arguments: str) -> ConfigDict:
-    """The config of a command with the arguments --config=FILE and --config.a.b=value."""
-    argv, values = ["", *arguments], flags.FlagValues()
-    _define_config(values, argv)
-    _parse(argv, values)
-    return _require_loaded(values.config, argv)
-
-
 def workdir() -> epath.Path:
     path = epath.Path(required("workdir"))
     try:
         path.exists()
     except ImportError as error:  # a bucket URL without the package that reads it
-        raise InputError(f"--workdir={path}: {_one_line(error)}") from error
+        raise InputError(f"--workdir={path}: {one_line(error)}") from error
     return path
 
 
-def _parse(argv: list[str], values: flags.FlagValues) -> None:
-    with _explained(argv):
-        rest = values(argv)
+def config() -> ConfigDict:
+    """The config of --config, with its overrides."""
+    return read_config(required("config"), OVERRIDES)
+
+
+def read_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of a file, locked. path: FILE, or FILE:FORM for get_config(FORM). overrides: --config.a.b=value.
+
+    Raises InputError for a file that gives none, an override that does not fit, and values that are not plain: NumPy's
+    numbers become Python's.
+    """
+    file, colon, form = path.rpartition(":")
+    if not colon or os.path.isfile(typed_path(path)):
+        file, form = path, ""
+    made, _ = run_file("config", typed_path(file), "get_config", *filter(None, [form]))
+    if not isinstance(made, ConfigDict):
+        raise InputError(f"--config={path}: get_config() gives a {type(made).__name__} and no ConfigDict")
+    with explained(f"--config={path}", "give every field a value, and no section itself", Exception):
+        with made.ignore_type():
+            for override in overrides:
+                _override(made, override)
+        return ConfigDict(_plain("config", made)).lock()
+
+
+def run_file(flag: str, file: str, function: str, *arguments: str) -> tuple[Any, dict[str, Any]]:
+    """(what a function of a Python file returns, the names that the file defines). The file may import its neighbours,
+    as in `from configs import small`, wherever the command is started.
+
+    Raises InputError, whatever the file raises: it is input.
+    """
+    if not os.path.isfile(file):
+        raise InputError(f"--{flag}={file} is no file; give one such as configs/tiny.py")
+    folder = os.path.dirname(os.path.abspath(file))
+    name, modules = os.path.basename(folder), {}
+    sys.path.append(os.path.dirname(folder))
+    if name == "configs" or name not in sys.modules:
+        # Made here, since another package of this name, installed or in the current directory, would be found first.
+        modules = {known: sys.modules.pop(known) for known in [*sys.modules] if known.split(".")[0] == name}
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [folder]
+    try:
+        names = runpy.run_path(file)
+        return names[function](*arguments), names
+    except BaseException as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f"{file}, line {lines[-1]}" if lines else file
+        raise InputError(f"--{flag}={where}: {type(error).__name__}: {one_line(error)}") from error
+    finally:
+        sys.path.remove(os.path.dirname(folder))
+        sys.modules.update(modules)
+
+
+def _override(config: ConfigDict, argument: str) -> None:
+    """Sets the field of --config.a.b=value. None and none are None, which `config.build` refuses where it does not
+    fit."""
+    name, _, text = argument.removeprefix("--config.").partition("=")
+    where, field = "config", config
+    for part in name.split("."):
+        section = field.get() if isinstance(field, FieldReference) else field
+        if not isinstance(section, ConfigDict):
+            raise InputError(f"{argument}: {where} is a value and has no {part!r}")
+        fields = dict(section.items(preserve_field_references=True))
+        if part not in fields:
+            close = difflib.get_close_matches(part, fields, 1)
+            remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(fields)}"
+            raise InputError(f"{argument}: {where} has no {part!r}; {remedy}")
+        where, field = f"{where}.{part}", fields[part]
+    kind = field.get_type() if isinstance(field, FieldReference) else type(field)
+    if issubclass(kind, ConfigDict):
+        inside = "kind" if "kind" in section[part] else next(iter(section[part]), "field")
+        raise InputError(f"{argument}: {where} is a section; give --{where}.{inside}={text}, for example")
+    what, read = next((reader for kinds, reader in _READERS.items() if issubclass(kind, kinds)), ("", None))
+    try:
+        section[part] = None if text in ("None", "none") else read(text)
+    except (TypeError, ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise InputError(f"{argument}: give {what or 'it in the file'}") from error
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The value as JSON may have it. Raises InputError for others."""
+    if isinstance(value, ConfigDict):
+        return {key: _plain(f"{name}.{key}", value[key]) for key in value}
+    if isinstance(value, list | tuple):
+        return [_plain(f"{name}[{index}]", entry) for index, entry in enumerate(value)]
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str | int | float | None):
+        raise InputError(
+            f"{name} is of the type {type(value).__name__}; give a number, text, truth value, list or None"
+        )
+    return value
+
+
+def _take_overrides(argv: Sequence[str]) -> list[str]:
+    """The command line without the overrides of the config, which become OVERRIDES."""
+    OVERRIDES.clear()
+    rest, words = [], [*argv]
+    while words:
+        word = words.pop(0)
+        match = re.fullmatch(r"--?(no)?config\.([^=]*)(=.*)?", word, re.DOTALL)
+        if not match:
+            rest.append(word)
+            continue
+        no, name, value = match.groups()
+        if value is None and not no and words and not re.match(r"--?[a-zA-Z]", words[0]):
+            value = f"={words.pop(0)}"
+        OVERRIDES.append(f"--config.{name}{value or ('=false' if no else '=true')}")
+    return rest
+
+
+def _parse(argv: Sequence[str]) -> None:
+    values = flags.FLAGS
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if match := re.fullmatch(r"--?flagfile(?:=(.*))?", word, re.DOTALL):
+            name = following if match[1] is None else match[1]
+            if not os.path.isfile(os.path.expanduser(name)):  # a device may have no end
+                raise InputError(f"--flagfile={name} is no file; give one with a flag per line")
+    try:
+        argv = [*argv[:1], *values.read_flags_from_files(argv[1:], force_gnu=False)]
+        rest = values(_take_overrides(argv) if "config" in values else argv)
+    except (flags.Error, ValueError, OSError) as error:
+        raise InputError(one_line(error)) from error
     if rest[1:]:
         raise InputError(f"unexpected argument {rest[1]!r}; options start with --, see --help")
 
 
-def _require_loaded(config: ConfigDict, argv: list[str]) -> ConfigDict:
-    with _explained(argv):
-        # ml_collections reports a file that it could not load at the first look into the config.
-        config.is_locked  # noqa: B018
-    return config
-
-
-@contextlib.contextmanager
-def _explained(argv: list[str]) -> Iterator[None]:
-    """Turns what ml_collections raises into an InputError of one line that names the argument."""
-    try:
-        yield
-    # It raises whatever its override meets: an unknown field, a wrong type, a file that is not there.
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-        raise InputError(_explain(error, argv)) from error
-
-
-def _explain(error: BaseException, argv: list[str]) -> str:
-    # For an override of a field that is not there, the error has no more than a part of the name.
-    cause = error.args[0] if isinstance(error, AttributeError) and error.args else error
-    if isinstance(cause, KeyError):
-        part = re.findall(r"\w+", str(cause.args[0]))[0]
-        for argument in argv:
-            if argument.startswith("--config.") and part in argument.split("=")[0].split("."):
-                return f"{argument}: the config has no field {part!r} there"
-    if isinstance(error, OSError):
-        return f"--config cannot be read: {_one_line(error).rpartition('Failed loading config file config_config ')[2]}"
-    # For a config that raises, the error has the whole traceback; its last line counts.
-    before, _, traceback = str(error).partition("Error whilst parsing config file:")
-    return " ".join([*before.split(), *traceback.strip().split("\n")[-1].split()]) if traceback else _one_line(error)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def one_line(error: object) -> str:
+    """Its text in one line. Of long values the middle is cut."""
+    line = " ".join(str(error).split())
+    if len(line) > _LONGEST_LINE:
+        line = re.sub(r"\S{81,}", lambda match: f"{match[0][:50]}...{match[0][-25:]}", line)
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 100]} ... {line[-90:]}"
 
 
 def to_json(value: Any) -> Any:
@@ -146,26 +255,62 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
         print(sys.modules["__main__"].__doc__, *map(flags.FLAGS.module_help, (__name__, sys.argv[0])))
         sys.exit(0)
     logging.set_verbosity(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # None where it is closed
+            stream.reconfigure(errors="backslashreplace")  # a terminal may know nothing but ASCII
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/sedd_jax/xla"))
     try:
-        _parse(sys.argv, flags.FLAGS)
+        _parse(sys.argv)
         if "num_processes" in flags.FLAGS:
             _join_processes(flags.FLAGS)
         result = main()
         if processes.is_leader() and result is not None:
-            print(json.dumps(to_json(result)), flush=True)
+            print(json.dumps(to_json(result)))
+        sys.stdout.flush()
         processes.finish()
         return
-    except (InputError, TrainingError) as error:
-        line, code = _one_line(error), error.exit_code
-        print(f"error: {line}", file=sys.stderr, flush=True)
-    except Exception as error:
-        processes.exit_if_lost(error)
-        traceback.print_exc()
-        line, code = f"{type(error).__name__}: {_one_line(error)}", 1
-    processes.fail(line, code)
-    sys.exit(code)
+    except (Exception, KeyboardInterrupt) as error:
+        if not isinstance(error, InputError | TrainingError):
+            processes.exit_if_lost(error)
+        line, code = verdict(error)
+        if isinstance(error, OSError):
+            _drop_stdout()
+        if code is None:
+            traceback.print_exc()
+        elif not isinstance(error, BrokenPipeError):
+            print(f"error: {line}", file=sys.stderr, flush=True)
+    processes.fail(line, code or 1)
+    sys.exit(code or 1)
+
+
+def verdict(error: BaseException) -> tuple[str, int | None]:
+    """(one line, exit code) of what ended a command; None for a defect of the program."""
+    line, missing = one_line(error), ""
+    if isinstance(error, InputError | TrainingError):
+        return line, error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by SIGINT", 130
+    if isinstance(error, BrokenPipeError):
+        return "the reader of the output is gone", 141
+    if isinstance(error, MemoryError) or re.match("RESOURCE_EXHAUSTED", line):
+        return one_line(f"out of memory ({line}); ask for less at a time: shorter, fewer, smaller batches"), 1
+    if isinstance(error, OSError) and error.errno is not None:
+        subject = f"{one_line(error.filename2 or error.filename or 'a file')}: {error.strerror}"
+        if _WRONG_PATH.fullmatch(errno.errorcode.get(error.errno, "")):
+            return f"{subject}; name another place, or set this one right", 2
+        return f"{subject}; what was saved stays, and the same command goes on once that is mended", 1
+    if isinstance(error, RuntimeError | AssertionError) and (missing := processes.missing_backend()):
+        return one_line(missing), 2
+    return f"{type(error).__name__}: {line}", None
+
+
+def _drop_stdout() -> None:
+    """Python writes what is left of stdout when it ends, and complains if it cannot."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _join_processes(values: flags.FlagValues) -> None:

@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from etils import epath
 from flax.traverse_util import flatten_dict
@@ -26,6 +26,8 @@ def build(constructor: Callable[..., T], section: str, config: ConfigDict, **giv
     """`constructor(**config[section], **given)`, with an InputError for a section or field that does not exist."""
     if section not in config:
         raise InputError(f"config.{section} is missing")
+    if not isinstance(config[section], ConfigDict):
+        raise InputError(f"config.{section} is a {type(config[section]).__name__}; give a section with its fields")
     fields = {name: field for name, field in inspect.signature(constructor).parameters.items() if name not in given}
     for name in config[section]:
         if name not in fields:
@@ -33,10 +35,26 @@ def build(constructor: Callable[..., T], section: str, config: ConfigDict, **giv
     for name, field in fields.items():
         if field.default is field.empty and name not in config[section]:
             raise InputError(f"config.{section}.{name} is missing")
+    for name, value in config[section].items():
+        _check_type(f"config.{section}.{name}", value, fields[name].annotation)
     try:
         return constructor(**config[section], **given)
     except TypeError as error:
         raise InputError(f"config.{section} has a value of the wrong type: {error}") from error
+
+
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "None"}
+
+
+def _check_type(name: str, value: Any, annotation: Any) -> None:
+    """Raises InputError for a value of another type than the parameter's, and for an integer of more than 32 bits."""
+    kinds = get_args(annotation) or (annotation,)
+    if set(kinds) <= _KINDS.keys():
+        whole = isinstance(value, float) and value.is_integer()
+        if not (isinstance(value, kinds) or (float in kinds and isinstance(value, int)) or (int in kinds and whole)):
+            raise InputError(f"{name}={value!r}: give {' or '.join(_KINDS[kind] for kind in kinds)}")
+    if isinstance(value, int) and abs(value) >= 1 << 32:
+        raise InputError(f"{name}={value} is beyond 32 bits; give a smaller number")
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:

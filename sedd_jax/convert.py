@@ -28,11 +28,11 @@ from sedd_jax.training.workdir import write_workdir
 
 flags.DEFINE_enum("from", None, ["official"], "Whose weights to read.")
 flags.DEFINE_enum("to", None, ["official"], "Whose layout to write.")
-flags.DEFINE_string("input", None, "Folder, file or id on the hub (--from); directory of a trained model (--to).")
-flags.DEFINE_string("output", None, "New directory to write.")
-flags.DEFINE_string("model_config", None, "config.json or .hydra/config.yaml of the input, if not beside the weights.")
+cli.define_path("input", "Folder, file or id on the hub (--from); directory of a trained model (--to).")
+cli.define_path("output", "New directory to write.")
+cli.define_path("model_config", "config.json or .hydra/config.yaml of the input, if not beside the weights.")
 flags.DEFINE_string("tokenizer", "gpt2", "Kind of the tokenizer that the model was trained with.")
-flags.DEFINE_string("tokenizer_path", None, "Its file or directory.")
+cli.define_path("tokenizer_path", "Its file or directory.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the matrix products in evaluate and sample.")
 flags.DEFINE_enum("format", "safetensors", FORMATS, "Of the weights that --to writes.")
 

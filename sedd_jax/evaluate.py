@@ -32,7 +32,7 @@ flags.DEFINE_integer("batch_size", None, "Sequences per network call; by default
 flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
 flags.DEFINE_enum("suite", None, ["zeroshot"], "Several test sets by the protocol of the published figures.")
 flags.DEFINE_list("corpora", [], "With --suite: NAME=SOURCE, where SOURCE is a value of --data.")
-flags.DEFINE_string("output", None, "With --suite: directory of the results.")
+cli.define_path("output", "With --suite: directory of the results.")
 
 
 def main() -> dict[str, Any]:

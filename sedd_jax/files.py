@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import os
+import re
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,10 +12,52 @@ from etils import epath
 
 from sedd_jax.errors import InputError
 
+# Of buckets; see `epath`.
+SCHEMES = ("gs", "s3", "az", "hf")
+# Of names and paths in bytes, with room for what we append to them.
+_LONGEST_NAME, _LONGEST_PATH = 240, 3500
+
+
+def typed_path(text: str) -> str:
+    """A path as people type it: `~` is the home, file:///x is /x, and slashes at the end do not count.
+
+    Raises InputError for an empty one, an unknown scheme, a user's home that is not there, and one that is too long.
+    """
+    scheme, found, rest = text.partition("://")
+    if found and scheme in SCHEMES:
+        return text.rstrip("/")
+    if found and scheme != "file" and re.fullmatch(r"[\w+.-]+", scheme):
+        raise InputError(f"{text}: the scheme {scheme}:// is unknown; give a path here, or {'://, '.join(SCHEMES)}://")
+    path = os.path.expanduser(urllib.parse.unquote(rest) if found and scheme == "file" else text)
+    if not path or "\0" in path:
+        raise InputError(f"{text!r} is no path")
+    if path.startswith("~"):
+        raise InputError(f"{text}: there is no such home; for a name that begins with ~ give ./{path}")
+    encoded = os.fsencode(path)
+    if len(encoded) > _LONGEST_PATH or max(map(len, encoded.split(b"/"))) > _LONGEST_NAME:
+        raise InputError(f"{text} is too long for a path, or a name in it (more than {_LONGEST_NAME} bytes)")
+    return path.rstrip("/") or "/"
+
+
+def check_writable(path: str) -> str:
+    """Raises InputError if no file can be written at `path`, on a local disk."""
+    folder = os.path.dirname(path) or "."
+    if path.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+        return path
+    if os.path.isdir(path) or not os.path.isdir(folder):
+        raise InputError("cannot be written; give a file in a folder that is there")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise InputError("cannot be written: permission denied; give another place")
+    return path
+
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
-    """Replaces the file in one move, so that a reader or a killed run never sees half of it."""
+    """Replaces the file in one move, so that a reader or a killed run never sees half of it. A device or a pipe, such
+    as /dev/stdout, is written to."""
     path = epath.Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return
     temporary = path.parent / f".{path.name}.new"
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)

@@ -28,6 +28,7 @@ from sedd_jax.evaluation.ledger import Ledger
 from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE
 from sedd_jax.training.experiment import EvalOptions, SamplingOptions, Trained, load_trained
+from sedd_jax.training.options import MOST
 from sedd_jax.typing import TokenRows
 
 # A point: one setting of these options.
@@ -52,14 +53,16 @@ cli.define_workdir("Directory of a trained diffusion model.")
 flags.DEFINE_list("methods", ["analytic"], "METHOD or METHOD:GRID, as in analytic,analytic:cosine,first_hitting.")
 flags.DEFINE_list("steps", ["8", "16", "32", "64", "128"], "Numbers of reverse steps.")
 flags.DEFINE_list("temperatures", ["1"], "Below 1 narrows the distribution, a bias.")
-flags.DEFINE_integer("num", 16, "Texts per point.", lower_bound=1)
+flags.DEFINE_integer("num", 16, "Texts per point.", lower_bound=1, upper_bound=MOST)
 flags.DEFINE_integer("batch_size", 16, "Texts per network call; the texts do not depend on it.", lower_bound=1)
-flags.DEFINE_string("judge", None, "Folder or hub id of a GPT-2, or the workdir of an AR baseline.")
-flags.DEFINE_string("tokenizer_path", None, "Folder of GPT-2's vocabulary; by default that of --judge.")
-flags.DEFINE_integer("num_times", 128, "Noise levels per text for the bound, without a judge.", lower_bound=2)
+cli.define_path("judge", "Folder or hub id of a GPT-2, or the workdir of an AR baseline.")
+cli.define_path("tokenizer_path", "Folder of GPT-2's vocabulary; by default that of --judge.")
+flags.DEFINE_integer(
+    "num_times", 128, "Noise levels per text for the bound, without a judge.", lower_bound=2, upper_bound=MOST
+)
 flags.DEFINE_bool("data", False, "Adds a line for as many sequences of the validation text, by the same measure.")
 flags.DEFINE_integer("seed", 0, "Seed of the samples.", lower_bound=0, upper_bound=2**32 - 1)
-flags.DEFINE_string("output", None, "Directory of the results; by default frontier/ in --workdir.")
+cli.define_path("output", "Directory of the results; by default frontier/ in --workdir.")
 
 
 def parse_points(values: flags.FlagValues, defaults: SamplingOptions) -> list[SamplingOptions]:

@@ -17,31 +17,27 @@ from absl import flags
 from etils import epath
 
 from sedd_jax import cli
-from sedd_jax.errors import InputError
 from sedd_jax.evaluation.judging import judge_samples, load_judge, mauve, read_samples
 from sedd_jax.files import write_atomically
 
-flags.DEFINE_string("samples", None, "File of samples: JSON lines, or the output of `sample`.")
-flags.DEFINE_string("model", None, "Folder or hub id of a GPT-2, or the workdir of an AR baseline.")
-flags.DEFINE_string("tokenizer_path", None, "Folder of GPT-2's vocabulary; by default that of --model.")
-flags.DEFINE_string("references", None, "File of real texts, like --samples, for MAUVE.")
+cli.define_path("samples", "File of samples: JSON lines, or the output of `sample`.")
+cli.define_path("model", "Folder or hub id of a GPT-2, or the workdir of an AR baseline.")
+cli.define_path("tokenizer_path", "Folder of GPT-2's vocabulary; by default that of --model.")
+cli.define_path("references", "File of real texts, like --samples, for MAUVE.")
 flags.DEFINE_integer("batch_size", 8, "Samples per network call.", lower_bound=1)
-flags.DEFINE_string("output", None, "File for the figures as well, JSON.")
+cli.define_path("output", "File for the figures as well, JSON.", output=True)
 
 
 def main() -> dict[str, Any]:
     values = flags.FLAGS
-    output = None if values.output is None else epath.Path(values.output)
-    if output is not None and not output.parent.is_dir():
-        raise InputError(f"--output={output}: its folder does not exist; make it first")
     texts = read_samples(epath.Path(cli.required("samples")))
     references = values.references and read_samples(epath.Path(values.references), flag="references")
     judge = load_judge(cli.required("model"), values.tokenizer_path)
     result = judge_samples(judge, texts, values.batch_size) | {"model": values.model}
     if references:
         result |= mauve(judge, texts, references, values.batch_size)
-    if output is not None:
-        write_atomically(output, json.dumps(cli.to_json(result)) + "\n")
+    if values.output:
+        write_atomically(values.output, json.dumps(cli.to_json(result)) + "\n")
     return result
 
 

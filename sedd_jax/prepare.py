@@ -21,12 +21,12 @@ flags.DEFINE_string("valid_data", None, "Validation text, read completely; by de
 flags.DEFINE_float("valid_fraction", Plan.valid_fraction, "Share of the characters of --data, from its end.")
 flags.DEFINE_string("text_field", Plan.text_field, "The field of a record that holds its text.")
 flags.DEFINE_string("tokenizer", None, "Kind of tokenizer, such as bytes or sentencepiece.")
-flags.DEFINE_string("tokenizer_path", None, "File or folder of an existing tokenizer.")
+cli.define_path("tokenizer_path", "File or folder of an existing tokenizer.")
 flags.DEFINE_integer("vocab_size", None, "Size of the vocabulary, if one is trained.")
-flags.DEFINE_integer("workers", os.cpu_count(), "Processes that tokenise.")
+flags.DEFINE_integer("workers", os.cpu_count(), "Processes that tokenise.", lower_bound=1, upper_bound=1024)
 flags.DEFINE_integer("shard_bytes", Plan.shard_bytes, "Bytes of text per shard.")
 flags.DEFINE_integer("record_tokens", Plan.record_tokens, "Tokens per record of a shard.")
-flags.DEFINE_string("output", None, "Directory of the shards.")
+cli.define_path("output", "Directory of the shards.")
 
 
 def main() -> dict[str, Any]:

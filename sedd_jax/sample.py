@@ -47,12 +47,12 @@ flags.DEFINE_integer("batch_size", 64, "Texts at a time; the texts do not depend
 flags.DEFINE_string("prefix", None, "Text that the window starts with.")
 flags.DEFINE_string("suffix", None, "Text that the window ends with.")
 flags.DEFINE_string("template", None, "Text with holes: [[12]] is 12 tokens to fill, [[~5]] about 5 words.")
-flags.DEFINE_string("templates", None, "File with a template per line, or with a record per line (.jsonl).")
+cli.define_path("templates", "File with a template per line, or with a record per line (.jsonl).")
 flags.DEFINE_string("text_field", "text", "Field of a .jsonl record that holds the template.")
-flags.DEFINE_string("output", None, "File for the texts, one JSON object with a field 'text' per line.")
+cli.define_path("output", "File for the texts, one JSON object with a field 'text' per line.", output=True)
 flags.DEFINE_bool("live", False, "Show on stderr how the texts come about.")
-flags.DEFINE_string("html", None, "File for an animated page of that.")
-flags.DEFINE_string("gif", None, "File for an animated GIF of that, for the first texts.")
+cli.define_path("html", "File for an animated page of that.", output=True)
+cli.define_path("gif", "File for an animated GIF of that, for the first texts.", output=True)
 flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0, upper_bound=2**32 - 1)
 
 
@@ -72,19 +72,10 @@ def sampling_options(values: flags.FlagValues, defaults: SamplingOptions) -> Sam
     return dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
-def output_file(name: str) -> pathlib.Path | None:
-    """The value of a flag that names a file to write. Raises InputError if it cannot be written."""
-    value = flags.FLAGS[name].value
-    path = pathlib.Path(value or "")
-    if value is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise InputError(f"--{name}={value} cannot be written; give a file in a folder that is there")
-    return None if value is None else path
-
-
 def watch(generator: Generator, trajectory: Trajectory, title: str) -> Generated:
     """Samples step by step; shows and writes on the first process what the flags ask for."""
     values, shows = flags.FLAGS, list[Callable[[Frame], None]]()
-    html, animated = (output_file(name) if processes.is_leader() else None for name in ("html", "gif"))
+    html, animated = (values[name].value if processes.is_leader() else None for name in ("html", "gif"))
     with ExitStack() as stack:
         if values.live and processes.is_leader():
             shows.append(stack.enter_context(terminal.screen(trajectory)))
@@ -94,15 +85,14 @@ def watch(generator: Generator, trajectory: Trajectory, title: str) -> Generated
         show = lambda frame: [show(frame) for show in shows]  # noqa: E731
         generated = generator.watch(windows, steps=generator.options.steps, seed=values.seed, show=show)
     if html:
-        html.write_text(page.render(trajectory, title="Text by discrete diffusion", text=title), encoding="utf-8")
+        write_atomically(html, page.render(trajectory, title="Text by discrete diffusion", text=title))
     if animated:
-        gif.write(trajectory, animated)
+        gif.write(trajectory, pathlib.Path(animated))
     return generated
 
 
 def main() -> dict[str, Any]:
     values = flags.FLAGS
-    output, *watched = map(output_file, ("output", "html", "gif"))
     trained = load_trained(cli.workdir(), log=say)
     causal, tokenizer = trained.experiment.model.causal, trained.tokenizer
     if causal:
@@ -118,15 +108,15 @@ def main() -> dict[str, Any]:
     title = f"{len(windows)} x {windows.shape[1]} tokens {how}"
     say(f"sampling {title}")
     generator = Generator(trained, options, values.batch_size)
-    if values.live or any(watched):
+    if values.live or values.html or values.gif:
         generated = watch(generator, Trajectory(tokenizer, each), title)
     else:
         generated = generator.generate(windows, steps=options.steps, seed=values.seed)
     shown = zip(generated.tokens.tolist(), each, strict=True)
     texts = [tokenizer.decode(tokens[: window.shown]) for tokens, window in shown]
     if processes.is_leader():
-        if output:
-            write_atomically(output, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+        if values.output:
+            write_atomically(values.output, "".join(json.dumps({"text": text}) + "\n" for text in texts))
         for i, text in enumerate(texts):
             print(f"=== sample {i} ===\n{text}")
     answer = {

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import re
-import runpy
 import shlex
 import signal
 import subprocess
@@ -35,28 +34,21 @@ from sedd_jax.evaluation import comparison
 from sedd_jax.evaluation.comparison import Trial
 from sedd_jax.files import make_directory, read_json, write_atomically
 
-OVERRIDES = cli.take_overrides()
 cli.define_workdir("Directory of the sweep, with one for each point.")
-flags.DEFINE_string("sweep", None, "Sweep, a file such as configs/sweeps/noise.py.")
-flags.DEFINE_string("config", None, "Experiment that the points are overrides of; by default the sweep's.")
+cli.define_path("sweep", "Sweep, a file such as configs/sweeps/noise.py.")
+cli.define_config("Experiment that the points are overrides of; by default the sweep's.")
 flags.DEFINE_boolean("print_commands", False, "Prints the commands for a cluster instead of running them.")
 
 
 def read_sweep(path: str) -> tuple[str | None, list[dict[str, Any]]]:
     """(path of the config, overrides of each point) of a sweep file. Raises InputError."""
-    try:
-        module = runpy.run_path(path)
-        points = module["get_sweep"]()
-    except OSError as error:
-        raise InputError(f"--sweep={path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # the file is input: whatever it raises
-        raise InputError(f"--sweep={path} gives no sweep: {type(error).__name__}: {error}") from error
+    points, names = cli.run_file("sweep", path, "get_sweep")
     if not (isinstance(points, list) and points and all(isinstance(point, dict) for point in points)):
         raise InputError(f"--sweep={path}: get_sweep() must return a list of dicts of overrides, at least one")
     for field in (field for point in points for field in point):
         if not (isinstance(field, str) and re.fullmatch(r"\w+(\.\w+)*", field)):
             raise InputError(f"--sweep={path}: {field!r} is not the name of a field, such as 'optim.lr'")
-    config = module.get("CONFIG")
+    config = names.get("CONFIG")
     # Not resolved, so that a relative path stays one in the commands that are printed.
     return config and os.path.normpath(os.path.join(os.path.dirname(path), config)), points
 
@@ -75,10 +67,9 @@ def make_points(
     made: list[Trial] = []
     for point in points:
         name = point_name(point)
-        given = [f"--config={config}", *overrides, *(f"--config.{field}={value}" for field, value in point.items())]
-        trial = Trial(
-            name, cli.read_config(*given), workdir / name, [given[0], f"--workdir={workdir / name}", *given[1:]]
-        )
+        given = [*overrides, *(f"--config.{field}={value}" for field, value in point.items())]
+        arguments = [f"--config={config}", f"--workdir={workdir / name}", *given]
+        trial = Trial(name, cli.read_config(config, given), workdir / name, arguments)
         values = dict(configuration.flatten(trial.config))
         for field, value in point.items():
             if any(override.startswith(f"--config.{field}=") for override in overrides):
@@ -180,7 +171,7 @@ def main() -> dict[str, Any] | None:
     config = flags.FLAGS.config or config
     if not config:
         raise InputError(f"--sweep={path} names no CONFIG; give --config")
-    points = make_points(config, overrides, OVERRIDES, workdir)
+    points = make_points(config, overrides, cli.OVERRIDES, workdir)
     check_workdir(points, workdir)
     if flags.FLAGS.print_commands:
         for point in points:

@@ -108,7 +108,7 @@ def initialise(
         _on_abort(_LOST if several() else None)
     if several():
         # Gloo prints on stdout, which is for the answer; its lines go to stderr instead.
-        sys.stdout = os.fdopen(os.dup(1), "w")
+        sys.stdout = os.fdopen(os.dup(1), "w", errors="backslashreplace")
         os.dup2(2, 1)
         _watcher.start()
 
@@ -122,12 +122,14 @@ def _number(name: str) -> int | None:
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None, **timeouts: int) -> None:
     for name, value in timeouts.items():
-        if value < 1:
-            raise InputError(f"--{name}={value} must be at least 1 second")
+        if not 1 <= value <= 10**6:
+            raise InputError(f"--{name}={value} must be from 1 to 1000000 seconds")
     if coordinator is not None and not re.fullmatch(r"\S+:\d{1,5}", coordinator):
         raise InputError(f"--coordinator={coordinator}: give host:port, of process 0")
     if num_processes is not None and num_processes < 1:
         raise InputError(f"--num_processes={num_processes} must be at least 1")
+    if process_id is not None and coordinator is None and num_processes is None:
+        raise InputError(f"--process_id={process_id} says nothing alone; give --coordinator and --num_processes too")
     if process_id is not None and not 0 <= process_id < (num_processes or process_id + 1):
         last = (num_processes or 1) - 1
         raise InputError(f"--process_id={process_id} must lie from 0 to {last} (--num_processes - 1)")
@@ -219,7 +221,21 @@ def fail(line: str, code: int) -> None:
         _exit(code)
 
 
-def exit_if_lost(error: Exception) -> None:
+def missing_backend() -> str:
+    """What to do about devices that JAX was told to use and does not find; empty if it has them."""
+    try:
+        jax.devices()
+    # It has no error of its own: a RuntimeError, or an AssertionError without a text.
+    except Exception as error:
+        reason = str(error).partition("(set JAX_PLATFORMS")[0].strip() or "no plugin for them"
+        return (
+            f"JAX_PLATFORMS={jax.config.jax_platforms}, but JAX finds no such device ({reason}); install "
+            "sedd_jax[cuda12] or sedd_jax[tpu], or unset JAX_PLATFORMS"
+        )
+    return ""
+
+
+def exit_if_lost(error: BaseException) -> None:
     """Ends this process with one line if another one's death caused the error. Waits for nobody."""
     causes = r"gloo|connection|coordination service|heartbeat|barrier|UNAVAILABLE"
     if several() and re.search(causes, str(error), re.I):

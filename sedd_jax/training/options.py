@@ -9,11 +9,18 @@ from sedd_jax import sampling
 from sedd_jax.devices.sharding import batch_shards
 from sedd_jax.errors import InputError
 
+# Of what is held or counted for each sequence; no figure asks for more, and a slip of the finger does.
+MOST = 1 << 20
 
-def _require(section: str, options: Any, names: str, least: int = 1, or_else: str = "") -> None:
+
+def _require(
+    section: str, options: Any, names: str, least: int = 1, or_else: str = "", most: int = (1 << 31) - 1
+) -> None:
     for name in names.split():
-        if getattr(options, name) < least:
+        if not getattr(options, name) >= least:
             raise InputError(f"{section}.{name}={getattr(options, name)} must be at least 1{or_else}")
+        if getattr(options, name) > most:
+            raise InputError(f"{section}.{name}={getattr(options, name)} must be at most {most}")
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,9 @@ class TrainOptions:
     keep_period: int = 0
 
     def __post_init__(self):
-        _require("train", self, "batch_size microbatches log_every checkpoint_every keep_last")
+        _require("train", self, "batch_size microbatches", most=MOST)
+        _require("train", self, "log_every checkpoint_every keep_last")
+        _require("train", self, "steps", least=0)
         _require("train", self, "eval_every sample_every keep_period", least=0, or_else=", or 0 for never")
         if not 0 <= self.seed < 1 << 32:
             raise InputError(f"train.seed={self.seed} must lie in [0, 2^32)")
@@ -68,7 +77,7 @@ class EvalOptions:
     batch_size: int = 32
 
     def __post_init__(self):
-        _require("eval", self, "num_times batch_size")
+        _require("eval", self, "num_times batch_size", most=MOST)
         _require("eval", self, "num_sequences", least=0, or_else=", or 0 for all")
 
 
@@ -81,4 +90,5 @@ class SamplingOptions(sampling.Sampler):
 
     def __post_init__(self):
         super().__post_init__()
-        _require("sampling", self, "num")
+        _require("sampling", self, "num", most=MOST)
+        _require("sampling", self, "steps corrector_steps", least=0, most=MOST)

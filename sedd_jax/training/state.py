@@ -1,5 +1,6 @@
 """The state that a training step takes and returns, its optimizer, and its initialisation on the devices."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -57,9 +58,15 @@ def make_optimizer(
         updates are smaller than bfloat16 resolves.
     The gradient is that of nats per sequence, so a clip of 1 takes effect in almost every step.
     """
-    for name, value in {"lr": lr, "clip": clip, "eps": eps}.items():
-        if not value > 0:
-            raise InputError(f"optim.{name}={value} must be positive")
+    for name, value in {"lr": lr, "eps": eps, "clip": clip}.items():
+        # An infinite clip is none.
+        if not value > 0 or (value == math.inf and name != "clip"):
+            raise InputError(f"optim.{name}={value} must be positive{' and finite' * (name != 'clip')}")
+    for name, value in {"b1": b1, "b2": b2}.items():
+        if not 0 <= value < 1:
+            raise InputError(f"optim.{name}={value} must lie in [0, 1)")
+    if not 0 <= weight_decay < math.inf:
+        raise InputError(f"optim.weight_decay={weight_decay} must be 0 or more, and finite")
     if mu_dtype not in ("float32", "bfloat16"):
         raise InputError(f"optim.mu_dtype={mu_dtype!r} is unknown; choose 'float32' or 'bfloat16'")
     if warmup_steps < 0:
