@@ -3,9 +3,9 @@
     python -m sedd_jax.convert --from=official --input=louaaron/sedd-small --output=DIR --tokenizer_path=GPT2
     python -m sedd_jax.convert --to=official --input=WORKDIR --output=DIR [--format=torch]
 
---from reads a Hugging Face folder (config.json with model.safetensors or pytorch_model.bin), such a folder on the hub,
-or a run of the official code (checkpoint.pth and .hydra/config.yaml), whose averaged weights it takes. It needs no
-torch, and runs no code that a file asks for. `evaluate --data=..` and `sample` accept the new workdir.
+--from reads a Hugging Face folder (config.json with model.safetensors or pytorch_model.bin, whole or in shards), such a
+folder on the hub, or a run of the official code (checkpoint.pth and .hydra/config.yaml), whose averaged weights it
+takes. It needs no torch and runs no code of a file. `evaluate --data=..` and `sample` accept the new workdir.
 --to writes the averaged weights of a workdir as a Hugging Face folder. One JSON line on stdout.
 """
 

@@ -23,6 +23,7 @@ from sedd_jax.errors import InputError
 from sedd_jax.files import new_directory
 from sedd_jax.interop import load_official, save_official, torch_files
 from sedd_jax.interop.official_config import from_official_config
+from sedd_jax.interop.sources import read_safetensors
 from sedd_jax.training.experiment import load_trained, make_experiment
 from sedd_jax.training.workdir import write_workdir
 from sedd_jax.transformer import Transformer
@@ -75,7 +76,7 @@ def read_folder(folder):
     if (folder / "model.safetensors").exists():
         return safetensors.numpy.load_file(folder / "model.safetensors")
     file = torch_files.load(folder / "pytorch_model.bin")
-    return {name: file.read(tensor) for name, tensor in file.tree.items()}
+    return file.read(file.tree)
 
 
 def same_bits(left, right):
@@ -193,9 +194,138 @@ def test_training_checkpoint_gives_its_averages(tmp_path):
         load_official(alone, config_file=tmp_path / "config.json")
 
 
-def test_prefix_and_narrow_types(tmp_path):
+@pytest.mark.parametrize("format", ["safetensors", "torch"])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.backbone.", "module." * 3]
+)
+def test_prefixes_of_wrappers_in_any_order(tmp_path, prefix, format):
     weights = golden_weights("absorb")
-    narrow = {f"module.{name}": value.astype("float16") for name, value in weights.items()}
+    wrapped = {prefix + name: value for name, value in weights.items()}
+    params, _ = load_official(write_folder(tmp_path / "hf", wrapped, official_config("absorb"), format=format))
+    np.testing.assert_array_equal(params["embedding"], weights["vocab_embed.embedding"])
+
+
+def test_other_prefixes_are_named(tmp_path):
+    odd = {f"net.{name}": value for name, value in golden_weights("absorb").items()}
+    with pytest.raises(InputError, match=r"0 blocks, .* first name is 'net.blocks.0.adaLN_modulation.bias'"):
+        load_official(write_folder(tmp_path / "hf", odd, official_config("absorb")))
+
+
+def shard(folder, *, index=None):
+    """Turns a folder of one file into one of two shards. index: changes of the index, name -> file."""
+    file = next(file for file in folder.iterdir() if file.stem in ("model", "pytorch_model"))
+    weights = read_folder(folder)
+    places = {name: f"{file.stem}-0000{1 + i % 2}-of-00002{file.suffix}" for i, name in enumerate(sorted(weights))}
+    file.unlink()
+    for name in set(places.values()):
+        own = {key: value for key, value in weights.items() if places[key] == name}
+        if file.suffix == ".bin":
+            torch_files.save(epath.Path(folder / name), own)
+        else:
+            safetensors.numpy.save_file(own, folder / name)
+    places |= index or {}
+    kept = {name: place for name, place in places.items() if place is not None}
+    (folder / f"{file.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": kept}))
+    return folder
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch"])
+def test_shards_with_an_index(tmp_path, format):
+    config = official_config("absorb")
+    whole = write_folder(tmp_path / "whole", golden_weights("absorb"), config, format=format)
+    expected, _ = load_official(whole)
+    found, _ = load_official(shard(whole))
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
+
+
+HEAD, FIRST, SECOND = "output_layer.linear.bias", *(f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("index", "named"),
+    [
+        ({HEAD: "../model.safetensors"}, "no weight_map"),
+        ({HEAD: "/etc/passwd"}, "no weight_map"),
+        ({HEAD: ".."}, "no weight_map"),
+        ({HEAD: "model.safetensors.index.json"}, "no weight_map"),
+        ({HEAD: 1}, "no weight_map"),
+        ({HEAD: "model-3.safetensors"}, r"1 of 3 shards are missing \(model-3.safetensors\)"),
+        ({HEAD: None}, f"{FIRST} has {HEAD}"),
+        ({HEAD: SECOND}, f"{FIRST} has {HEAD}"),
+        ({"extra": FIRST}, f"{FIRST} has extra"),
+    ],
+)
+def test_indices_that_do_not_describe_their_shards(folder, index, named):
+    shard(folder, index=index)
+    with pytest.raises(InputError, match=named) as refusal:
+        load_official(folder)
+    assert "model.safetensors.index.json" in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', "[" * 100_000])
+def test_damaged_indices(folder, content):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json"):
+        load_official(folder)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_in_both_directions(tmp_path, folder, number):
+    params, config = load_official(folder)
+    weights = golden_weights("absorb")
+    weights["blocks.1.mlp.0.weight"][3, 4] = number
+    with pytest.raises(InputError, match=r"model.safetensors: blocks.1.mlp.0.weight has numbers that are NaN"):
+        load_official(write_folder(tmp_path / "odd", weights, config=official_config("absorb")))
+    params["blocks"]["mlp_in"]["kernel"] = params["blocks"]["mlp_in"]["kernel"].at[1, 4, 3].set(number)
+    with pytest.raises(InputError, match=r"blocks.1.mlp.0.weight has numbers that are NaN"):
+        save_official(tmp_path / "back", params, config)
+    assert not (tmp_path / "back").exists()
+
+
+def safetensors_file(path, **tensors):
+    """tensors: (type, shape, begin, end). The data are zeros up to the last end."""
+    header = {name: {"dtype": t, "shape": s, "data_offsets": [b, e]} for name, (t, s, b, e) in tensors.items()}
+    content = json.dumps(header).encode()
+    length = max(end for *_, end in tensors.values())
+    path.write_bytes(len(content).to_bytes(8, "little") + content + bytes(length))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"])
+def test_types_that_numpy_lacks_are_named(tmp_path, kind):
+    path = safetensors_file(
+        tmp_path / "file.safetensors", a=("F32", [2], 0, 8), b=(kind, [2], 8, 8 + 2 // (1 + (kind == "F4")))
+    )
+    with pytest.raises(InputError, match=rf"file.safetensors: b is of the type {kind}"):
+        read_safetensors(path)
+
+
+@pytest.mark.parametrize("kind", ["I32", "U8", "BOOL", "F64", "C64"])
+def test_types_that_are_no_weights_are_named(folder, kind):
+    size = {"I32": 4, "U8": 1, "BOOL": 1, "F64": 8, "C64": 8}[kind]
+    weights = golden_weights("absorb")
+    ends = np.cumsum([size * value.size for value in weights.values()]).tolist()
+    places = zip([0, *ends], ends, strict=False)
+    tensors = {name: (kind, list(weights[name].shape), *place) for name, place in zip(weights, places, strict=True)}
+    safetensors_file(folder / "model.safetensors", **tensors)
+    with pytest.raises(InputError, match=r"model.safetensors: \S+ is of the type \w+; expected float32"):
+        load_official(folder)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [("F32", [2], 0, 8), ("F32", [2], 4, 12), ("F32", [2], 12, 20), ("F32", [1], 8, 16), ("F32", [0, 1 << 62], 8, 8)],
+    ids=["the same data", "overlapping", "with a gap", "of another size", "too large"],
+)
+def test_tensors_that_do_not_tile_their_file_are_refused(tmp_path, second):
+    with pytest.raises(InputError, match=r"file.safetensors is absent, damaged"):
+        read_safetensors(safetensors_file(tmp_path / "file.safetensors", a=("F32", [2], 0, 8), b=second))
+
+
+def test_narrow_types(tmp_path):
+    weights = golden_weights("absorb")
+    narrow = {name: value.astype("float16") for name, value in weights.items()}
     params, _ = load_official(write_folder(tmp_path / "narrow", narrow, official_config("absorb")))
     assert params["embedding"].dtype == np.float32
     np.testing.assert_array_equal(params["embedding"], weights["vocab_embed.embedding"].astype("float16"))
@@ -250,6 +380,8 @@ def test_bad_files_are_one_line_and_exit_code_2(tmp_path, folder):
         ({"graph": "absorb"}, "graph.type is missing"),
         ({"noise": {"type": "cosine"}}, "noise.kind='cosine'"),
         ({"noise": {"type": "geometric", "sigma_min": 20, "sigma_max": 1}}, "noise.sigma_min=20"),
+        ({"noise": {"type": "geometric", "sigma_min": float("nan"), "sigma_max": 1}}, "noise.sigma_min=nan"),
+        (official_config("absorb", dropout="inf"), "model.dropout='inf'"),
         ({"noise": {"type": "geometric", "sigma_min": "low", "sigma_max": 1}}, "noise.sigma_min='low'"),
         ({"model": {}}, "model.n_blocks is missing"),
         (official_config("absorb", n_blocks=10**12), "model.n_blocks=1000000000000"),
@@ -270,6 +402,36 @@ def test_configs_of_another_model(folder, model):
     (folder / "config.json").write_text(json.dumps(official_config("absorb", **model)))
     with pytest.raises(InputError, match=r"model.safetensors: .* config"):
         load_official(folder)
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(64)) + "tokens: *a64"
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [*a{i}, *a{i}]}}\n" for i in range(64))
+
+
+@pytest.mark.parametrize("content", [LAUGHS, MERGES, "a: &a [*a]", "a: " + "x" * (1 << 20)], ids=range(4))
+def test_yaml_that_grows_or_is_long_is_refused(folder, content):
+    (folder / "config.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"config.yaml is not a config \(it (has an alias|is longer)"):
+        load_official(folder, config_file=folder / "config.yaml")
+
+
+def test_configs_with_integers_that_python_does_not_print(folder):
+    for field in "tokens", "graph":
+        (folder / "config.yaml").write_text(f"tokens: 3\ngraph: {{type: absorb}}\n{field}: 0x{'f' * 5000}")
+        with pytest.raises(InputError, match="config.yaml: "):
+            load_official(folder, config_file=folder / "config.yaml")
+
+
+@pytest.mark.parametrize("source", ["/dev/zero", "/dev/null"])
+def test_configs_without_an_end_or_content(folder, source):
+    with pytest.raises(InputError, match=f"{source} is not a config"):
+        load_official(folder, config_file=source)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" + "b" * 5000, "/dev/zero", "x/" * 3000])
+def test_names_that_are_no_weights(name):
+    with pytest.raises(InputError):
+        load_official(name)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000])
@@ -310,9 +472,10 @@ def test_other_contents_of_torch_files(folder, tree, named):
     assert named in str(refusal.value) and "pytorch_model.bin" in str(refusal.value)
 
 
-def test_a_deeply_nested_value_is_one_line(folder):
+@pytest.mark.parametrize("step", [b"\x85" * 50_000, b"q\x00h\x00\x86" * 100], ids=["deep", "laughs"])
+def test_a_nested_value_is_one_line(folder, step):
     (folder / "model.safetensors").unlink()
-    content = b"\x80\x02}(X\x05\x00\x00\x00modelNX\x03\x00\x00\x00emaNX\x04\x00\x00\x00step)" + b"\x85" * 50_000 + b"u."
+    content = b"\x80\x02}(X\x05\x00\x00\x00modelNX\x03\x00\x00\x00emaNX\x04\x00\x00\x00step)" + step + b"u."
     with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as file:
         file.writestr("archive/data.pkl", content)
     with pytest.raises(InputError, match="has step="):

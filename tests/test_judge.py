@@ -3,6 +3,7 @@
 import json
 import math
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -220,6 +221,7 @@ def test_samples_too_short_to_judge(folder):
         ({"activation_function": "relu"}, "activation_function='relu'"),
         ({"n_head": 5}, "make no GPT-2"),
         ({"n_embd": "12"}, "damaged"),
+        ({"layer_norm_epsilon": math.nan}, "layer_norm_epsilon=nan"),
         ({"n_positions": 25}, r"wpe.weight should be \[25, 12\] .* \[24, 12\]"),
         ({"n_layer": 3}, "h.2.ln_1.weight should be .* no such weight"),
     ],
@@ -228,6 +230,50 @@ def test_other_models_are_refused(folder, tmp_path, change, named):
     copy = write_gpt2(tmp_path / "copy", config=CONFIG | change)
     with pytest.raises(InputError, match=named):
         gpt2.load(str(copy))
+
+
+def test_an_untied_head_is_used(folder, tmp_path):
+    weights = make_weights("transformer.")
+    draw = np.random.default_rng(2)
+    copy, tokens = write_gpt2(tmp_path / "copy"), jnp.asarray(draw.integers(0, len(SYMBOLS), (2, 24)))
+    params, config, _ = gpt2.load(str(folder))
+    tied, states = gpt2.logits(params, config, tokens), gpt2.hidden(params, config, tokens)
+    for head in weights["transformer.wte.weight"], draw.normal(size=(len(SYMBOLS), 12)).astype(np.float32):
+        safetensors.numpy.save_file(weights | {"lm_head.weight": head}, copy / "model.safetensors")
+        params, config, _ = gpt2.load(str(copy))
+        np.testing.assert_allclose(gpt2.logits(params, config, tokens), states @ head.T, atol=2e-4)
+    assert np.abs(states @ head.T - tied).max() > 1
+    safetensors.numpy.save_file(weights | {"lm_head.weight": head[:-1]}, copy / "model.safetensors")
+    with pytest.raises(InputError, match="lm_head.weight should be"):
+        gpt2.load(str(copy))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_judge_that_is_not_finite_is_refused(tmp_path, number):
+    weights = make_weights()
+    weights["h.1.ln_2.bias"][3] = number
+    copy = write_gpt2(tmp_path / "copy")
+    safetensors.numpy.save_file(weights, copy / "model.safetensors")
+    with pytest.raises(InputError, match="model.safetensors: h.1.ln_2.bias has numbers that are NaN or infinite"):
+        gpt2.load(str(copy))
+
+
+def test_a_judge_in_shards_with_prefixes(folder, tmp_path):
+    copy, weights = write_gpt2(tmp_path / "copy"), make_weights("module.transformer.")
+    (copy / "model.safetensors").unlink()
+    places = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
+    for file in set(places.values()):
+        own = {name: value for name, value in weights.items() if places[name] == file}
+        safetensors.numpy.save_file(own, copy / file)
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    found, expected = gpt2.load(str(copy))[0], gpt2.load(str(folder))[0]
+    chex.assert_trees_all_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" + "b" * 5000, "9" * 300])
+def test_long_names_are_refused(name):
+    with pytest.raises(InputError, match=name[:100]):
+        gpt2.load(name)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

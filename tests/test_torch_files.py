@@ -7,6 +7,7 @@ import copyreg
 import os
 import pathlib
 import pickle
+import time
 import zipfile
 
 import numpy as np
@@ -41,7 +42,7 @@ def archive(path, content, *, compression=zipfile.ZIP_STORED, **data):
 
 def test_dtypes_views_and_containers_of_genuine_torch():
     file = torch_files.load(FOLDER / "tensors.pt")
-    found = {name: file.read(tensor) for name, tensor in file.tree.items()}
+    found = file.read(file.tree)
     base = np.arange(12, dtype=np.float32).reshape(3, 4)
     expected = {
         "base": base,
@@ -63,8 +64,9 @@ def test_genuine_training_checkpoint():
     assert file.tree["step"] == 7
     assert file.tree["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
     assert file.tree["ema"]["decay"] == 0.9999
-    np.testing.assert_array_equal(file.read(file.tree["ema"]["shadow_params"][0])[1], 0.5 + np.arange(4, 8) / 1024)
-    np.testing.assert_array_equal(file.read(file.tree["model"]["rotary_emb.inv_freq"]), np.float32([1, 0.01]))
+    (average,) = file.read({"": file.tree["ema"]["shadow_params"][0]}).values()
+    np.testing.assert_array_equal(average[1], 0.5 + np.arange(4, 8) / 1024)
+    np.testing.assert_array_equal(file.read(file.tree["model"])["rotary_emb.inv_freq"], np.float32([1, 0.01]))
 
 
 def test_written_weights_are_read_back(tmp_path):
@@ -75,8 +77,9 @@ def test_written_weights_are_read_back(tmp_path):
     torch_files.save(epath.Path(tmp_path / "weights.bin"), weights)
     file = torch_files.load(tmp_path / "weights.bin")
     assert list(file.tree) == list(weights)
+    found = file.read(file.tree)
     for name, value in weights.items():
-        assert file.read(file.tree[name]).tobytes() == np.ascontiguousarray(value).tobytes()
+        assert found[name].tobytes() == np.ascontiguousarray(value).tobytes()
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -190,13 +193,13 @@ def test_registered_extensions_are_refused(tmp_path):
 )
 def test_tensors_that_do_not_fit_their_data_are_refused(tmp_path, storage, offset, shape, strides):
     path = archive(tmp_path / "file.bin", pickle.dumps({}, 2), _0=b"1234" * 4)
-    file = torch_files.load(path)
-    assert file.read(Tensor(Storage("0", FLOAT, 4), 0, (2, 2), (2, 1))).shape == (2, 2)
-    assert file.read(Tensor(Storage("0", FLOAT, 4), 3, (1, 1), (10**30, 1))).shape == (1, 1)
+    read = lambda tensor: torch_files.load(path).read({"a": tensor})["a"]  # noqa: E731
+    assert read(Tensor(Storage("0", FLOAT, 4), 0, (2, 2), (2, 1))).shape == (2, 2)
+    assert read(Tensor(Storage("0", FLOAT, 4), 3, (1, 1), (10**30, 1))).shape == (1, 1)
     with pytest.raises(InputError, match=r"file.bin: a tensor does not fit its data, storage '0'"):
-        file.read(Tensor(Storage("0", FLOAT, *(storage or (4,))), offset, shape, strides))
+        read(Tensor(Storage("0", FLOAT, *(storage or (4,))), offset, shape, strides))
     with pytest.raises(InputError, match="has no 'archive/data/1'"):
-        file.read(Tensor(Storage("1", FLOAT, 4), 0, (2, 2), (2, 1)))
+        read(Tensor(Storage("1", FLOAT, 4), 0, (2, 2), (2, 1)))
 
 
 def test_files_cut_short_are_refused(tmp_path):
@@ -221,8 +224,7 @@ def test_flipped_bytes_are_noticed(tmp_path):
         path.write_bytes(content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :])
         with pytest.raises(InputError, match=r"flipped\.pt"):
             file = torch_files.load(path)
-            for tensor in file.tree.values():
-                file.read(tensor)
+            file.read(file.tree)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +244,38 @@ def test_other_files_are_refused(tmp_path, make, named):
     with pytest.raises(InputError, match=named) as refusal:
         torch_files.load(path)
     assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_tied_tensors_are_read_and_a_storage_that_many_share_is_refused(tmp_path):
+    numbers = np.arange(1 << 18, dtype=np.float32)
+    file = torch_files.load(archive(tmp_path / "file.bin", pickle.dumps({}, 2), _0=numbers.tobytes()))
+    one = Tensor(Storage("0", FLOAT, 1 << 18), 0, (1 << 18,), (1,))
+    for value in file.read({"embedding": one, "head": one}).values():
+        np.testing.assert_array_equal(value, numbers)
+    with pytest.raises(InputError, match="share their data too often"):
+        file.read({str(i): one for i in range(3000)})
+
+
+def test_many_members_are_listed_once(tmp_path):
+    # Looked up in a list for each tensor, these take minutes.
+    many = {f"_{i}": b"1234" for i in range(20_000)}
+    file = torch_files.load(archive(tmp_path / "file.bin", pickle.dumps({}, 2), **many))
+    start = time.monotonic()
+    assert len(file.read({str(i): Tensor(Storage(str(i), FLOAT, 1), 0, (1,), (1,)) for i in range(3000)})) == 3000
+    assert time.monotonic() - start < 30
+
+
+def test_members_that_overlap_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "file.bin", "w") as file:
+        file.writestr("archive/data/0", bytes(10_000))
+        file.filelist *= 2
+    with pytest.raises(InputError, match="members that are compressed or overlap"):
+        torch_files.load(tmp_path / "file.bin")
+
+
+def test_a_long_pickle_is_refused_unread(tmp_path):
+    with pytest.raises(InputError, match="its pickle is longer than 8 MiB"):
+        torch_files.load(archive(tmp_path / "file.bin", b"\x80\x02(" + b"}" * (1 << 23) + b"l."))
 
 
 def test_files_of_big_endian_machines_are_refused(tmp_path):

@@ -1,8 +1,9 @@
 """GPT-2 (Radford et al. 2019), to judge samples: its weights as Hugging Face publishes them, and its logits.
 
-It is not our Transformer: positions are learned, all layers have biases, the head is tied to the embedding.
+It is not our Transformer: positions are learned, all layers have biases, the head may be tied to the embedding.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from sedd_jax.errors import InputError
 from sedd_jax.files import read_json
-from sedd_jax.interop.sources import download, read_safetensors
+from sedd_jax.interop.sources import check_finite, download, read_safetensors, without_prefixes
 from sedd_jax.transformer import attention
 
-_FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer.json")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_FILES = ("config.json", *_WEIGHTS, "model-*.safetensors", "vocab.json", "merges.txt", "tokenizer.json")
 # Options of Hugging Face's GPT-2, and the only value that `hidden` implements.
 _FIXED = {
     "activation_function": "gelu_new",
@@ -44,7 +46,7 @@ class Config:
 
 def logits(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l v"]:
     """log p(tokens[i + 1] | tokens[:i + 1]), not normalised, at [i]. L is at most n_positions."""
-    return hidden(params, config, tokens) @ params["wte"].T
+    return hidden(params, config, tokens) @ params.get("lm_head", params["wte"]).T
 
 
 def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
@@ -76,11 +78,13 @@ def load(name: str) -> tuple[dict[str, Any], Config, Path]:
     Raises InputError for a folder or file that is absent or damaged, another architecture, or weights that do not fit.
     """
     folder = Path(name)
-    if not folder.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not os.path.exists(folder) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         folder = download(name, _FILES)
-    config, path = _read_config(folder / "config.json"), folder / "model.safetensors"
-    # A model with a head has this prefix before all names. Its head is the embedding once more.
-    weights = {name.removeprefix("transformer."): value for name, value in read_safetensors(path).items()}
+    config, paths = _read_config(folder / "config.json"), [folder / name for name in _WEIGHTS]
+    path = paths[os.path.exists(paths[1]) and not os.path.exists(paths[0])]
+    weights = without_prefixes(read_safetensors(path))
+    # A model with a head has this prefix before all names but that of the head.
+    weights = {name.removeprefix("transformer."): value for name, value in weights.items()}
     dim, inner = config.n_embd, config.n_inner
 
     def take(name: str, *shape: int) -> np.ndarray:
@@ -90,6 +94,7 @@ def load(name: str) -> tuple[dict[str, Any], Config, Path]:
             raise InputError(f"{path}: {name} should be {list(shape)} by config.json, but there is {what}")
         if found.dtype.kind != "f" and found.dtype.name != "bfloat16":
             raise InputError(f"{path}: {name} has the type {found.dtype.name}; expected floating point numbers")
+        check_finite({f"{path}: {name}": found})
         return found.astype(np.float32)
 
     def stack(part: str, *shape: int) -> dict[str, np.ndarray]:
@@ -105,6 +110,9 @@ def load(name: str) -> tuple[dict[str, Any], Config, Path]:
         "blocks": {part: stack(part, *shape) for part, shape in shapes.items()},
         "ln_f": {kind: take(f"ln_f.{kind}", dim) for kind in ("weight", "bias")},
     }
+    if "lm_head.weight" in weights:
+        head = take("lm_head.weight", config.vocab_size, dim)
+        params |= {} if np.array_equal(head, params["wte"]) else {"lm_head": head}
     return params, config, folder
 
 
@@ -123,6 +131,8 @@ def _read_config(path: Path) -> Config:
         sizes["n_inner"] = fields.get("n_inner") or 4 * sizes["n_embd"]
         if not all(type(size) is int and size > 0 for size in sizes.values()) or sizes["n_embd"] % sizes["n_head"]:
             raise ValueError(f"the sizes {sizes} make no GPT-2")
-        return Config(**sizes, layer_norm_epsilon=float(fields.get("layer_norm_epsilon", 1e-5)))
+        if not 0 <= (epsilon := float(fields.get("layer_norm_epsilon", 1e-5))) < 1:
+            raise ValueError(f"layer_norm_epsilon={epsilon}")
+        return Config(**sizes, layer_norm_epsilon=epsilon)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged, or not a GPT-2's ({error!r}); get a sound copy") from error

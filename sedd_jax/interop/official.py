@@ -102,7 +102,8 @@ def check_shapes(weights: Mapping[str, np.ndarray], config: ConfigDict, *, num_s
     blocks = _blocks(weights)
     # First, since the tree below has an entry per block, and a config may claim any number of them.
     if blocks != {str(i) for i in range(min(model.num_layers, len(blocks) + 1))}:
-        raise InputError(f"the weights have {len(blocks)} blocks, and n_blocks={model.num_layers} in their config")
+        what = f"the weights have {len(blocks)} blocks, and n_blocks={model.num_layers} in their config"
+        raise InputError(f"{what}; their first name is {min(weights, default=None)!r}")
     inputs = jax.random.key(0), jnp.zeros((1, 2), jnp.int32), jnp.ones(1)
     shapes = jax.eval_shape(lambda: _to_official(nn.unbox(model.init(*inputs)["params"])))
     expected = {ROTARY: (model.dim // model.num_heads // 2,)} | {name: leaf.shape for name, leaf in shapes.items()}

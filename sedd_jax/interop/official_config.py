@@ -4,6 +4,7 @@ Hydra composes theirs. A run saves it as `.hydra/config.yaml`, a published model
 """
 
 import json
+import math
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,11 +23,21 @@ _SIZES = {"num_layers": "n_blocks", "dim": "hidden_size", "num_heads": "n_heads"
 _FIXED = {"mlp_ratio": 4, "parametrisation": "score", "time_conditioning": True}
 
 
+class _Loader(yaml.SafeLoader):
+    """Without aliases, ten of which can stand for gigabytes."""
+
+    def fetch_alias(self) -> None:
+        raise yaml.YAMLError("it has an alias, which is not supported")
+
+
 def read(path: Path) -> ConfigDict:
     """Our config from a file of theirs, JSON or YAML; see `from_official_config`. Raises InputError."""
     try:
-        text = path.read_text(encoding="utf-8")
-        config = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        with path.open("rb") as file:
+            text = file.read(1 << 18).decode("utf-8-sig")
+        if len(text) == 1 << 18:  # theirs have some thousand
+            raise ValueError("it is longer than 256 KiB")
+        config = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
         if not isinstance(config, dict):
             raise ValueError("no fields")
     except OSError as error:
@@ -36,7 +47,7 @@ def read(path: Path) -> ConfigDict:
         raise InputError(f"{path} is not a config ({' '.join(str(error).split())[:100]}); get a sound copy") from error
     try:
         return from_official_config(config)
-    except InputError as error:
+    except ValueError as error:  # an InputError, or an integer of more digits than Python prints
         raise InputError(f"{path}: {error}") from error
 
 
@@ -66,7 +77,9 @@ def from_official_config(official: Mapping[str, Any]) -> ConfigDict:
     def level(name: str) -> float:
         value = field(name, (int, float, str))
         try:
-            return float(value)  # 1e-4, without a point, is text to YAML
+            if math.isfinite(number := float(value)):  # 1e-4, without a point, is text to YAML
+                return number
+            raise ValueError
         except (ValueError, OverflowError) as error:
             raise InputError(f"{name}={reprlib.repr(value)} is not a number") from error
 

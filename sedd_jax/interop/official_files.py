@@ -1,7 +1,8 @@
 """Checkpoints of the PyTorch implementation of SEDD: found on disk or on the hub, read, and written.
 
-Three layouts: a Hugging Face folder (config.json and weights), such a folder on the hub by its id, and `checkpoint.pth`
-of a training run. A run's averaged weights (EMA) are read. They are a list in the order of the model's parameters.
+Three layouts: a Hugging Face folder (config.json and weights, in one file or in shards), such a folder on the hub by
+its id, and `checkpoint.pth` of a training run. A run's averaged weights (EMA) are read. They are a list in the order of
+the model's parameters.
 """
 
 import json
@@ -23,11 +24,12 @@ from sedd_jax.errors import InputError
 from sedd_jax.files import new_directory
 from sedd_jax.interop import official_config, torch_files
 from sedd_jax.interop.official import ROTARY, check_shapes, from_official, to_official
-from sedd_jax.interop.sources import download, read_safetensors
+from sedd_jax.interop.sources import check_finite, download, read_safetensors, read_shards, without_prefixes
 
 FORMATS = ("safetensors", "torch")
 _SAFETENSORS, _TORCH, _CONFIG = "model.safetensors", "pytorch_model.bin", "config.json"
-_WEIGHTS = (_SAFETENSORS, _TORCH, "checkpoints-meta/checkpoint.pth", "checkpoint.pth")
+_INDICES = (f"{_SAFETENSORS}.index.json", f"{_TORCH}.index.json")
+_WEIGHTS = (_SAFETENSORS, _TORCH, *_INDICES, "checkpoints-meta/checkpoint.pth", "checkpoint.pth")
 
 
 def load_official(path: str | os.PathLike, *, config_file: str | os.PathLike | None = None) -> tuple[dict, ConfigDict]:
@@ -45,20 +47,16 @@ def load_official(path: str | os.PathLike, *, config_file: str | os.PathLike | N
     """
     file = _find_weights(path)
     config = official_config.read(_find_config(file) if config_file is None else Path(config_file))
-    if file.suffix == ".safetensors":
-        weights = read_safetensors(file)
-    else:
-        weights, steps = _read_torch(file)
-        config.train.update(steps)
+    weights, steps = _read(file)
+    config.train.update(steps)
     try:
-        # DistributedDataParallel puts a prefix before all names.
-        if all(name.startswith("module.") for name in weights):
-            weights = {name.removeprefix("module."): value for name, value in weights.items()}
+        weights = without_prefixes(weights)
         check_shapes(weights, config, num_states=config.data.vocab_size + (config.graph.kind == "absorbing"))
         for name, value in weights.items():
             if value.dtype.name not in ("float32", "float16", "bfloat16"):
                 raise InputError(f"{name} is of the type {value.dtype.name}; expected float32, float16 or bfloat16")
-        params = from_official({name: value.astype(np.float32) for name, value in weights.items()})
+        check_finite(weights)
+        params = from_official({name: value.astype(np.float32, copy=False) for name, value in weights.items()})
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     return jax.tree.map(jnp.asarray, params), config
@@ -70,12 +68,13 @@ def save_official(
     """Writes a Hugging Face folder at a new path: config.json, and model.safetensors or pytorch_model.bin (format
     'torch'). The constant rotary table is left out, since the model makes its own.
 
-    Raises InputError for an unknown format, a model that the official implementation does not have, or a path that is
-    not free.
+    Raises InputError for an unknown format, a model that the official implementation does not have, weights that are
+    not finite, or a path that is not free.
     """
     if format not in FORMATS:
         raise InputError(f"format={format!r} is unknown; choose one of {', '.join(map(repr, FORMATS))}")
     weights = to_official(params)
+    check_finite(weights)
     vocab_size = len(params["embedding"]) - (config.graph.kind == "absorbing")
     official = official_config.to_official_config(config, vocab_size=vocab_size)
     with new_directory(path) as folder:
@@ -88,14 +87,14 @@ def save_official(
 
 def _find_weights(path: str | os.PathLike) -> Path:
     here = Path(path)
-    if here.is_file():
+    if os.path.isfile(here):  # unlike the method, False for a name that is too long
         return here
-    if not here.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        here = download(str(path), (_CONFIG, _SAFETENSORS, _TORCH))
+    if not os.path.exists(here) and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        here = download(str(path), (_CONFIG, _SAFETENSORS, _TORCH, *_INDICES, "*-of-*.safetensors", "*-of-*.bin"))
     for name in _WEIGHTS:
-        if (here / name).is_file():
+        if os.path.isfile(here / name):
             return here / name
-    if here.is_dir():
+    if os.path.isdir(here):
         raise InputError(f"{path} has no weights; expected one of {', '.join(_WEIGHTS)}")
     raise InputError(f"{path} does not exist; give a folder, a file of weights, or an id on the hub (owner/name)")
 
@@ -108,8 +107,14 @@ def _find_config(file: Path) -> Path:
     raise InputError(f"{file} has no config.json or .hydra/config.yaml beside it; name its config with --model_config")
 
 
-def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Weights by name, and {'steps': n} for a training checkpoint."""
+    if file.suffix == ".json":
+        return read_shards(file, lambda shard: _read(shard)[0]), {}
+    return (read_safetensors(file), {}) if file.suffix == ".safetensors" else _read_torch(file)
+
+
+def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     file, steps = torch_files.load(path), {}
     weights = file.tree
     if isinstance(weights, dict) and {"model", "ema"} <= weights.keys():
@@ -126,7 +131,7 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         weights = _tensors(path, dict(zip(model, shadows, strict=True)))
         if odd := [name for name in model if weights[name].shape != model[name].shape]:
             raise InputError(f"{path}: the averaged weights are not in the order of the model's, at {odd[0][:100]!r}")
-    return {name: file.read(tensor) for name, tensor in _tensors(path, weights).items()}, steps
+    return file.read(_tensors(path, weights)), steps
 
 
 def _tensors(path: Path, tree: Any) -> dict[str, torch_files.Tensor]:

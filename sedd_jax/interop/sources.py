@@ -1,13 +1,16 @@
-"""Files of other implementations: from the hub, or in safetensors format."""
+"""Files of other implementations: from the hub, in safetensors format, in shards."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
+from sedd_jax.files import read_json
 
 
 def download(name: str, patterns: Sequence[str]) -> Path:
@@ -23,9 +26,54 @@ def download(name: str, patterns: Sequence[str]) -> Path:
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays by name. Raises InputError if the file is absent or damaged."""
-    try:
-        return safetensors.numpy.load_file(path)
-    # TypeError: a dtype that numpy does not have.
-    except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is absent, damaged or not a safetensors file ({error}); get a sound copy") from error
+    """The arrays by name. path: a file, or the index of several (see `read_shards`).
+
+    Raises InputError if the file is absent or damaged, or an array is of a type that NumPy does not have (float8).
+    """
+    if path.suffix == ".json":
+        return read_shards(path, read_safetensors)
+    arrays, kinds = {}, (safetensors.SafetensorError, OSError, ValueError)
+    with (
+        explained(f"{path} is absent, damaged or not a safetensors file", "get a sound copy", *kinds),
+        safetensors.safe_open(path, "np") as file,
+    ):
+        for name in file.keys():  # noqa: SIM118, it is no dict
+            try:
+                arrays[name] = file.get_tensor(name)
+            except (AttributeError, TypeError) as error:
+                kind = file.get_slice(name).get_dtype()
+                raise InputError(f"{path}: {name} is of the type {kind}, which is not read; save it as F32") from error
+    return arrays
+
+
+def read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays by name of all files that an index (`weight_map`: name to file) lists.
+
+    Raises InputError if the index is damaged, or the files beside it do not hold what it says, each array once.
+    """
+    places = read_json(index, remedy="get a sound copy").get("weight_map")
+    # A shard is no index, and lies in the same folder.
+    is_shard = re.compile(r"[\w.-]+\.(safetensors|bin)").fullmatch
+    if not isinstance(places, dict) or not all(isinstance(file, str) and is_shard(file) for file in places.values()):
+        raise InputError(f"{index} has no weight_map from names to files beside it; get a sound copy")
+    files = sorted(set(places.values()))
+    if missing := [file for file in files if not os.path.isfile(index.parent / file)]:
+        raise InputError(f"{index}: {len(missing)} of {len(files)} shards are missing ({', '.join(missing)}); get them")
+    arrays = {(name, file): value for file in files for name, value in read(index.parent / file).items()}
+    if odd := places.items() ^ arrays.keys():
+        name, file = min(odd)
+        raise InputError(f"only one of {index} and {file} has {name} in this file; get a sound copy of both")
+    return {name: value for (name, _), value in arrays.items()}
+
+
+def without_prefixes(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without what wrappers (DistributedDataParallel, compilation, Lightning) put before all names."""
+    wrappers = re.match(r"(module\.|_orig_mod\.|backbone\.|model\.)*", os.path.commonprefix(list(weights)))
+    return {name[wrappers.end() :]: value for name, value in weights.items()}
+
+
+def check_finite(weights: Mapping[str, np.ndarray]) -> None:
+    """Raises InputError that names the first array with a number that is NaN or infinite."""
+    for name, value in weights.items():
+        if not np.isfinite(value).all():
+            raise InputError(f"{name} has numbers that are NaN or infinite; such a model gives no scores")

@@ -4,6 +4,7 @@ An archive holds one pickle, whose tensors refer by key to storages: members tha
 """
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -50,14 +51,21 @@ class TorchFile:
     root: str
     tree: Any
 
-    def read(self, tensor: Tensor) -> np.ndarray:
-        """The numbers of a tensor, contiguous, in the dtype they were saved in.
+    def read(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """The numbers of each tensor, contiguous, in the dtype they were saved in. Tensors may share memory.
 
-        Raises InputError if they are missing, damaged, or do not fit the tensor's shape, offset and strides.
+        Raises InputError if they are missing, damaged, do not fit a tensor's shape, offset and strides, or are shared
+        by so many tensors that these are more than twice as long as the file.
         """
-        storage, shape, itemsize = tensor.storage, tensor.shape, tensor.storage.dtype.itemsize
         with _opened(self.path) as archive:
-            data = _member(self.path, archive, f"{self.root}/data/{storage.key}")
+            data = functools.cache(lambda key: _member(self.path, archive, f"{self.root}/data/{key}"))
+            views = {name: self._view(tensor, data(tensor.storage.key)) for name, tensor in tensors.items()}
+        if sum(view.nbytes for view in views.values()) > 2 * os.path.getsize(self.path):
+            raise InputError(f"{self.path}: its tensors share their data too often; get a sound copy")
+        return {name: np.asarray(view, order="C") for name, view in views.items()}
+
+    def _view(self, tensor: Tensor, data: bytes) -> np.ndarray:
+        storage, shape, itemsize = tensor.storage, tensor.shape, tensor.storage.dtype.itemsize
         # The stride of an axis of length 1 is never used, and may be anything.
         strides = [stride if n > 1 else 1 for n, stride in zip(shape, tensor.strides, strict=False)]
         if (
@@ -72,8 +80,7 @@ class TorchFile:
             key = storage.key[:100]
             raise InputError(f"{self.path}: a tensor does not fit its data, storage {key!r}; get a sound copy")
         places = [stride * itemsize for stride in strides]
-        view = np.ndarray(shape, storage.dtype, data, tensor.offset * itemsize, places)
-        return np.array(view, order="C")
+        return np.ndarray(shape, storage.dtype, data, tensor.offset * itemsize, places)
 
 
 def load(path: Path) -> TorchFile:
@@ -87,6 +94,9 @@ def load(path: Path) -> TorchFile:
         if byte_order in names and _member(path, archive, byte_order) != b"little":
             raise InputError(f"{path} is of a big-endian machine, which is not supported; save it again elsewhere")
         data = _member(path, archive, f"{roots[0]}/data.pkl")
+    # A byte may make an object of 64; a tensor takes some 200.
+    if len(data) > 1 << 23:
+        raise InputError(f"{path}: its pickle is longer than 8 MiB, which weights do not need")
     try:
         return TorchFile(path, roots[0], _Reader(io.BytesIO(data)).load())
     except InputError as error:
@@ -175,6 +185,11 @@ class _Reader(pickle._Unpickler):
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            # Torch never compresses. So the members may not claim to hold more than the file does.
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+            if not stored or sum(member.file_size for member in members) > os.path.getsize(path):
+                raise InputError(f"{path} has members that are compressed or overlap, which torch does not write")
             yield archive
     except InputError:
         raise
@@ -188,13 +203,10 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
-    if name not in archive.namelist():
-        raise InputError(f"{path} has no {name[:200]!r}; get a sound copy")
-    info = archive.getinfo(name)
-    # Torch never compresses. So no member may claim to hold more than the file does.
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size > os.path.getsize(path):
-        raise InputError(f"{path}: {name} is compressed or longer than its file, which torch does not write")
-    return archive.read(info)
+    try:
+        return archive.read(name)
+    except KeyError as error:
+        raise InputError(f"{path} has no {name[:200]!r}; get a sound copy") from error
 
 
 def save(path: epath.Path, weights: Mapping[str, np.ndarray]) -> None:
