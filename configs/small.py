@@ -54,6 +54,7 @@ def get_config(form: str = "") -> ConfigDict:
                 "valid_source": config_dict.placeholder(str),
                 "valid_fraction": 0.01,
                 "text_field": "text",
+                "separator": config_dict.placeholder(str),
                 "tokenizer": "gpt2",
                 "tokenizer_path": config_dict.placeholder(str),
                 "vocab_size": _integer(50_257),

@@ -54,7 +54,9 @@ def main() -> dict[str, Any]:
     if values.data is None:
         stream = perplexity.validation_stream(trained, workdir, remedy="give --data")
     else:
-        documents = corpora.documents(values.data, text_field=trained.config.data.get("text_field", "text"))
+        reading = {"text_field": "text", "separator": None}
+        reading = {name: trained.config.data.get(name, default) for name, default in reading.items()}
+        documents = corpora.documents(values.data, **reading)
         stream = tokenize(documents, trained.tokenizer, progress=True)
     return perplexity.summary(trained, stream, options, seed=values.seed, name="text")
 

@@ -20,6 +20,7 @@ flags.DEFINE_string("data", None, "What to read: a file or glob, tfds:NAME, hf:P
 flags.DEFINE_string("valid_data", None, "Validation text, read completely; by default a part of --data.")
 flags.DEFINE_float("valid_fraction", Plan.valid_fraction, "Share of the characters of --data, from its end.")
 flags.DEFINE_string("text_field", Plan.text_field, "The field of a record that holds its text.")
+flags.DEFINE_string("separator", None, "What divides the documents of a text file, such as '<|endoftext|>'.")
 flags.DEFINE_string("tokenizer", None, "Kind of tokenizer, such as bytes or sentencepiece.")
 cli.define_path("tokenizer_path", "File or folder of an existing tokenizer.")
 flags.DEFINE_integer("vocab_size", None, "Size of the vocabulary, if one is trained.")

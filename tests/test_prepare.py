@@ -179,6 +179,9 @@ def test_a_trained_tokenizer_is_saved_and_used_again(folder, tmp_path):
     [
         ({"data": "nowhere/*.txt"}, "'nowhere/*.txt' matches no file"),
         ({"valid_data": "nowhere.txt"}, "'nowhere.txt' matches no file"),
+        ({"data": ""}, "data source '' matches no file"),
+        ({"valid_data": ""}, "data source '' matches no file"),
+        ({"separator": ""}, "separator=''"),
         ({"valid_fraction": 1.0}, "valid_fraction=1.0"),
         ({"tokenizer": "wordpiece"}, "'wordpiece'"),
         ({"text_field": "body"}, "no field 'body'"),

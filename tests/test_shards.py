@@ -219,9 +219,21 @@ def test_mixtures_of_shards_and_text_have_one_tokenizer_and_the_first_validation
         dataset.load(source=f"mix:1*shards:{prepared},1*shards:{tmp_path}/pieces", length=32)
 
 
+UNFIT = ("0", "-1", "nan", "inf", "1e-320", "1e-16", "1e16", "1e308", "1e999", "9" * 400)
+
+
 @pytest.mark.parametrize(
-    "source", ["mix:", "mix:text.txt", "mix:0*a", "mix:-1*a", "mix:nan*a", "mix:2*", "mix:1*mix:1*a"]
+    "source",
+    ["mix:", "mix:text.txt", "mix:2*", "mix:1*mix:1*a", *(f"mix:1*b,{weight}*a" for weight in UNFIT)],
 )
 def test_a_malformed_mixture_is_refused(source):
     with refused("is not WEIGHT*SOURCE"):
         mixture.parse(source)
+
+
+@pytest.mark.parametrize("small", ["1e-15", "3", "1e15"])
+def test_weights_of_any_fit_size_are_interleaved(small):
+    weights = tuple(weight for weight, _ in mixture.parse(f"mix:{small}*a,1e15*b"))
+    mixed = Mixture((constant(0, 1000), constant(1, 50)), weights)
+    shares = batches(Loader(mixed, length=5, batch_size=8, seed=0), 5)[:, :, 0].mean()
+    assert shares == pytest.approx(weights[1] / sum(weights), abs=0.03)

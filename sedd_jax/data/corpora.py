@@ -26,42 +26,49 @@ class Corpus:
     valid: tuple[str, ...]
 
 
-def read(source: str = EMBEDDED, *, valid_fraction: float = 0.1, text_field: str = "text") -> Corpus:
+def read(
+    source: str = EMBEDDED, *, valid_fraction: float = 0.1, text_field: str = "text", separator: str | None = None
+) -> Corpus:
     """Reads a corpus and divides it.
 
-    source, text_field: see `documents`.
+    source, text_field, separator: see `documents`.
     valid_fraction: the share of the characters, taken from the end of the corpus. The document at the cut is divided,
         so the share holds for one large file and for many documents.
     Raises InputError if a source cannot be read, holds no text, or cannot be divided so.
     """
-    texts = documents(source, text_field=text_field)
+    texts = documents(source, text_field=text_field, separator=separator)
     pieces = list(divide([lambda: iter(texts)], cut_of(sum(map(len, texts)), valid_fraction)))
     return Corpus(*(tuple(text for place, text in pieces if place[0] == split) for split in SPLITS))
 
 
-def documents(source: str, *, text_field: str = "text") -> tuple[str, ...]:
+def documents(source: str, *, text_field: str = "text", separator: str | None = None) -> tuple[str, ...]:
     """Reads all documents of a source but the empty ones.
 
     source: one of
         * "embedded", the language reference that ships with Python (0.5 MB of English and code, which needs no network
           and changes a little with each minor version of Python);
-        * the path, or the glob (`**` descends), of local UTF-8 files, read in sorted order. A line of a `.jsonl` file
-          and a row of a `.parquet` file is a document, any other file one document; `.gz` or `.zst` may come last;
+        * the path, or the glob (`**` descends), of local UTF-8 files, read in sorted order. A line of JSON lines and a
+          row of a Parquet file is a document, any other file one document. Files may be compressed (gzip, zstd, bz2,
+          xz). JSON lines are known by the names `.jsonl`, `.ndjson` and `.json`, and by how they begin;
         * `tfds:NAME`, a TFDS data set that has been built as array_record, found in TFDS_DATA_DIR (by default
           ~/tensorflow_datasets); or by its folder, `tfds:/data/lm1b/1.1.0`. `tfds:NAME@SPLIT` is another split than
           train, or a part of one, `train[:10%]`;
         * `hf:PATH`, a folder that `save_to_disk` of Hugging Face datasets wrote, and `hf:PATH@SPLIT`;
         * `text8:PATH@SPLIT`, see `read_text8`.
-    text_field: the field of a record that holds its text.
+    text_field: the field of a record that holds its text; null is no text. If empty, files that begin like JSON or
+        are named `.json` are text.
+    separator: divides the text of other files into documents, wherever it stands. A line end before it and one after
+        it are parts of it.
     Raises InputError, which names the file, the line or byte in it, and the remedy.
     """
-    found = tuple(text for part in parts(source, text_field=text_field) for text in part() if text)
+    every = parts(source, text_field=text_field, separator=separator)
+    found = tuple(text for part in every for text in part() if text)
     if not found:
         raise InputError(f"data source {source!r} holds no text: give files that are not empty")
     return found
 
 
-def parts(source: str, *, text_field: str = "text", size: int = 1 << 26) -> list[Part]:
+def parts(source: str, *, text_field: str = "text", separator: str | None = None, size: int = 1 << 26) -> list[Part]:
     """A source of `documents` in parts of about `size` bytes, each of which yields one document at a time.
 
     The division depends only on the source and `size`; a file is never divided. Documents may be empty.
@@ -71,8 +78,11 @@ def parts(source: str, *, text_field: str = "text", size: int = 1 << 26) -> list
         return [_embedded]
     if source.startswith(TEXT8):
         return [lambda: iter([read_text8(source)])]
-    library = source.startswith((libraries.TFDS, libraries.HUGGING_FACE))
-    return (libraries if library else files).parts(source, text_field=text_field, size=size)
+    if source.startswith((libraries.TFDS, libraries.HUGGING_FACE)):
+        return libraries.parts(source, text_field=text_field, size=size)
+    if separator == "":
+        raise InputError("separator='': give what stands between documents, such as '<|endoftext|>', or leave it out")
+    return files.parts(source, text_field=text_field, separator=separator, size=size)
 
 
 def cut_of(size: int, valid_fraction: float) -> int:

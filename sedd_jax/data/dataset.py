@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 from etils import epath
 
@@ -47,6 +48,7 @@ def load(
     valid_source: str | None = None,
     valid_fraction: float = 0.1,
     text_field: str = "text",
+    separator: str | None = None,
     shift: bool = True,
     directory: epath.PathLike | None = None,
     on_leader: Callable[[Callable[[], bytes]], bytes] = lambda make: make(),
@@ -56,12 +58,13 @@ def load(
     source: see `corpora.documents`; or `shards:DIR` that `prepare` made, or a mixture `mix:3*SOURCE,1*SOURCE`.
     valid_source: likewise, but no mixture; for shards their validation part. By default the validation part of the
         first source, which for text is its last `valid_fraction`.
-    valid_fraction, text_field: see `corpora.read`.
+    valid_fraction, text_field, separator: see `corpora.read`.
     tokenizer, vocab_size, tokenizer_path, directory, on_leader: see `tokenizers.make`. Shards have their own tokenizer,
         and these arguments must agree with it.
     Raises InputError as these functions do, or if a part of the corpus is shorter than one sequence.
     """
     weights, names = zip(*mixture.parse(source), strict=True)
+    reading: dict[str, Any] = {"text_field": text_field, "separator": separator}
     prepared: list[Shards] = []
 
     def read(name: str) -> tuple[Part, Part]:
@@ -69,8 +72,8 @@ def load(
             prepared.append(shards.load(name.removeprefix(shards.PREFIX)))
             return prepared[-1].train, prepared[-1].valid
         if valid_source is not None:
-            return (texts := corpora.documents(name, text_field=text_field)), texts
-        corpus = corpora.read(name, valid_fraction=valid_fraction, text_field=text_field)
+            return (texts := corpora.documents(name, **reading)), texts
+        corpus = corpora.read(name, valid_fraction=valid_fraction, **reading)
         return corpus.train, corpus.valid
 
     parts = [read(name) for name in names]

@@ -1,20 +1,47 @@
-"""Documents of local files: text, JSON lines, both also compressed, and Parquet."""
+"""Documents of local files: text, JSON lines, both also compressed, and Parquet.
 
+What a file is follows from its first bytes, and from its name where they do not tell.
+"""
+
+import codecs
 import contextlib
 import functools
 import glob
 import io
 import json
+import lzma
 import os
 import pathlib
+import re
+import stat
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
+from sedd_jax.data.tokenizers.base import END_OF_TEXT
+from sedd_jax.devices import processes
 from sedd_jax.errors import InputError, explained
 
-_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\0": "xz"}
+_ENDINGS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+# (offset, bytes there, what it is) of files that are not text, though some of them are UTF-8.
+_OTHERS = (
+    (0, b"PK\3\4", "a zip archive: unpack it"),
+    (257, b"ustar", "a tar archive: unpack it"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS: run `git lfs pull`"),
+    (0, b"\xff\xfe", "UTF-16: convert it, with `iconv -f UTF-16 -t UTF-8`"),
+    (0, b"\xfe\xff", "UTF-16: convert it, with `iconv -f UTF-16 -t UTF-8`"),
+)
+# How an object begins, or an array of objects or of strings: no prose does, not even ["Stop," he said].
+_JSON = re.compile(rb'\s*(?:\{\s*\}\s*)*(?:\{\s*"|\[\s*(?:\{\s*["}]|"(?:[^"\\\n]|\\.)*(?:"\s*[,\]]|\Z)))')
+_HEAD = 1 << 16
+# Text shrinks to a tenth or a thirtieth. What expands more than this, beyond some bytes, is no text, or a bomb.
+_EXPANSION, _FREE = 100, 1 << 26
+# Folders of which a warning was given.
+_warned: set[pathlib.Path] = set()
 
 
 def find(source: str) -> list[pathlib.Path]:
@@ -30,18 +57,25 @@ def find(source: str) -> list[pathlib.Path]:
     return paths
 
 
-def parts(source: str, *, text_field: str, size: int) -> list[functools.partial[Iterator[str]]]:
+def parts(source: str, *, text_field: str, separator: str | None, size: int) -> list[functools.partial[Iterator[str]]]:
     """Groups of neighbouring files of at least `size` bytes together, each as a function that reads its documents."""
     groups: list[list[pathlib.Path]] = []
     room = 0
     for path in find(source):
-        if room <= 0:
-            groups.append([])
-            room = size
-        groups[-1].append(path)
         with _explained(path):
-            room -= path.stat().st_size
-    return [functools.partial(_read, paths, text_field) for paths in groups]
+            status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(
+                f"data source {str(path)!r} is a pipe or a device, which cannot be read twice: write it to a file first"
+            )
+        # A file of no bytes is not opened: those of /proc have none, and some of them never end.
+        if status.st_size or path.suffix in (".parquet", *_ENDINGS):
+            if room <= 0:
+                groups.append([])
+                room = size
+            groups[-1].append(path)
+            room -= status.st_size
+    return [functools.partial(_read, paths, text_field, separator) for paths in groups]
 
 
 def check_text(text: object, text_field: str, *, where: str) -> str:
@@ -60,31 +94,86 @@ def check_field(text_field: str, fields: list[str], *, where: str) -> None:
         raise InputError(f"{where}: no field {text_field!r}; set text_field to one of {', '.join(map(repr, fields))}")
 
 
-def _read(paths: list[pathlib.Path], text_field: str) -> Iterator[str]:
-    """The documents of files, whose format is the ending of their names: see `corpora.documents`.
+def _read(paths: list[pathlib.Path], text_field: str, separator: str | None) -> Iterator[str]:
+    """The documents of files: see `corpora.documents`.
 
     Raises InputError, which names the file, the line or byte in it, and the remedy.
     """
     for path in paths:
-        compression = _COMPRESSION.get(path.suffix)
-        kind = path.with_suffix("").suffix if compression else path.suffix
-        with _explained(path):
-            if kind == ".parquet" and not compression:
+        with _explained(path), _open(path) as file:
+            head = file.peek(_HEAD)
+            if head.startswith(b"PAR1") or path.suffix == ".parquet":
                 yield from _parquet(path, text_field)
                 continue
-            # pyarrow reports a compressed file that ends too early; the gzip and zstandard modules do not.
-            with io.BufferedReader(pyarrow.input_stream(str(path), compression=compression), 1 << 20) as file:
-                if kind == ".jsonl":
-                    for number, line in enumerate(file, start=1):
-                        if line.strip():
-                            yield _record_text(line, text_field, where=f"{path}:{number}")
-                else:
-                    yield decode(file.read(), where=str(path))
+            for offset, mark, remedy in _OTHERS:
+                if head.startswith(mark, offset):
+                    raise InputError(f"{path} is {remedy}")
+            if head.count(0) > len(head) // 4:
+                raise InputError(f"{path} is no text, but largely zeros: give UTF-8 (a UTF-16 file: convert it)")
+            if head.startswith(codecs.BOM_UTF8):
+                head = head[len(codecs.BOM_UTF8) :]
+                file.read(len(codecs.BOM_UTF8))
+            named = path.with_suffix("").suffix if path.suffix in _ENDINGS else path.suffix
+            if named in _JSON_ENDINGS[:2] or text_field and (named in _JSON_ENDINGS or _JSON.match(head)):
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield _record_text(line, text_field, where=f"{path}:{number}")
+            else:
+                yield from _divide(decode(file.read(), where=str(path)), separator, where=path)
+
+
+def _open(path: pathlib.Path) -> io.BufferedReader:
+    with open(path, "rb") as file:
+        head = file.read(8)
+    marked = (name for mark, name in _COMPRESSIONS.items() if head.startswith(mark))
+    compression = next(marked, _ENDINGS.get(path.suffix))
+    # pyarrow reports a compressed file that ends too early; the gzip and zstandard modules do not. It knows no xz.
+    read = lzma.LZMAFile if compression == "xz" else functools.partial(pyarrow.input_stream, compression=compression)
+    stream = read(str(path))
+    return io.BufferedReader(_Expanding(path, stream) if compression else stream, 1 << 20)
+
+
+class _Expanding(io.RawIOBase):
+    """What a compressed file holds. Raises InputError once that is out of proportion to the file."""
+
+    def __init__(self, path: pathlib.Path, stream: Any):
+        self._path, self._stream = path, stream
+        self._room = _FREE + _EXPANSION * path.stat().st_size
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._stream.readinto(buffer)
+        self._room -= count
+        if self._room < 0:
+            raise InputError(f"{self._path} expands more than {_EXPANSION}-fold, as no text does: unpack it and look")
+        return count
+
+
+def _divide(text: str, separator: str | None, *, where: pathlib.Path) -> Iterator[str]:
+    """A text between its separators, of each of which one line end on either side is a part."""
+    if separator is not None:
+        yield from re.split(rf"(?:\r?\n)?{re.escape(separator)}(?:\r?\n)?", text)
+        return
+    count = len(re.findall(rf"(?m)^{re.escape(END_OF_TEXT)}\r?$", text))
+    if count and where.parent not in _warned:
+        _warned.add(where.parent)
+        processes.say(
+            f"warning: {where} spells {END_OF_TEXT} on {count} lines, which are read as letters; to divide texts "
+            f"there, set separator to {END_OF_TEXT!r}"
+        )
+    yield text
 
 
 def _explained(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
     # pyarrow raises OSError for files that it cannot decompress, too.
-    return explained(f"cannot read {path}", "check the file and its permissions", OSError)
+    damages = OSError, EOFError, lzma.LZMAError
+    return explained(f"cannot read {path}", "check the file and its permissions", *damages)
 
 
 def decode(content: bytes, *, where: str) -> str:
@@ -96,13 +185,15 @@ def decode(content: bytes, *, where: str) -> str:
 
 
 def _record_text(line: bytes, text_field: str, *, where: str) -> str:
-    remedy = "each line must be one JSON object"
-    with explained(f"{where}: invalid JSON", remedy, json.JSONDecodeError):
-        record = json.loads(decode(line, where=where))
+    remedy = "each line must be one JSON object (`jq -c` writes such lines; text_field='' reads other files as text)"
+    with explained(f"{where}: invalid JSON", remedy, json.JSONDecodeError, RecursionError):
+        # No number is needed, and Python makes none of 5,000 digits.
+        record = json.loads(decode(line, where=where), parse_int=len)
     if not isinstance(record, dict):
         raise InputError(f"{where}: a JSON {type(record).__name__}, not an object; {remedy}")
     check_field(text_field, list(record), where=where)
-    return check_text(record[text_field], text_field, where=where)
+    # null is a document without text.
+    return "" if record[text_field] is None else check_text(record[text_field], text_field, where=where)
 
 
 def _parquet(path: pathlib.Path, text_field: str) -> Iterator[str]:

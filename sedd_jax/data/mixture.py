@@ -9,6 +9,8 @@ from sedd_jax.data.packing import TokenStream
 from sedd_jax.errors import InputError
 
 PREFIX = "mix:"
+# Weights that can still be interleaved; as counts of tokens, they are large.
+_LEAST, _MOST = 1e-15, 1e15
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +53,10 @@ def parse(source: str) -> list[tuple[float, str]]:
             weight = float(number)
         except ValueError:
             weight = math.nan
-        if not (star and name and 0 < weight < math.inf) or name.startswith(PREFIX):
-            raise InputError(f"data source {source!r}: {part!r} is not WEIGHT*SOURCE; give mix:3*shards:A,1*shards:B")
+        if not (star and name and _LEAST <= weight <= _MOST) or name.startswith(PREFIX):
+            raise InputError(
+                f"data source {source!r}: {part!r} is not WEIGHT*SOURCE with a weight from {_LEAST:g} to {_MOST:g}; "
+                "give mix:3*shards:A,1*shards:B"
+            )
         found.append((weight, name))
     return found

@@ -28,7 +28,7 @@ JOURNAL = "progress.jsonl"
 class Plan:
     """Everything that determines the output.
 
-    data, valid_data, text_field: see `corpora.documents`. valid_fraction: see `corpora.read`.
+    data, valid_data, text_field, separator: see `corpora.documents`. valid_fraction: see `corpora.read`.
     tokenizer, tokenizer_path, vocab_size: see `tokenizers.make`.
     shard_bytes: UTF-8 bytes after which a shard is closed. record_tokens: tokens per record of a shard.
     """
@@ -37,6 +37,7 @@ class Plan:
     valid_data: str | None = None
     valid_fraction: float = 0.01
     text_field: str = "text"
+    separator: str | None = None
     tokenizer: str = "bytes"
     tokenizer_path: str | None = None
     vocab_size: int | None = None
@@ -49,7 +50,8 @@ class Plan:
                 raise InputError(f"{name}={getattr(self, name)}: give at least 1")
 
     def parts(self, source: str) -> list[corpora.Part]:
-        return corpora.parts(source, text_field=self.text_field, size=self.shard_bytes)
+        reading = {"text_field": self.text_field, "separator": self.separator}
+        return corpora.parts(source, **reading, size=self.shard_bytes)
 
     def texts(self, source: str) -> Iterator[str]:
         return itertools.chain.from_iterable(part() for part in self.parts(source))
@@ -196,7 +198,7 @@ def survey(plan: Plan, *, progress: bool = False) -> tuple[int, int]:
     Returns the UTF-8 bytes of all text, and the number of characters of `data` for training.
     """
     num_bytes, characters = 0, []
-    for source in filter(None, (plan.data, plan.valid_data)):
+    for source in [plan.data] if plan.valid_data is None else [plan.data, plan.valid_data]:
         characters.append(0)
         with progress_bar(f"reading {source}", None, show=progress) as bar:
             for text in plan.texts(source):

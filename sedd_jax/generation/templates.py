@@ -97,8 +97,9 @@ def read_templates(path: str, text_field: str) -> list[str]:
     """
     if not os.path.isfile(path):
         raise InputError(f"--templates={path} is no file; give one with a template per line")
-    documents = corpora.documents(path, text_field=text_field)
-    if {".jsonl", ".parquet"}.intersection(pathlib.PurePath(path).suffixes):
+    records = {".jsonl", ".ndjson", ".parquet"}.intersection(pathlib.PurePath(path).suffixes)
+    documents = corpora.documents(path, text_field=text_field if records else "")
+    if records:
         return list(documents)
     templates = [line.removesuffix("\r") for line in documents[0].split("\n") if line.strip()]
     if not templates:

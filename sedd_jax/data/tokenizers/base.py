@@ -16,8 +16,14 @@ from sedd_jax.files import write_atomically
 END_OF_TEXT = "<|endoftext|>"
 DESCRIPTION_FILE = "tokenizer.json"
 
+# Characters of a block of a long text, or a few more.
+_BLOCK = 1 << 16
+
 # What tokenizers may lose: case, accents, runs of spaces, lines, rare characters, look-alikes.
 _PROBE = '  Déjà  VU,\n\n\tMr. O\'Neil said: "1,234.5 ½ ﬁ"…\r\n漢字 👩‍👩‍👧 \u2581 e\u0301\x00 '
+# Characters of all sizes, most of them in no vocabulary, whose UTF-8 has every byte that there is in UTF-8.
+_RANGES = ((0, 0x800, 1), (0x800, 0xD800, 0x400), (0xE000, 0x10000, 0x400), (0x10000, 0x110000, 0x8000))
+_PROBES = (_PROBE, "word", "".join(chr(code) for span in _RANGES for code in range(*span)))
 
 
 class Tokenizer(abc.ABC):
@@ -26,7 +32,7 @@ class Tokenizer(abc.ABC):
     A subclass is constructed from the contents of FILES, and has `_encode` (or `encode`) and `_decode`.
 
     KIND: its name in a config. FILES: names of the files that `save` writes, none for a fixed alphabet.
-    contents: of FILES.
+    contents: of FILES, or of the first ones, if the others have nothing to add.
     eot: the id that ends a document; None for an alphabet of text without documents. `encode` never returns it, even
         for text that spells it out.
     lossless: whether every encoded text is decoded exactly. A loss costs no bits: see `lossy_warning`.
@@ -53,6 +59,8 @@ class Tokenizer(abc.ABC):
         """Raises InputError, which names the file, if one is missing or damaged."""
         paths, contents = tuple(paths), []
         for path in paths:
+            if path.exists() and not path.is_file():
+                raise InputError(f"the tokenizer file {path} is a directory, a pipe or a device: give a file")
             with explained(f"cannot read the tokenizer file {path}", "check the path", OSError):
                 contents.append(path.read_bytes())
         try:
@@ -69,8 +77,9 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> np.ndarray:
         """Ids, int32 [n], without an end of text. Raises InputError for invalid Unicode or text without ids."""
         utf8(text)
-        blocks = self._blocks(text) if self._boundary else [text]
-        return np.concatenate([np.empty(0, np.int32), *(np.array(self._encode(block), np.int32) for block in blocks)])
+        blocks = self._blocks(text) if len(text) > _BLOCK and self._boundary else [text]
+        ids = (self._encode_next(block) if number else self._encode(block) for number, block in enumerate(blocks))
+        return np.concatenate([np.empty(0, np.int32), *(np.array(part, np.int32) for part in ids)])
 
     def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
         """Text of ids [n]: `eot` as <|endoftext|>, bytes that are not UTF-8 as U+FFFD. InputError for other ids."""
@@ -86,29 +95,33 @@ class Tokenizer(abc.ABC):
         """Writes the files that `tokenizers.load` reads, each in one move. Call it from one process only."""
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        for name, content in zip(self.FILES, self.contents, strict=True):
+        for name, content in zip(self.FILES, self.contents, strict=False):
             write_atomically(directory / name, content)
         # The description is last: where it exists, the others are complete.
         description = json.dumps({"kind": self.KIND, "fingerprint": self.fingerprint}) + "\n"
         write_atomically(directory / DESCRIPTION_FILE, description)
 
-    def gives_back_probe(self) -> bool:
-        """Whether a text of everything that tokenizers may lose is decoded exactly."""
-        return self._decode(self.encode(_PROBE)) == _PROBE
+    def gives_back(self, *texts: str) -> bool:
+        """Whether these texts, and those of everything that tokenizers may lose, are decoded exactly."""
+        return all(self._decode(self.encode(text)) == text for text in (*_PROBES, *texts))
 
     def _encode(self, text: str) -> list[int]:
         """Ids of one block of valid text; needed unless a subclass overrides `encode`."""
         raise NotImplementedError
 
+    def _encode_next(self, text: str) -> list[int]:
+        """Ids of one block that is not the first of its text."""
+        return self._encode(text)
+
     @abc.abstractmethod
     def _decode(self, ids: np.ndarray) -> str:
         """Text of ids [n] that are in the vocabulary and not `eot`."""
 
-    def _blocks(self, text: str, size: int = 1 << 16) -> Iterator[str]:
+    def _blocks(self, text: str) -> Iterator[str]:
         """Text in parts: the libraries need much memory per character of one call, and slow down."""
         start = 0
         while start < len(text):
-            found = self._boundary.search(text, start + size)
+            found = self._boundary.search(text, start + _BLOCK)
             stop = found.end() if found else len(text)
             yield text[start:stop]
             start = stop

@@ -21,8 +21,8 @@ class GPT2(Pipeline):
 
     KIND = "gpt2"
     FILES = _PAIRS[0]
-    # A word always ends before a newline that follows no space.
-    _boundary = re.compile(r"(?<=\S)(?=\n)")
+    # A word always ends before a space or a newline that follows no space.
+    _boundary = re.compile(r"(?<=\S)(?=[ \n])")
 
     def __init__(self, encoder: bytes, merges: bytes):
         """From the contents of the two files.

@@ -3,8 +3,12 @@
 Files are taken from the local cache too, where `hf download` and other programs leave them. Nothing is downloaded.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
+import functools
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import huggingface_hub
 import numpy as np
@@ -19,6 +23,15 @@ T = TypeVar("T")
 
 # Names of the end of text; the first that the file has is taken.
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
+_CONFIG = "tokenizer_config.json"
+
+# Where texts may be divided, if no token goes across and the pipeline starts there as anew.
+_PLACES = (r"(?<=\S)(?= )", r"(?<=\S)(?=\n)", r"(?<=[^\W_])(?=\n)")
+# Endings and beginnings of words of every kind, with every kind of space between them.
+_WORDS = "don't I'M 1234 x ... - _ é e\u0301 \u0301y 漢字 。 🙂 \ufb01 \ufeff \u2581 \x1c".split(" ")  # noqa: SIM905
+# Spaces and newlines as they stand in vocabularies.
+_SPELT = str.maketrans("Ġ▁Ċ", "  \n")
+_SPACES = (" ", "  ", "\n", "\n\n", " \n", "\n  ", "\r\n", "\t", " \t ", "\u00a0", "\n\u3000", "")
 
 
 class Pipeline(Tokenizer):
@@ -40,39 +53,84 @@ class HuggingFace(Pipeline):
     """
 
     KIND = "huggingface"
-    FILES = ("huggingface.json",)
+    # The second one names the end of text, where the first does not.
+    FILES = ("huggingface.json", _CONFIG)
 
-    def __init__(self, content: bytes):
-        """Raises InputError if it is no such file, does not work, or has none of the known ends of text."""
+    def __init__(self, content: bytes, config: bytes = b"{}"):
+        """config: of a tokenizer_config.json.
+
+        The end of text is a special token of a known name, `eos_token` of the config, or any token of a known name.
+        Raises InputError if it is no such file, does not work, or has no end of text.
+        """
         self.contents = (content,)
         self._tokenizer = self._if_sound(lambda: library.Tokenizer.from_str(content.decode("utf-8")))
+        if isinstance(self._tokenizer.model, library.models.BPE):
+            self._tokenizer.model.dropout = None  # It would give a text other ids at each reading.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         special = {str(token.content) for token in self._tokenizer.get_added_tokens_decoder().values() if token.special}
         ends = [name for name in _ENDS if name in special and name in vocabulary]
+        if not ends and (named := _named_end(config)) in vocabulary:
+            ends, self.contents = [named], (content, json.dumps({"eos_token": named}).encode())
+        ends += [name for name in _ENDS if name in vocabulary]
         if not ends:
-            raise InputError(f"no end of text in this tokenizer.json: give one with a special token {', '.join(_ENDS)}")
+            raise InputError(
+                f"no end of text in this tokenizer.json: it has none of {', '.join(_ENDS)}, so name its own in a "
+                f'{_CONFIG} beside it, {{"eos_token": "NAME"}}'
+            )
         self.eot: int = vocabulary[ends[0]]
+        # As a special token, it is not found in text that spells it.
+        self._tokenizer.add_special_tokens([library.AddedToken(ends[0], special=True, normalized=False)])
         self.vocab_size: int = max(vocabulary.values()) + 1
         if self.vocab_size > 2 * len(vocabulary):
             raise InputError(
                 f"this tokenizer.json has an id {self.vocab_size - 1} and {len(vocabulary)} symbols: give a sound copy"
             )
-        self.lossless: bool = self._if_sound(self.gives_back_probe)
+        # What a pipeline replaces or strips is spelt in its file.
+        parts = json.loads(content)
+        spelt = [*_strings([parts.get(part) for part in ("normalizer", "pre_tokenizer", "decoder", "added_tokens")])]
+        self.lossless: bool = self._if_sound(lambda: self.gives_back(*(f"a {text} b" for text in spelt)))
 
     @classmethod
     def find(cls, path: epath.Path | None) -> tuple[epath.Path, ...]:
         """path: the file, its directory, or the name of a repository whose file is in the local cache."""
         if path is None or path.exists():
-            return super().find(path / "tokenizer.json" if path and path.is_dir() else path)
-        if found := cached(str(path), "tokenizer.json"):
-            return found
+            found = super().find(path / "tokenizer.json" if path and path.is_dir() else path)
+        else:
+            found = cached(str(path), "tokenizer.json")
+        if found:
+            return *found, found[0].with_name(_CONFIG)
         raise InputError(
             f"tokenizer path {str(path)!r} is no file, nor a repository whose tokenizer.json is in the local Hugging "
             f"Face cache: check the path, or `hf download {path} tokenizer.json`"
         )
+
+    @classmethod
+    def read(cls, paths: Iterable[epath.Path]) -> Tokenizer:
+        return super().read(path for path in paths if path.name != _CONFIG or path.exists())
+
+    @functools.cached_property
+    def _boundary(self) -> Any:
+        """See `Tokenizer`. Looked for when there is a long text, since it takes some tenths of a second."""
+        ids = [[token] for token in self._tokenizer.get_vocab().values()]
+        tokens = "\t".join(self._tokenizer.decode_batch(ids, skip_special_tokens=False)).translate(_SPELT)
+        places = [place for place in _PLACES if not re.search(place, tokens) and self._restarts_at(place)]
+        return re.compile("|".join(places)) if places else None
+
+    def _restarts_at(self, place: str) -> bool:
+        for parts in itertools.product(_WORDS, _SPACES, _WORDS):
+            text = "".join(parts)
+            for found in re.finditer(place, text):
+                left, right = text[: found.end()], text[found.end() :]
+                if self._encode(left) + self._encode_next(right) != self._encode(text):
+                    return False
+        return True
+
+    def _encode_next(self, text: str) -> list[int]:
+        # After a letter, since many pipelines put a space before a text.
+        return self._encode("a" + text)[len(self._encode("a")) :]
 
     def _encode(self, text: str) -> list[int]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
@@ -100,6 +158,24 @@ class HuggingFace(Pipeline):
         if self.eot in ids:
             raise InputError(f"this tokenizer.json reads {letters!r} as an end of text: use another tokenizer")
         return ids
+
+
+def _named_end(config: bytes) -> str:
+    """`eos_token` of a tokenizer_config.json, or nothing."""
+    try:
+        named = json.loads(config).get("eos_token")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{_CONFIG} is not the JSON object that it should be: give a sound copy") from error
+    return str(named.get("content") if isinstance(named, dict) else named)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _strings(entry)
 
 
 def cached(repository: str, *names: str) -> tuple[epath.Path, ...] | None:

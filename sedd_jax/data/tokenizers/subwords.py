@@ -43,7 +43,7 @@ class SentencePiece(Tokenizer):
         # True where a newline is never merged with what follows, and no space is put before a text.
         restarts_at_newline = processor.encode("a\nb") == processor.encode("a\n") + processor.encode("b")
         self._boundary = re.compile("\n") if restarts_at_newline else None
-        self.lossless = self.gives_back_probe()
+        self.lossless = self.gives_back()
 
     @property
     def model(self) -> bytes:
