@@ -20,7 +20,6 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from sedd_jax.data.tokenizers.base import END_OF_TEXT
 from sedd_jax.devices import processes
 from sedd_jax.errors import InputError, explained
 
@@ -40,6 +39,8 @@ _JSON = re.compile(rb'\s*(?:\{\s*\}\s*)*(?:\{\s*"|\[\s*(?:\{\s*["}]|"(?:[^"\\\n]
 _HEAD = 1 << 16
 # Text shrinks to a tenth or a thirtieth. What expands more than this, beyond some bytes, is no text, or a bomb.
 _EXPANSION, _FREE = 100, 1 << 26
+# How many corpora separate their documents.
+_MARKER = "<|endoftext|>"
 # Folders of which a warning was given.
 _warned: set[pathlib.Path] = set()
 
@@ -160,12 +161,12 @@ def _divide(text: str, separator: str | None, *, where: pathlib.Path) -> Iterato
     if separator is not None:
         yield from re.split(rf"(?:\r?\n)?{re.escape(separator)}(?:\r?\n)?", text)
         return
-    count = len(re.findall(rf"(?m)^{re.escape(END_OF_TEXT)}\r?$", text))
+    count = len(re.findall(rf"(?m)^{re.escape(_MARKER)}\r?$", text))
     if count and where.parent not in _warned:
         _warned.add(where.parent)
         processes.say(
-            f"warning: {where} spells {END_OF_TEXT} on {count} lines, which are read as letters; to divide texts "
-            f"there, set separator to {END_OF_TEXT!r}"
+            f"warning: {where} spells {_MARKER} on {count} lines, which are read as letters; to divide texts "
+            f"there, set separator to {_MARKER!r}"
         )
     yield text
 
