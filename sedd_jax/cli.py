@@ -3,7 +3,6 @@
 Exit code 0: done. 1: the run cannot go on. 2: bad input, nothing was done. 128 + n: stopped by signal n, work saved.
 """
 
-import ast
 import contextlib
 import difflib
 import errno
@@ -26,7 +25,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from sedd_jax.devices import processes
 from sedd_jax.errors import InputError, TrainingError, explained
-from sedd_jax.files import check_writable, typed_path
+from sedd_jax.files import output_path, typed_path
 
 # --config.a.b=value of the command line, each in this form and in their order.
 OVERRIDES: list[str] = []
@@ -35,9 +34,7 @@ _READERS: dict[tuple[type, ...], tuple[str, Callable[[str], Any]]] = {
     (bool, np.bool_): ("true or false", flags.BooleanParser().parse),
     (int, np.integer): ("an integer", flags.IntegerParser().parse),
     (float, np.floating): ("a number", flags.FloatParser().parse),
-    (list, tuple): ("a list", ast.literal_eval),
-    (str, os.PathLike): ("a text", str),
-    (type(None),): ("a value", lambda text: _literal(text)),
+    (str, type(None)): ("a text", str),
 }
 # What an OSError says of a path that was given. Others, of a full or broken disk, are no fault of the command.
 _WRONG_PATH = re.compile("ENOENT|E(NOT|IS)DIR|EEXIST|EACCES|EPERM|EROFS|ELOOP|ENAMETOOLONG|ENOTEMPTY|EINVAL")
@@ -49,18 +46,16 @@ def define_workdir(text: str) -> None:
 
 
 def define_path(name: str, text: str, *, output: bool = False) -> None:
-    """A flag for a path, see `files.typed_path`. output: for a file to write, see `files.check_writable`."""
-    flags.DEFINE(_PathParser(output), name, None, text)
+    """A flag for a path, see `files.typed_path`. output: for a file to write, see `files.output_path`."""
+    flags.DEFINE(_Output() if output else _Path(), name, None, text)
 
 
-class _PathParser(flags.ArgumentParser):
-    def __init__(self, output: bool):
-        super().__init__()
-        self._output = output
+class _Path(flags.ArgumentParser):
+    parse = staticmethod(typed_path)
 
-    def parse(self, argument: str) -> str:
-        path = typed_path(argument)
-        return check_writable(path) if self._output else path
+
+class _Output(flags.ArgumentParser):
+    parse = staticmethod(output_path)
 
 
 def define_processes() -> None:
@@ -74,7 +69,7 @@ def define_processes() -> None:
 
 def define_config(text: str = "Experiment, a file such as configs/tiny.py.") -> None:
     """--config=FILE, and --config.a.b=value for its fields."""
-    flags.DEFINE_string("config", None, text)
+    define_path("config", text)
 
 
 def required(name: str) -> Any:
@@ -86,12 +81,7 @@ def required(name: str) -> Any:
 
 
 def workdir() -> epath.Path:
-    path = epath.Path(required("workdir"))
-    try:
-        path.exists()
-    except ImportError as error:  # a bucket URL without the package that reads it
-        raise InputError(f"--workdir={path}: {one_line(error)}") from error
-    return path
+    return epath.Path(required("workdir"))
 
 
 def config() -> ConfigDict:
@@ -105,10 +95,8 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises InputError for a file that gives none, an override that does not fit, and values that are not plain: NumPy's
     numbers become Python's.
     """
-    file, colon, form = path.rpartition(":")
-    if not colon or os.path.isfile(typed_path(path)):
-        file, form = path, ""
-    made, _ = run_file("config", typed_path(file), "get_config", *filter(None, [form]))
+    file, _, form = (path, "", "") if ":" not in path or os.path.isfile(path) else path.rpartition(":")
+    made, _ = run_file("config", file, "get_config", *filter(None, [form]))
     if not isinstance(made, ConfigDict):
         raise InputError(f"--config={path}: get_config() gives a {type(made).__name__} and no ConfigDict")
     with explained(f"--config={path}", "give every field a value, and no section itself", Exception):
@@ -172,59 +160,33 @@ def _override(config: ConfigDict, argument: str) -> None:
         raise InputError(f"{argument}: give {what or 'it in the file'}") from error
 
 
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
 def _plain(name: str, value: Any) -> Any:
     """The value as JSON may have it. Raises InputError for others."""
     if isinstance(value, ConfigDict):
-        return {key: _plain(f"{name}.{key}", value[key]) for key in value}
+        return {str(key): _plain(f"{name}.{key}", value[key]) for key in value}
     if isinstance(value, list | tuple):
         return [_plain(f"{name}[{index}]", entry) for index, entry in enumerate(value)]
-    if getattr(value, "ndim", None) == 0:
-        value = value.item()
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if not isinstance(value, str | int | float | None):
-        raise InputError(
-            f"{name} is of the type {type(value).__name__}; give a number, text, truth value, list or None"
-        )
-    return value
-
-
-def _take_overrides(argv: Sequence[str]) -> list[str]:
-    """The command line without the overrides of the config, which become OVERRIDES."""
-    OVERRIDES.clear()
-    rest, words = [], [*argv]
-    while words:
-        word = words.pop(0)
-        match = re.fullmatch(r"--?(no)?config\.([^=]*)(=.*)?", word, re.DOTALL)
-        if not match:
-            rest.append(word)
-            continue
-        no, name, value = match.groups()
-        if value is None and not no and words and not re.match(r"--?[a-zA-Z]", words[0]):
-            value = f"={words.pop(0)}"
-        OVERRIDES.append(f"--config.{name}{value or ('=false' if no else '=true')}")
-    return rest
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
+    if isinstance(value, str | int | float | None):
+        return value
+    raise InputError(f"{name} is a {type(value).__name__}; give a number, text, truth value, list or None")
 
 
 def _parse(argv: Sequence[str]) -> None:
-    values = flags.FLAGS
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if match := re.fullmatch(r"--?flagfile(?:=(.*))?", word, re.DOTALL):
-            name = following if match[1] is None else match[1]
-            if not os.path.isfile(os.path.expanduser(name)):  # a device may have no end
-                raise InputError(f"--flagfile={name} is no file; give one with a flag per line")
+    if flagfile := [word for word in argv if re.match("--?flagfile", word)]:
+        raise InputError(f"{flagfile[0]}: give the flags themselves")  # absl would read a device without an end
+    # The names of overrides are not known before the config is read.
+    overrides, names = flags.FlagValues(), {}
+    overrides.set_gnu_getopt()
     try:
-        argv = [*argv[:1], *values.read_flags_from_files(argv[1:], force_gnu=False)]
-        rest = values(_take_overrides(argv) if "config" in values else argv)
-    except (flags.Error, ValueError, OSError) as error:
+        if "config" in flags.FLAGS:
+            names = dict.fromkeys(match[1] for word in argv if (match := re.match(r"--?(config\.[^=]+)", word)))
+            for name in names:
+                flags.DEFINE_string(name, None, "", flag_values=overrides)
+        rest = flags.FLAGS(overrides(argv, known_only=True))
+    except (flags.Error, ValueError) as error:
         raise InputError(one_line(error)) from error
+    OVERRIDES[:] = [f"--{name}={overrides[name].value}" for name in names]
     if rest[1:]:
         raise InputError(f"unexpected argument {rest[1]!r}; options start with --, see --help")
 
@@ -274,8 +236,8 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
         if not isinstance(error, InputError | TrainingError):
             processes.exit_if_lost(error)
         line, code = verdict(error)
-        if isinstance(error, OSError):
-            _drop_stdout()
+        if isinstance(error, OSError):  # of stdout, perhaps, to which Python would write again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if code is None:
             traceback.print_exc()
         elif not isinstance(error, BrokenPipeError):
@@ -286,9 +248,11 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
 
 def verdict(error: BaseException) -> tuple[str, int | None]:
     """(one line, exit code) of what ended a command; None for a defect of the program."""
-    line, missing = one_line(error), ""
+    line = one_line(error)
     if isinstance(error, InputError | TrainingError):
         return line, error.exit_code
+    if isinstance(error, ImportError):  # of an extra: for buckets, say
+        return line, 2
     if isinstance(error, KeyboardInterrupt):
         return "stopped by SIGINT", 130
     if isinstance(error, BrokenPipeError):
@@ -296,21 +260,18 @@ def verdict(error: BaseException) -> tuple[str, int | None]:
     if isinstance(error, MemoryError) or re.match("RESOURCE_EXHAUSTED", line):
         return one_line(f"out of memory ({line}); ask for less at a time: shorter, fewer, smaller batches"), 1
     if isinstance(error, OSError) and error.errno is not None:
-        subject = f"{one_line(error.filename2 or error.filename or 'a file')}: {error.strerror}"
+        subject = f"{one_line(error.filename2 or error.filename or 'output')}: {error.strerror}"
         if _WRONG_PATH.fullmatch(errno.errorcode.get(error.errno, "")):
             return f"{subject}; name another place, or set this one right", 2
         return f"{subject}; what was saved stays, and the same command goes on once that is mended", 1
-    if isinstance(error, RuntimeError | AssertionError) and (missing := processes.missing_backend()):
-        return one_line(missing), 2
+    if isinstance(error, RuntimeError | AssertionError):
+        try:
+            jax.devices()
+        except Exception as missing:  # a RuntimeError, or an AssertionError without a text
+            where = f"JAX_PLATFORMS={jax.config.jax_platforms}, but JAX finds no such device"
+            reason = f" ({missing})" if str(missing) else ""
+            return one_line(f"{where}; install sedd_jax[cuda12] or sedd_jax[tpu], or unset it{reason}"), 2
     return f"{type(error).__name__}: {line}", None
-
-
-def _drop_stdout() -> None:
-    """Python writes what is left of stdout when it ends, and complains if it cannot."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _join_processes(values: flags.FlagValues) -> None:

@@ -47,12 +47,12 @@ _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a t
 
 
 def _check_type(name: str, value: Any, annotation: Any) -> None:
-    """Raises InputError for a value of another type than the parameter's, and for an integer of more than 32 bits."""
     kinds = get_args(annotation) or (annotation,)
-    if set(kinds) <= _KINDS.keys():
-        whole = isinstance(value, float) and value.is_integer()
-        if not (isinstance(value, kinds) or (float in kinds and isinstance(value, int)) or (int in kinds and whole)):
-            raise InputError(f"{name}={value!r}: give {' or '.join(_KINDS[kind] for kind in kinds)}")
+    if isinstance(value, float) and value.is_integer() and float not in kinds:
+        value = int(value)
+    wider = (*kinds, int) if float in kinds else kinds
+    if set(kinds) <= _KINDS.keys() and not isinstance(value, wider):
+        raise InputError(f"{name}={value!r}: give {' or '.join(_KINDS[kind] for kind in kinds)}")
     if isinstance(value, int) and abs(value) >= 1 << 32:
         raise InputError(f"{name}={value} is beyond 32 bits; give a smaller number")
 

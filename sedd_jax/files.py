@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,55 +11,41 @@ from etils import epath
 
 from sedd_jax.errors import InputError
 
-# Of buckets; see `epath`.
-SCHEMES = ("gs", "s3", "az", "hf")
-# Of names and paths in bytes, with room for what we append to them.
-_LONGEST_NAME, _LONGEST_PATH = 240, 3500
+_BUCKETS = ("gs://", "s3://", "az://", "hf://")
 
 
 def typed_path(text: str) -> str:
-    """A path as people type it: `~` is the home, file:///x is /x, and slashes at the end do not count.
+    """A path as people type it: `~` is the home, file:///x is /x, and slashes at the end do not count. For flags.
 
-    Raises InputError for an empty one, an unknown scheme, a user's home that is not there, and one that is too long.
+    Raises InputError for another scheme than those of buckets, a home that is not there, and what no disk can hold.
     """
-    scheme, found, rest = text.partition("://")
-    if found and scheme in SCHEMES:
-        return text.rstrip("/")
-    if found and scheme != "file" and re.fullmatch(r"[\w+.-]+", scheme):
-        raise InputError(f"{text}: the scheme {scheme}:// is unknown; give a path here, or {'://, '.join(SCHEMES)}://")
-    path = os.path.expanduser(urllib.parse.unquote(rest) if found and scheme == "file" else text)
-    if not path or "\0" in path:
-        raise InputError(f"{text!r} is no path")
-    if path.startswith("~"):
-        raise InputError(f"{text}: there is no such home; for a name that begins with ~ give ./{path}")
-    encoded = os.fsencode(path)
-    if len(encoded) > _LONGEST_PATH or max(map(len, encoded.split(b"/"))) > _LONGEST_NAME:
-        raise InputError(f"{text} is too long for a path, or a name in it (more than {_LONGEST_NAME} bytes)")
+    path = text if text.startswith(_BUCKETS) else os.path.expanduser(text.removeprefix("file://"))
+    if not path.startswith(_BUCKETS) and re.match(r"[\w+.-]+://|~", path):
+        raise InputError(f"unknown scheme or home; give a path here, or one of {', '.join(_BUCKETS)}")
+    # With room for what is appended to names, and for the folders inside.
+    if not path or "\0" in path or len(path) > 3500 or max(map(len, os.fsencode(path).split(b"/"))) > 240:
+        raise InputError("empty, or too long for a path; give another")
     return path.rstrip("/") or "/"
 
 
-def check_writable(path: str) -> str:
-    """Raises InputError if no file can be written at `path`, on a local disk."""
+def output_path(text: str) -> str:
+    """The path of a file to write. Raises InputError, as `typed_path` does and if it cannot be written."""
+    path = typed_path(text)
     folder = os.path.dirname(path) or "."
-    if path.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
-        return path
-    if os.path.isdir(path) or not os.path.isdir(folder):
+    writable = os.path.isdir(folder) and os.access(path if os.path.exists(path) else folder, os.W_OK)
+    if not path.startswith(_BUCKETS) and (os.path.isdir(path) or not writable):
         raise InputError("cannot be written; give a file in a folder that is there")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise InputError("cannot be written: permission denied; give another place")
     return path
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
-    """Replaces the file in one move, so that a reader or a killed run never sees half of it. A device or a pipe, such
-    as /dev/stdout, is written to."""
+    """Replaces the file in one move, so that a reader or a killed run never sees half of it. Pipes and devices stay."""
     path = epath.Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return
-    temporary = path.parent / f".{path.name}.new"
+    stays = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    temporary = path if stays else path.parent / f".{path.name}.new"
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
+    if not stays:
+        temporary.replace(path)
 
 
 def read_json(path: epath.PathLike, *, remedy: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Bad input is one clear line that names it and the exit code 2, and nothing is written."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -85,11 +86,30 @@ def refuse(name: str, *argv: str, folder: Path) -> str:
         ({"noise__eps": 0.0}, "noise.eps=0.0"),
         ({"noise__kind": "geometric", "noise__sigma_max": 1e-5}, "noise.sigma_max=1e-05"),
         ({"model__num_heads": 3}, "model.num_heads=3"),
+        *(({f"model__{name}": 0}, f"model.{name}=0 must") for name in ("num_heads", "dim", "num_layers", "cond_dim")),
+        ({"model__mlp_ratio": -1}, "model.mlp_ratio=-1 must"),
+        ({"model__cond_dim": -(1 << 63) - 1}, "model.cond_dim=-9223372036854775809"),
+        ({"model__dim": 1 << 40}, "model.dim=1099511627776 is beyond 32 bits"),
+        ({"model__num_heads": None}, "model.num_heads=None: give an integer"),
         ({"model__dtype": "float8"}, "model.dtype='float8'"),
         ({"model__dropout": 1.0}, "model.dropout=1.0"),
         ({"optim__lr": 0.0}, "optim.lr=0.0"),
+        ({"optim__lr": math.inf}, "optim.lr=inf"),
+        ({"optim__lr": math.nan}, "optim.lr=nan"),
+        ({"optim__eps": math.inf}, "optim.eps=inf"),
+        ({"optim__clip": math.nan}, "optim.clip=nan"),
+        *(
+            ({f"optim__{name}": value}, f"optim.{name}={value}")
+            for name in ("b1", "b2")
+            for value in (1.0, -0.1, math.nan)
+        ),
+        ({"optim__weight_decay": -1.0}, "optim.weight_decay=-1.0"),
+        ({"optim__weight_decay": math.nan}, "optim.weight_decay=nan"),
         ({"optim__warmup_steps": -1}, "optim.warmup_steps=-1"),
         ({"train__steps": 0}, "train.steps=0"),
+        ({"train__steps": 1 << 31}, "train.steps=2147483648 must be at most 2147483647"),
+        ({"train__steps": 10**100}, "beyond 32 bits"),
+        ({"train__batch_size": 1 << 31}, "train.batch_size=2147483648 must be at most 1048576"),
         ({"train__seed": -1}, "train.seed=-1"),
         ({"train__ema_decay": 1.0}, "train.ema_decay=1.0"),
         ({"train__log_every": 0}, "train.log_every=0"),
@@ -102,11 +122,14 @@ def refuse(name: str, *argv: str, folder: Path) -> str:
         ({"mesh__data": -1, "mesh__tensor": -1}, "mesh.tensor=-1"),
         ({"mesh__tensor": 4}, "mesh.tensor=4 must divide model.num_heads=2"),
         ({"eval__num_times": 0}, "eval.num_times=0"),
+        ({"eval__num_times": 1 << 31}, "eval.num_times=2147483648 must be at most 1048576"),
         ({"eval__num_sequences": -1}, "eval.num_sequences=-1"),
         ({"eval__batch_size": 0}, "eval.batch_size=0"),
         ({"sampling__method": "magic"}, "'magic'"),
         ({"sampling__steps": 0}, "steps=0"),
+        ({"sampling__steps": 1 << 31}, "sampling.steps=2147483648 must be at most 1048576"),
         ({"sampling__num": 0}, "sampling.num=0"),
+        ({"sampling__num": 1 << 31}, "sampling.num=2147483648 must be at most 1048576"),
     ],
     ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
@@ -141,6 +164,8 @@ def test_sections_and_fields_have_to_be_known_and_there(inputs, section):
         (["--config=INPUTS/broken.py", "--workdir=NEW"], "broken.py, line 1"),
         (["--config=INPUTS/unknown.py", "--workdir=NEW"], "config.optim.momentum"),
         (["--config=configs/baseline.py", "--workdir=INPUTS/text.txt"], "text.txt"),
+        (["--config=configs/baseline.py", "--workdir=NEW", "--process_id=0"], "--process_id=0"),
+        (["--config=configs/baseline.py", "--workdir=NEW", "--flagfile=/dev/zero"], "--flagfile=/dev/zero"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -205,6 +230,10 @@ def test_folder_without_a_run(tmp_path, name):
         ("sample", "--steps=0", "steps=0"),
         ("sample", "--method=magic", "'magic'"),
         ("sample", "--template=Hole [[x]].", "'[[x]]"),
+        ("sample", "--num=9223372036854775808", "must be at most 1048576"),
+        ("sample", "--html=absent/x.html", "--html=absent/x.html"),
+        ("frontier", "--num=2147483648", "[1, 1048576]"),
+        ("frontier", f"--steps={'9' * 300}", "must be at most 1048576"),
     ],
 )
 def test_flags_of_the_commands_on_a_run(trained, name, flag, named):

@@ -221,20 +221,6 @@ def fail(line: str, code: int) -> None:
         _exit(code)
 
 
-def missing_backend() -> str:
-    """What to do about devices that JAX was told to use and does not find; empty if it has them."""
-    try:
-        jax.devices()
-    # It has no error of its own: a RuntimeError, or an AssertionError without a text.
-    except Exception as error:
-        reason = str(error).partition("(set JAX_PLATFORMS")[0].strip() or "no plugin for them"
-        return (
-            f"JAX_PLATFORMS={jax.config.jax_platforms}, but JAX finds no such device ({reason}); install "
-            "sedd_jax[cuda12] or sedd_jax[tpu], or unset JAX_PLATFORMS"
-        )
-    return ""
-
-
 def exit_if_lost(error: BaseException) -> None:
     """Ends this process with one line if another one's death caused the error. Waits for nobody."""
     causes = r"gloo|connection|coordination service|heartbeat|barrier|UNAVAILABLE"
