@@ -31,8 +31,10 @@ SMALL = {
     "sampling.steps": 4,
     "sampling.num": 2,
 }
-# One device, as on a laptop. And modules are compiled once even where that is turned off: it is most of a start.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")} | {
+# One device, as on a laptop; programs that are quick to compile, as in conftest.py. And modules are compiled once even
+# where that is turned off: it is most of a start.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "NPROC"} | {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "PYTHONDONTWRITEBYTECODE": "",
     "PYTHONPYCACHEPREFIX": str(ROOT / ".cache" / "python"),
 }

@@ -29,7 +29,7 @@ DEVICES = {
     "NPROC": "64",
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_cpu_collective_timeout_seconds=600 "
-    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_backend_optimization_level=0",
 }
 
 

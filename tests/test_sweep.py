@@ -200,7 +200,7 @@ def test_sweep_fails_stops_continues_and_ends_with_results(tmp_path, monkeypatch
     assert states == {late: "failed: exit code 2", early: "unfinished"}
 
     # As its subprocesses see it: one device.
-    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setenv("XLA_FLAGS", ENVIRONMENT["XLA_FLAGS"])
     monkeypatch.delenv("NPROC")
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     extra = overrides(train__steps=stopped + 2)
