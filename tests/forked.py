@@ -33,7 +33,8 @@ def preload() -> None:
     names = [module.name for module in pkgutil.walk_packages(sedd_jax.__path__, "sedd_jax.")]
     # Python itself may lie in a home that its copies, without privileges, cannot read.
     names += [f"encodings.{module.name}" for module in pkgutil.iter_modules(encodings.__path__)]
-    for name in [*names, "matplotlib.pyplot", "matplotlib.backends.backend_agg", "pydoc_data.topics"]:
+    names += ["matplotlib.pyplot", "matplotlib.backends.backend_agg", "pydoc_data.topics", "tensorflow_datasets"]
+    for name in [*names, "datasets", "huggingface_hub._snapshot_download"]:
         if name.removeprefix("sedd_jax.") not in (*COMMANDS, "data.beam"):
             with contextlib.suppress(ImportError):  # encodings of other systems
                 importlib.import_module(name)
