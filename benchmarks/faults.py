@@ -71,7 +71,7 @@ def kills(number: int, top: Path) -> dict[str, Any]:
         begun = time.monotonic()
         running.run("train", *arguments(top / name))
     whole, expected = time.monotonic() - begun, outcome(top / "straight")
-    own = time.time() - (top / "straight" / "config.json").stat().st_mtime
+    own = time.time() - (top / "straight" / "tensorboard").stat().st_mtime
     draw, moments, ends, wrong, workdir = random.Random(number), collections.Counter(), 0, [], None
     kill = progress(list(range(number)))
     more = next(kill, None)

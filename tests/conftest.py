@@ -20,7 +20,7 @@ import pytest  # noqa: E402
 
 jaxtyping.install_import_hook("sedd_jax", "beartype.beartype")
 
-LONGEST = ("resume", "sampling", "multiprocess", "sharding", "autoregressive", "commands", "recipes", "sweep")
+LONGEST = ("resume", "fuzz", "sampling", "multiprocess", "sharding", "autoregressive", "commands", "recipes", "sweep")
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -170,8 +170,8 @@ class Transformer(nn.Module):
     def __post_init__(self):
         super().__post_init__()
         for name in ("num_layers", "dim", "num_heads", "cond_dim", "mlp_ratio"):
-            if not getattr(self, name) >= 1:
-                raise InputError(f"model.{name}={getattr(self, name)} must be at least 1")
+            if not 1 <= getattr(self, name) < 1 << 31:
+                raise InputError(f"model.{name}={getattr(self, name)} must be at least 1, and below 2^31")
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise InputError(
                 f"model.num_heads={self.num_heads} must divide model.dim={self.dim} into heads of an even width"
