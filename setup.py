@@ -46,6 +46,7 @@ setup(
         "array_record>=0.8.6,<0.9",
         "chex>=0.1.92,<0.2",
         "etils[epath]>=1.14,<2",
+        "filelock>=4.2,<5",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
         "huggingface_hub>=1,<3",

@@ -216,7 +216,8 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
     if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
         print(sys.modules["__main__"].__doc__, *map(flags.FLAGS.module_help, (__name__, sys.argv[0])))
         sys.exit(0)
-    logging.set_verbosity(logging.ERROR)
+    # Where a save breaks off, Orbax would print a traceback from each thread besides raising the error.
+    logging.set_verbosity(logging.FATAL)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # None where it is closed
             stream.reconfigure(errors="backslashreplace")  # a terminal may know nothing but ASCII
@@ -282,6 +283,3 @@ def _join_processes(values: flags.FlagValues) -> None:
         timeout=values.start_timeout,
         heartbeat_timeout=values.heartbeat_timeout,
     )
-    if processes.several():
-        # When a lost process breaks off a save, Orbax would print a traceback besides raising the error.
-        logging.set_verbosity(logging.FATAL)

@@ -17,6 +17,8 @@ T = TypeVar("T")
 # What may differ when a run is resumed: where and how long it runs and what it reports, not what it computes.
 _TRAIN = ("steps", "log_every", "eval_every", "sample_every", "checkpoint_every", "keep_last", "keep_period")
 MAY_CHANGE = ("mesh", "eval", "sampling", "model.attention", "model.remat", *(f"train.{name}" for name in _TRAIN))
+# Where the data lies. What it is, its fingerprint says (`check_same_data`).
+PLACES = ("data.source", "data.valid_source", "data.tokenizer_path")
 
 # Fields that older runs do not have, with the values that they ran with.
 NEWER = {"objective": "sedd", "model.parametrisation": "score", "model.time_conditioning": True}
@@ -74,19 +76,33 @@ def save(
 
 def load(workdir: epath.Path) -> ConfigDict:
     """The config that a run was started with. Raises InputError if workdir holds no run."""
-    path = workdir / "config.json"
-    if not path.exists():
+    config = _read(workdir / "config.json", remedy="restore it from a checkpoint's record or a backup")
+    if config is None:
         raise InputError(f"--workdir={workdir} holds no run (no config.json); give the directory of a trained model")
-    return ConfigDict(read_json(path, remedy="restore it from a checkpoint's record or a backup"))
+    return ConfigDict(config)
+
+
+def has_checkpoint(workdir: epath.Path) -> bool:
+    """Whether anything has been trained there: without a checkpoint, a workdir is free for another experiment."""
+    try:
+        return any(path.name.isdigit() for path in (workdir / "checkpoints").iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
-    """Raises InputError if workdir holds a run whose config differs in more than MAY_CHANGE."""
-    if not (workdir / "config.json").exists():
+    """Raises InputError if workdir holds checkpoints of a run whose config differs in more than MAY_CHANGE and PLACES,
+    or of none that can be trained on."""
+    if not has_checkpoint(workdir):
         return
     saved, asked = NEWER | flatten(load(workdir)), flatten(config)
+    if "data.source" not in saved:
+        raise InputError(
+            f"--workdir={workdir} holds converted weights, which cannot be trained on: choose another --workdir"
+        )
+    free = MAY_CHANGE + (PLACES if _data_record(workdir) else ())
     for field in sorted(saved.keys() | asked.keys()):
-        if saved.get(field) != asked.get(field) and not field.startswith(MAY_CHANGE):
+        if saved.get(field) != asked.get(field) and not field.startswith(free):
             raise InputError(
                 f"--workdir={workdir} holds another experiment: config.{field} is {saved.get(field)!r} there and "
                 f"{asked.get(field)!r} here; choose another --workdir or the same config"
@@ -102,16 +118,22 @@ def check_same_tokenizer(fingerprint: str, workdir: epath.Path) -> None:
         )
 
 
-def check_same_data(fingerprint: str, workdir: epath.Path) -> None:
-    """Raises InputError if the run in workdir was started on other tokens, which the same path may hold by now."""
-    record = _data_record(workdir)
-    if record and record.get("fingerprint") != fingerprint:
+def check_same_data(fingerprint: str, workdir: epath.Path, remedy: str = "choose another --workdir") -> None:
+    """Raises InputError if the run in workdir was trained on other tokens, which the same path may hold by now."""
+    if has_checkpoint(workdir) and _data_record(workdir).get("fingerprint", fingerprint) != fingerprint:
         raise InputError(
             f"--workdir={workdir} was trained on other data: the corpus or its tokenizer has changed since (the "
-            "embedded corpus does with the version of Python); put the old data back or choose another --workdir"
+            f"embedded corpus does with the version of Python); put the old data back, or {remedy}"
         )
 
 
 def _data_record(workdir: epath.Path) -> dict[str, Any]:
-    path = workdir / "data.json"
-    return read_json(path, remedy="restore it from a backup") if path.exists() else {}
+    return _read(workdir / "data.json", remedy="restore it from a backup") or {}
+
+
+def _read(path: epath.Path, *, remedy: str) -> dict[str, Any] | None:
+    """The JSON object in a file of a run; None if it is absent."""
+    try:
+        return read_json(path, remedy=remedy)
+    except FileNotFoundError:
+        return None

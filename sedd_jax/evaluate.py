@@ -16,8 +16,7 @@ from absl import flags
 from etils import epath
 
 from sedd_jax import cli
-from sedd_jax.data import corpora, tokenizers
-from sedd_jax.data.packing import tokenize
+from sedd_jax.data import tokenizers
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.evaluation import perplexity, zeroshot
@@ -25,7 +24,9 @@ from sedd_jax.training.experiment import load_trained
 
 cli.define_workdir("Directory of a trained model.")
 cli.define_processes()
-flags.DEFINE_string("data", None, "A file, a glob, tfds:NAME ...; by default the validation part of the training data.")
+flags.DEFINE_string(
+    "data", None, "A file, a glob, shards:DIR, tfds:NAME ...; by default the validation part of the training data."
+)
 flags.DEFINE_integer("num_times", None, "Noise levels per sequence; by default eval.num_times.", lower_bound=1)
 flags.DEFINE_integer("num_sequences", None, "Only the first ones (of each test set); by default all.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Sequences per network call; by default eval.batch_size.", lower_bound=1)
@@ -54,10 +55,7 @@ def main() -> dict[str, Any]:
     if values.data is None:
         stream = perplexity.validation_stream(trained, workdir, remedy="give --data")
     else:
-        reading = {"text_field": "text", "separator": None}
-        reading = {name: trained.config.data.get(name, default) for name, default in reading.items()}
-        documents = corpora.documents(values.data, **reading)
-        stream = tokenize(documents, trained.tokenizer, progress=True)
+        stream = perplexity.stream_of(trained, values.data)
     return perplexity.summary(trained, stream, options, seed=values.seed, name="text")
 
 

@@ -1,6 +1,7 @@
 """Files and directories that appear whole or not at all."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -38,14 +39,31 @@ def output_path(text: str) -> str:
     return path
 
 
+@contextlib.contextmanager
+def naming(path: epath.PathLike) -> Iterator[None]:
+    """Gives an OSError that names no file, such as that of a full disk, this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     """Replaces the file in one move, so that a reader or a killed run never sees half of it. Pipes and devices stay."""
     path = epath.Path(path)
     stays = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
     temporary = path if stays else path.parent / f".{path.name}.new"
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    if not stays:
-        temporary.replace(path)
+    with naming(path):
+        try:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            if not stays:
+                temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                if not stays:
+                    temporary.unlink(missing_ok=True)
+            raise
 
 
 def read_json(path: epath.PathLike, *, remedy: str) -> dict[str, Any]:
@@ -108,7 +126,8 @@ def plot(path: epath.PathLike, *, size: tuple[float, float], dpi: int = 150) -> 
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
     try:
         yield figure, axes
-        with epath.Path(path).open("wb") as file:
-            figure.savefig(file, format="png", dpi=dpi)
+        page = io.BytesIO()
+        figure.savefig(page, format="png", dpi=dpi)
+        write_atomically(path, page.getvalue())
     finally:
         pyplot.close(figure)

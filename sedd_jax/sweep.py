@@ -25,7 +25,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from sedd_jax import cli
+from sedd_jax import cli, lock
 from sedd_jax import config as configuration
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.stopping import Stopped
@@ -138,8 +138,8 @@ def run_sweep(points: Sequence[Trial], fields: Sequence[str], workdir: epath.Pat
     """Trains the points that are not done and returns the table. Raises TrainingError if points fail."""
     states: dict[str, str] = {}
     record = {"points": [point.name for point in points]}
-    write_atomically(make_directory(workdir, "workdir") / "sweep.json", json.dumps(record, indent=2) + "\n")
-    with Trainer() as trainer:
+    with lock.hold(make_directory(workdir, "workdir"), "workdir"), Trainer() as trainer:
+        write_atomically(workdir / "sweep.json", json.dumps(record, indent=2) + "\n")
         for number, point in enumerate(points, 1):
             what = f"point {number} of {len(points)}, {point.name}"
             if point.is_done():

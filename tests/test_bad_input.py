@@ -175,7 +175,7 @@ def test_command_line_of_training(inputs, argv, named):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("model__dim", 64), ("data__source", "text.txt"), ("optim__lr", 1e-3), ("train__seed", 1)]
+    ("field", "value"), [("model__dim", 64), ("data__length", 16), ("optim__lr", 1e-3), ("train__seed", 1)]
 )
 def test_workdir_of_another_experiment_is_left_alone(inputs, trained, field, value):
     saved = json.loads((trained / "config.json").read_text())

@@ -7,9 +7,9 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from sedd_jax.config import build
-from sedd_jax.data import dataset
-from sedd_jax.data.packing import TokenStream, chunks
+from sedd_jax.config import build, check_same_data
+from sedd_jax.data import corpora, dataset, shards
+from sedd_jax.data.packing import TokenStream, chunks, tokenize
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.sharding import map_batches
@@ -52,7 +52,23 @@ def summary(trained: Trained, stream: TokenStream, options: EvalOptions, *, seed
 
 
 def validation_stream(trained: Trained, workdir: epath.Path, *, remedy: str) -> TokenStream:
-    """The validation part of the training data. Raises InputError for converted weights, which come without data."""
+    """The validation part of the training data. Raises InputError for converted weights, which come without data, and
+    if the data is not what the model was trained with."""
     if "source" not in trained.config.data:
         raise InputError(f"--workdir={workdir} holds converted weights without their training data; {remedy}")
-    return build(dataset.load, "data", trained.config, directory=workdir).valid
+    data = build(dataset.load, "data", trained.config, directory=workdir)
+    check_same_data(data.fingerprint, workdir, remedy)
+    return data.valid
+
+
+def stream_of(trained: Trained, source: str) -> TokenStream:
+    """The text of a source in the model's tokens; of shards, their validation part. Raises InputError if it cannot be
+    read, or the shards have another tokenizer."""
+    if not source.startswith(shards.PREFIX):
+        reading = {"text_field": "text", "separator": None}
+        reading = {name: trained.config.data.get(name, default) for name, default in reading.items()}
+        return tokenize(corpora.documents(source, **reading), trained.tokenizer, progress=True)
+    prepared = shards.load(source.removeprefix(shards.PREFIX))
+    if prepared.tokenizer.fingerprint != trained.tokenizer.fingerprint:
+        raise InputError(f"--data={source} was prepared with another tokenizer than the model's; prepare it with that")
+    return prepared.valid

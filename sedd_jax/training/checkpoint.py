@@ -11,6 +11,7 @@ import gc
 import itertools
 import json
 import logging
+import re
 import sys
 import textwrap
 import warnings
@@ -26,7 +27,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, TrainingError
 
 
 class Restored(NamedTuple):
@@ -87,23 +88,40 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint folder, ascending, damaged or not."""
-        return sorted(self._manager.all_steps())
+        """The steps that have a checkpoint, ascending, damaged or not: Orbax passes over what is not a folder."""
+        found = [path for path in self._directory.iterdir() if path.name.isdigit()] if self._directory.exists() else []
+        return sorted({*self._manager.all_steps(), *(int(path.name) for path in found if not path.is_dir())})
 
     def wait(self) -> None:
-        """Waits for a save in progress. Raises the error of one that failed."""
-        self._manager.wait_until_finished()
+        """Waits for a save in progress. Raises TrainingError for one that failed, of a full disk say."""
+        with self._saving():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits as `wait` does, and ends the threads that save."""
-        self._manager.close()
+        with self._saving():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            # Tensorstore's errors are ValueErrors that begin with the name of a status.
+            if isinstance(error, ValueError) and not re.match("[A-Z_]{6,}: ", str(error)):
+                raise
+            reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2].partition(" [")[0]
+            raise TrainingError(
+                f"a checkpoint cannot be saved in {self._directory}: {reason}; those that are complete stay, and once "
+                "this is mended the same command goes on from the newest"
+            ) from error
 
     def save(self, step: int, state: Any, *, position: int, config: Mapping[str, Any]) -> None:
         """Saves in the background; `state` may be donated or deleted as soon as this returns.
 
         state: tree of jax arrays on any mesh. position: number of global batches consumed. config: JSON values.
-        Raises InputError if the directory is open read-only, ValueError if the step is saved already, and the error of
-        the save before if that failed.
+        Raises InputError if the directory is open read-only, ValueError if the step is saved already, and TrainingError
+        if this save or the one before failed.
         """
         if self._read_only:
             raise InputError(f"{self._directory} is open read-only: open it for writing to save step {step}")
@@ -112,7 +130,8 @@ class Checkpoints:
         record = {"manifest": manifest, "position": int(position), "config": dict(config)}
         items = {"state": ocp.args.StandardSave(state), "record": ocp.args.JsonSave(record | {"crc": _crc(record)})}
         # Without `force`, Orbax silently skips a step below the newest folder.
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with self._saving():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, abstract_state: Any, *, log: Callable[[str], None]) -> Restored | None:
         """The newest sound checkpoint, or None if there are no checkpoints at all.

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from sedd_jax import config as configuration
-from sedd_jax import likelihood
+from sedd_jax import likelihood, lock
 from sedd_jax.config import build
 from sedd_jax.data import dataset, tokenizers
 from sedd_jax.data.dataset import Dataset
@@ -38,7 +38,9 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     """
     configuration.check_same_experiment(config, workdir)
     on_leader = partial(processes.from_leader, "tokenizer")
-    data = build(dataset.load, "data", config, directory=workdir, on_leader=on_leader)
+    # Of a start that never came to a checkpoint, the tokenizer does not count.
+    directory = workdir if configuration.has_checkpoint(workdir) else None
+    data = build(dataset.load, "data", config, directory=directory, on_leader=on_leader)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
     options = experiment.train
     options.check(experiment.mesh)
@@ -46,19 +48,26 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     # Nobody writes before all processes have passed the checks; nobody continues before all is written.
     processes.require_same("config", json.dumps(config.to_dict(), sort_keys=True))
     processes.require_same("data", data.fingerprint)
-    processes.from_leader("workdir", lambda: _write_record(config, workdir, data))
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", keep_last=options.keep_last, keep_period=options.keep_period or None
-    )
-    peak = flops.peak_flops()
-    with jax.set_mesh(experiment.mesh), checkpoints, stop_signals() as signals:
-        loop = Loop(config, workdir, data, experiment, checkpoints, peak)
-        with contextlib.closing(loop.report):
-            return loop.run(signals)
+    with contextlib.ExitStack() as stack:
+        processes.from_leader("workdir", lambda: _write_record(config, workdir, data, stack))
+        kept = {"keep_last": options.keep_last, "keep_period": options.keep_period or None}
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **kept))
+        stack.enter_context(jax.set_mesh(experiment.mesh))
+        signals = stack.enter_context(stop_signals())
+        loop = Loop(config, workdir, data, experiment, checkpoints, flops.peak_flops())
+        stack.enter_context(contextlib.closing(loop.report))
+        return loop.run(signals)
 
 
-def _write_record(config: ConfigDict, workdir: epath.Path, data: Dataset) -> bytes:
-    data.tokenizer.save(make_directory(workdir, "workdir"))
+def _write_record(config: ConfigDict, workdir: epath.Path, data: Dataset, stack: contextlib.ExitStack) -> bytes:
+    """Makes the workdir ours until the stack ends."""
+    stack.enter_context(lock.hold(make_directory(workdir, "workdir"), "workdir"))
+    # Again, since another run may have ended here meanwhile.
+    configuration.check_same_experiment(config, workdir)
+    configuration.check_same_data(data.fingerprint, workdir)
+    if (workdir / "config.json").exists() and not configuration.has_checkpoint(workdir):
+        say(f"{workdir} is of a start that came to no checkpoint: this one begins afresh, and its files are replaced")
+    data.tokenizer.save(workdir)
     configuration.save(config, workdir, data.fingerprint, data.tokenizer.fingerprint)
     return b"written"
 

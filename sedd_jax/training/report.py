@@ -1,5 +1,6 @@
 """What a run reports to people: metrics, samples, a plot, a progress bar. Only process 0 writes and prints."""
 
+import contextlib
 import json
 import math
 import sys
@@ -7,11 +8,15 @@ import time
 from typing import Any
 
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import directory_check
 from tqdm import tqdm
 
 from sedd_jax.devices import processes
-from sedd_jax.files import plot, write_atomically
+from sedd_jax.files import naming, plot, write_atomically
 
 
 class Stopwatch:
@@ -40,13 +45,14 @@ class Stopwatch:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, int | float | None]]:
-    """The entries of metrics.jsonl; a last line that a killed run left unfinished is dropped."""
+    """The entries of metrics.jsonl. Lines that are none are dropped: a last one that a killed run left unfinished, and
+    damaged ones."""
     path, entries = workdir / "metrics.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                entries.append(entry)
     return entries
 
 
@@ -54,22 +60,25 @@ class Report:
     """The files of one run. Every process makes the same calls."""
 
     def __init__(self, workdir: epath.Path, *, step: int):
-        """Entries after `step`, whose steps will be done again, are removed."""
+        """Entries and samples after `step`, whose steps will be done again, are removed."""
         self._workdir, self._events = workdir, None
         if processes.is_leader():
             kept = [entry for entry in read_metrics(workdir) if entry["step"] <= step]
             write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+            for path in (workdir / "samples").iterdir() if (workdir / "samples").exists() else []:
+                if path.stem.isdigit() and int(path.stem) > step:
+                    path.unlink()
+            self._events = _Events(workdir / "tensorboard", step=step)
 
     def entry(self, step: int, **values: float) -> None:
         """Appends to metrics.jsonl and to TensorBoard. A value that is not finite is null in the file, as JSON has no
         NaN."""
         if self._events:
             finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            with (self._workdir / "metrics.jsonl").open("a") as file:
+            path = self._workdir / "metrics.jsonl"
+            with naming(path), path.open("a") as file:
                 file.write(json.dumps({"step": step} | finite) + "\n")
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+            self._events.add(step, *(summary.scalar(name, value) for name, value in values.items()))
 
     def samples(self, step: int, texts: list[str]) -> None:
         if self._events:
@@ -77,7 +86,7 @@ class Report:
             path = self._samples(step)
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, text)
-            self._events.add_text("samples", text, step)
+            self._events.add(step, summary.text("samples", text))
 
     def _samples(self, step: int) -> epath.Path:
         return self._workdir / "samples" / f"{step}.txt"
@@ -118,6 +127,34 @@ class Report:
     def close(self) -> None:
         if self._events:
             self._events.close()
+
+
+class _Events:
+    """A file of TensorBoard events. Not tensorboardX's SummaryWriter: its thread would print the error of a full disk,
+    and then let the run wait for it for good."""
+
+    def __init__(self, folder: epath.Path, *, step: int):
+        """Events after `step` in older files no longer count."""
+        self._folder, self._flushed = folder, 0.0
+        with naming(folder):
+            directory_check(str(folder))
+            self._writer = EventsWriter(str(folder / "events"))
+        self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, *summaries: Summary) -> None:
+        for part in summaries:
+            self._write(step=step, summary=part)
+
+    def _write(self, **fields: Any) -> None:
+        with naming(self._folder):
+            self._writer.write_event(Event(wall_time=time.time(), **fields))
+            if time.monotonic() > self._flushed + 60:
+                self._writer.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with naming(self._folder):
+            self._writer.close()
 
 
 def _plot(path: epath.Path, entries: list[dict[str, int | float | None]]) -> None:

@@ -1,0 +1,120 @@
+"""One run, one directory: a command that writes a directory for long holds the file `.lock` in it.
+
+On local disks and network file systems that is flock(2). The kernel or the file server frees it however its holder
+ends, so that it never blocks a restart. In buckets, and where there is no flock, it is a lease: an object that a thread
+writes anew every 20 seconds. A start that finds one watches it, and takes over if it does not change.
+
+Limits: NFS that is mounted with `nolock` or `local_lock` shows no host the locks of another. After a kill, a lease
+costs the next start half a minute. Two starts on a bucket within the same two seconds may both go on, and a holder that
+was suspended, or cut off from the bucket, for longer than half a minute does not notice that another took over.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from etils import epath
+from filelock import FileLock, Timeout
+
+from sedd_jax.devices.processes import say
+from sedd_jax.errors import InputError
+
+_NO_FLOCK = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
+
+
+@contextlib.contextmanager
+def hold(directory: epath.PathLike, flag: str, *, lease: bool | None = None, period: float = 20.0) -> Iterator[None]:
+    """Holds a directory that is there. Raises InputError, which names the holder, if another process does.
+
+    flag: that gave the directory. lease: whether to use one; by default in buckets. period: its seconds.
+    """
+    path = epath.Path(directory) / ".lock"
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %Z")}
+    lease = "://" in str(path) if lease is None else lease
+    try:
+        release = (None if lease else _lock(path, me)) or _lease(path, me, period)
+    except _Held as error:
+        raise InputError(
+            f"--{flag}={directory} is in use by {error}: wait until that has ended, or choose another --{flag}"
+        ) from error
+    try:
+        yield
+    finally:
+        release()
+
+
+class _Held(Exception):
+    """Another process has it; the message says which."""
+
+
+def _lock(path: epath.Path, me: dict) -> Callable[[], None] | None:
+    """Takes the lock, and returns what frees it; None where there is no flock. Raises `_Held`."""
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise _Held(_holder(_read(path))) from None
+    except OSError as error:
+        if error.errno in _NO_FLOCK:
+            return None
+        raise
+    with contextlib.suppress(OSError):  # of a full disk: the lock holds without its text
+        path.write_text(json.dumps(me))
+
+    def release():
+        path.unlink(missing_ok=True)  # while we hold it: filelock notices that its file is gone
+        lock.release()
+
+    return release
+
+
+def _lease(path: epath.Path, me: dict, period: float) -> Callable[[], None]:
+    """As `_lock` does, by an object that changes in every period."""
+    token, ended = secrets.token_hex(8), threading.Event()
+    if before := _read(path):
+        say(f"{path} is of {_holder(before)}: waiting {1.5 * period:.0f} s to see whether it still runs")
+        time.sleep(1.5 * period)
+        if (now := _read(path)) and now != before:
+            raise _Held(_holder(now))
+
+    def write():
+        path.write_text(json.dumps(me | {"token": token, "renewed": time.time()}))
+
+    def renew():
+        while not ended.wait(period):
+            with contextlib.suppress(Exception):  # a bucket that does not answer for a while
+                write()
+
+    write()
+    time.sleep(period / 10)
+    if token not in (now := _read(path)):  # of another start at the same time
+        raise _Held(_holder(now))
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+
+    def release():
+        ended.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+    return release
+
+
+def _read(path: epath.Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def _holder(text: str) -> str:
+    try:
+        return "process {pid} on {host} since {since}".format(**json.loads(text))
+    except (ValueError, TypeError, KeyError):
+        return "another process"
