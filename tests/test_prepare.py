@@ -147,6 +147,16 @@ def test_another_corpus_in_the_output_is_left_alone(plan, prepared, folder, tmp_
         preparation.prepare(plan, str(tmp_path / "file" / "below"))
 
 
+@pytest.mark.parametrize("content", [b"\xff\n", b"[" * 100_000 + b"\n", b"{}\n[]\n", b"{}\n{}\n", b"7\n", None])
+def test_a_damaged_journal_is_refused(plan, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    journal = tmp_path / "out" / preparation.JOURNAL
+    journal.mkdir() if content is None else journal.write_bytes(content)
+    with refused("progress.jsonl is damaged: "):
+        preparation.prepare(plan, str(tmp_path / "out"))
+    assert list((tmp_path / "out").iterdir()) == [journal]
+
+
 def test_changed_text_is_refused(tmp_path):
     source = write_text(tmp_path / "text.txt")
     plan = Plan(str(source), valid_fraction=0.5)

@@ -1,6 +1,7 @@
 """Tokenizers whose vocabulary comes from elsewhere: text8's characters, GPT-2's two files, a tokenizer.json."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -210,6 +211,56 @@ def test_the_cache_of_hugging_face_is_looked_into(gpt2, tmp_path, monkeypatch):
     assert tokenizers.make("huggingface", path="some/model").vocab_size == 600
 
 
+CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
+
+def llama(pre=None, normalizer=None, model=None, trainer=None, ends="\n", **options) -> library.Tokenizer:
+    """Like most files of today but for their size; by default the one of Llama 2, which splits no words."""
+    n, d = library.normalizers, library.decoders
+    made = library.Tokenizer(model or library.models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made.normalizer = n.Sequence([n.Prepend("▁"), n.Replace(" ", "▁")]) if normalizer is None else normalizer
+    made.decoder = d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), d.Strip(" ", 1, 0)])
+    if pre:
+        made.pre_tokenizer, made.decoder = pre, d.ByteLevel()
+    symbols = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    options = {"vocab_size": 900, "special_tokens": symbols, "show_progress": False} | options
+    # As SentencePiece, which trains on lines.
+    texts = [line for text in corpora.documents("embedded")[:20] for line in text.split(ends)]
+    made.train_from_iterator(texts, (trainer or library.trainers.BpeTrainer)(**options))
+    return made
+
+
+def cl100k() -> library.Tokenizer:
+    p = library.pre_tokenizers
+    split = p.Sequence([p.Split(library.Regex(CL100K), "isolated"), p.ByteLevel(False, use_regex=False)])
+    return llama(split, library.normalizers.NFC(), ends="\0", initial_alphabet=p.ByteLevel.alphabet())
+
+
+def byte_level_of(**options) -> library.Tokenizer:
+    pre = library.pre_tokenizers.ByteLevel(**options)
+    return llama(pre, library.normalizers.Sequence([]), ends="e", initial_alphabet=pre.alphabet())
+
+
+def unigram() -> library.Tokenizer:
+    options = {"model": library.models.Unigram(), "trainer": library.trainers.UnigramTrainer, "unk_token": "<unk>"}
+    return llama(library.pre_tokenizers.Metaspace(prepend_scheme="first"), library.normalizers.Strip(), **options)
+
+
+PIPELINES = {
+    "gpt2": byte_level,
+    "cl100k": cl100k,
+    "roberta": lambda: byte_level_of(add_prefix_space=True),
+    "bert": bert,
+    "words": words,
+    "unigram": unigram,
+    "across words": llama,
+    "across lines": lambda: byte_level_of(add_prefix_space=False, use_regex=False),
+    "letters": lambda: llama(max_token_length=1),
+}
+
+
 def test_a_lossy_file_says_so_and_adds_no_symbols():
     made = tokenizers.HuggingFace(bert().to_str().encode())
     assert (made.vocab_size, made.eot) == (600, 3)
@@ -218,6 +269,134 @@ def test_a_lossy_file_says_so_and_adds_no_symbols():
     assert len(tokens) > 8 and not {0, 2, 3} & set(tokens.tolist())
     shown = made.decode([*made.encode("A value"), made.eot, *made.encode("is it")])
     assert shown == "a value<|endoftext|>is it"
+
+
+LONG = {
+    "prose": "\n".join(corpora.documents("embedded"))[:100_000],
+    "lines that begin and end with spaces": " = Title = \n \n It is one . \n" * 1000,
+    "all kinds": "\n".join(TEXTS.values()) * 3,
+    "random": random_text(7),
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_blocks_have_the_ids_of_the_whole_text(name, monkeypatch):
+    made = tokenizers.HuggingFace(PIPELINES[name]().to_str().encode())
+    cuts = [found.start() for found in made._boundary.finditer("a. b.\nc d\n")] if made._boundary else []
+    expected = {
+        "across lines": [],
+        "across words": [5, 9],
+        "letters": [5, 9],
+        "unigram": [2, 7],
+        "cl100k": [2, 7, 9],
+        "words": [2, 5, 7, 9],
+    }
+    assert cuts == expected.get(name, [2, 5, 7, 9])
+    monkeypatch.setattr("sedd_jax.data.tokenizers.base._BLOCK", 1 << 60)
+    whole = {kind: made.encode(text) for kind, text in LONG.items()}
+    monkeypatch.setattr("sedd_jax.data.tokenizers.base._BLOCK", 40)
+    for kind, text in LONG.items():
+        np.testing.assert_array_equal(made.encode(text), whole[kind], err_msg=kind)
+
+
+def test_gpt2_is_encoded_in_blocks_wherever_a_space_follows_a_word(gpt2, monkeypatch):
+    made = tokenizers.make("gpt2", path=str(gpt2))
+    whole = {kind: made.encode(text) for kind, text in LONG.items()}
+    monkeypatch.setattr("sedd_jax.data.tokenizers.base._BLOCK", 40)
+    assert max(map(len, made._blocks(LONG["lines that begin and end with spaces"]))) < 80
+    for kind, text in LONG.items():
+        np.testing.assert_array_equal(made.encode(text), whole[kind], err_msg=kind)
+
+
+def edited(made: library.Tokenizer, *, special=True, end="<|endoftext|>", **model) -> bytes:
+    """The file with its end of text renamed or no special token, and with other options of the model."""
+    content = json.loads(made.to_str().replace("<|endoftext|>", end))
+    content["added_tokens"][0]["special"] = special
+    content["model"] |= model
+    return json.dumps(content).encode()
+
+
+def test_dropout_is_switched_off():
+    plain, dropping = (tokenizers.HuggingFace(edited(byte_level(), dropout=rate)) for rate in (None, 0.5))
+    text = corpora.documents("embedded")[0]
+    for _ in range(3):
+        np.testing.assert_array_equal(dropping.encode(text), plain.encode(text))
+
+
+def test_an_end_of_text_counts_by_its_name():
+    made = tokenizers.HuggingFace(edited(byte_level(), special=False))
+    assert made.eot == 0 and 0 not in made.encode(SPELT)
+    assert made.decode(made.encode(SPELT)) == SPELT
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("named", ["<|eot|>", {"content": "<|eot|>", "lstrip": False}])
+def test_an_end_of_text_of_another_name_is_named_by_the_file_beside(tmp_path, special, named):
+    path, config = tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json"
+    path.write_bytes(edited(byte_level(), end="<|eot|>", special=special))
+    for content in (None, "{}", '{"eos_token": null}', '{"eos_token": "<|other|>"}'):
+        if content:
+            config.write_text(content)
+        with refused("no end of text in this tokenizer.json"):
+            tokenizers.make("huggingface", path=str(path))
+    for content in ("", "[]", "[" * 100_000):
+        config.write_text(content)
+        with refused("tokenizer_config.json is damaged"):
+            tokenizers.make("huggingface", path=str(path))
+    config.write_text(json.dumps({"eos_token": named, "chat_template": "any"}))
+    made = tokenizers.make("huggingface", path=str(tmp_path))
+    assert made.eot == 0 and 0 not in made.encode("a <|eot|>") and made.decode([0]) == "<|endoftext|>"
+    made.save(tmp_path / "run")
+    for again in (tokenizers.load(tmp_path / "run"), tokenizers.make("huggingface", directory=tmp_path / "run")):
+        assert (again.fingerprint, again.eot) == (made.fingerprint, 0)
+    # A name that the file has by itself goes first, as it always did.
+    path.write_bytes(edited(byte_level()))
+    assert tokenizers.make("huggingface", path=str(path)).contents == (path.read_bytes(),)
+
+
+def changed(**parts) -> library.Tokenizer:
+    made = byte_level()
+    for name, part in parts.items():
+        setattr(made, name, part)
+    return made
+
+
+def some_bytes() -> library.Tokenizer:
+    """Byte-level, with those bytes alone that a few characters need."""
+    made = library.Tokenizer(library.models.BPE())
+    made.pre_tokenizer, made.decoder = library.pre_tokenizers.ByteLevel(False), library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(special_tokens=["<|endoftext|>"], show_progress=False)
+    made.train_from_iterator([*map(chr, range(256)), *"漢字 👩‍ ½ ﬁ … \u2581 e\u0301"], trainer)
+    return made
+
+
+def with_mask() -> library.Tokenizer:
+    made = byte_level()
+    made.add_tokens([library.AddedToken("<mask>", lstrip=True)])
+    return made
+
+
+# Losses that are rare, or of the first word only.
+LOSSY = {
+    "a space before the text": lambda: changed(pre_tokenizer=library.pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    "quotes": lambda: changed(normalizer=library.normalizers.Replace("``", '"')),
+    "spaces before a symbol": with_mask,
+    "bytes": some_bytes,
+}
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_lossless_is_said_only_where_it_is_true(name):
+    assert not tokenizers.HuggingFace(LOSSY[name]().to_str().encode()).lossless
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "gpt2", "sentencepiece"])
+def test_a_path_that_is_no_file_is_refused(kind, tmp_path):
+    os.mkfifo(tmp_path / "vocab.bpe")
+    (tmp_path / "encoder.json").symlink_to("/dev/zero")
+    for name in ("vocab.bpe", "encoder.json"):
+        with refused("is a directory, a pipe or a device: give a file"):
+            tokenizers.make(kind, path=str(tmp_path / name))
 
 
 def test_an_end_of_text_that_is_also_a_word_is_encoded_by_letters():

@@ -49,7 +49,7 @@ def documents(source: str, *, text_field: str = "text", separator: str | None = 
           and changes a little with each minor version of Python);
         * the path, or the glob (`**` descends), of local UTF-8 files, read in sorted order. A line of JSON lines and a
           row of a Parquet file is a document, any other file one document. Files may be compressed (gzip, zstd, bz2,
-          xz). JSON lines are known by the names `.jsonl`, `.ndjson` and `.json`, and by how they begin;
+          xz). JSON lines are `.jsonl`, `.ndjson` and `.json`, and what begins like them;
         * `tfds:NAME`, a TFDS data set that has been built as array_record, found in TFDS_DATA_DIR (by default
           ~/tensorflow_datasets); or by its folder, `tfds:/data/lm1b/1.1.0`. `tfds:NAME@SPLIT` is another split than
           train, or a part of one, `train[:10%]`;
@@ -57,8 +57,7 @@ def documents(source: str, *, text_field: str = "text", separator: str | None = 
         * `text8:PATH@SPLIT`, see `read_text8`.
     text_field: the field of a record that holds its text; null is no text. If empty, files that begin like JSON or
         are named `.json` are text.
-    separator: divides the text of other files into documents, wherever it stands. A line end before it and one after
-        it are parts of it.
+    separator: divides the text of other files, wherever it stands. A line end on either side of it is part of it.
     Raises InputError, which names the file, the line or byte in it, and the remedy.
     """
     every = parts(source, text_field=text_field, separator=separator)

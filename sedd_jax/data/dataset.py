@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 from etils import epath
 
@@ -64,7 +63,6 @@ def load(
     Raises InputError as these functions do, or if a part of the corpus is shorter than one sequence.
     """
     weights, names = zip(*mixture.parse(source), strict=True)
-    reading: dict[str, Any] = {"text_field": text_field, "separator": separator}
     prepared: list[Shards] = []
 
     def read(name: str) -> tuple[Part, Part]:
@@ -72,8 +70,8 @@ def load(
             prepared.append(shards.load(name.removeprefix(shards.PREFIX)))
             return prepared[-1].train, prepared[-1].valid
         if valid_source is not None:
-            return (texts := corpora.documents(name, **reading)), texts
-        corpus = corpora.read(name, valid_fraction=valid_fraction, **reading)
+            return (texts := corpora.documents(name, text_field=text_field, separator=separator)), texts
+        corpus = corpora.read(name, valid_fraction=valid_fraction, text_field=text_field, separator=separator)
         return corpus.train, corpus.valid
 
     parts = [read(name) for name in names]

@@ -1,9 +1,5 @@
-"""Documents of local files: text, JSON lines, both also compressed, and Parquet.
+"""Documents of local files: text, JSON lines, both also compressed, and Parquet, known by their first bytes."""
 
-What a file is follows from its first bytes, and from its name where they do not tell.
-"""
-
-import codecs
 import contextlib
 import functools
 import glob
@@ -25,24 +21,20 @@ from sedd_jax.errors import InputError, explained
 
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\0": "xz"}
 _ENDINGS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 # (offset, bytes there, what it is) of files that are not text, though some of them are UTF-8.
 _OTHERS = (
     (0, b"PK\3\4", "a zip archive: unpack it"),
     (257, b"ustar", "a tar archive: unpack it"),
     (0, b"version https://git-lfs", "a pointer of Git LFS: run `git lfs pull`"),
-    (0, b"\xff\xfe", "UTF-16: convert it, with `iconv -f UTF-16 -t UTF-8`"),
-    (0, b"\xfe\xff", "UTF-16: convert it, with `iconv -f UTF-16 -t UTF-8`"),
+    (0, (b"\xff\xfe", b"\xfe\xff"), "UTF-16: convert it, with `iconv -f UTF-16 -t UTF-8`"),
 )
 # How an object begins, or an array of objects or of strings: no prose does, not even ["Stop," he said].
-_JSON = re.compile(rb'\s*(?:\{\s*\}\s*)*(?:\{\s*"|\[\s*(?:\{\s*["}]|"(?:[^"\\\n]|\\.)*(?:"\s*[,\]]|\Z)))')
-_HEAD = 1 << 16
+_JSON = re.compile(
+    rb'(?:\xef\xbb\xbf)?\s*(?:\{\s*\}\s*)*(?:\{\s*"|\[\s*(?:\{\s*["}]|"(?:[^"\\\n]|\\.)*(?:"\s*[,\]]|\Z)))'
+)
 # Text shrinks to a tenth or a thirtieth. What expands more than this, beyond some bytes, is no text, or a bomb.
 _EXPANSION, _FREE = 100, 1 << 26
-# How many corpora separate their documents.
-_MARKER = "<|endoftext|>"
-# Folders of which a warning was given.
-_warned: set[pathlib.Path] = set()
+_say_once = functools.cache(processes.say)
 
 
 def find(source: str) -> list[pathlib.Path]:
@@ -66,9 +58,7 @@ def parts(source: str, *, text_field: str, separator: str | None, size: int) -> 
         with _explained(path):
             status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(
-                f"data source {str(path)!r} is a pipe or a device, which cannot be read twice: write it to a file first"
-            )
+            raise InputError(f"{path} is a pipe or a device, which cannot be read twice: write it to a file first")
         # A file of no bytes is not opened: those of /proc have none, and some of them never end.
         if status.st_size or path.suffix in (".parquet", *_ENDINGS):
             if room <= 0:
@@ -96,13 +86,10 @@ def check_field(text_field: str, fields: list[str], *, where: str) -> None:
 
 
 def _read(paths: list[pathlib.Path], text_field: str, separator: str | None) -> Iterator[str]:
-    """The documents of files: see `corpora.documents`.
-
-    Raises InputError, which names the file, the line or byte in it, and the remedy.
-    """
+    """The documents of files: see `corpora.documents`. Raises InputError as it does."""
     for path in paths:
         with _explained(path), _open(path) as file:
-            head = file.peek(_HEAD)
+            head = file.peek()
             if head.startswith(b"PAR1") or path.suffix == ".parquet":
                 yield from _parquet(path, text_field)
                 continue
@@ -111,11 +98,10 @@ def _read(paths: list[pathlib.Path], text_field: str, separator: str | None) -> 
                     raise InputError(f"{path} is {remedy}")
             if head.count(0) > len(head) // 4:
                 raise InputError(f"{path} is no text, but largely zeros: give UTF-8 (a UTF-16 file: convert it)")
-            if head.startswith(codecs.BOM_UTF8):
-                head = head[len(codecs.BOM_UTF8) :]
-                file.read(len(codecs.BOM_UTF8))
+            if head.startswith(b"\xef\xbb\xbf"):
+                file.read(3)
             named = path.with_suffix("").suffix if path.suffix in _ENDINGS else path.suffix
-            if named in _JSON_ENDINGS[:2] or text_field and (named in _JSON_ENDINGS or _JSON.match(head)):
+            if named in (".jsonl", ".ndjson") or text_field and (named == ".json" or _JSON.match(head)):
                 for number, line in enumerate(file, start=1):
                     if line.strip():
                         yield _record_text(line, text_field, where=f"{path}:{number}")
@@ -130,8 +116,7 @@ def _open(path: pathlib.Path) -> io.BufferedReader:
     compression = next(marked, _ENDINGS.get(path.suffix))
     # pyarrow reports a compressed file that ends too early; the gzip and zstandard modules do not. It knows no xz.
     read = lzma.LZMAFile if compression == "xz" else functools.partial(pyarrow.input_stream, compression=compression)
-    stream = read(str(path))
-    return io.BufferedReader(_Expanding(path, stream) if compression else stream, 1 << 20)
+    return io.BufferedReader(_Expanding(path, read(str(path))) if compression else read(str(path)), 1 << 20)
 
 
 class _Expanding(io.RawIOBase):
@@ -161,12 +146,10 @@ def _divide(text: str, separator: str | None, *, where: pathlib.Path) -> Iterato
     if separator is not None:
         yield from re.split(rf"(?:\r?\n)?{re.escape(separator)}(?:\r?\n)?", text)
         return
-    count = len(re.findall(rf"(?m)^{re.escape(_MARKER)}\r?$", text))
-    if count and where.parent not in _warned:
-        _warned.add(where.parent)
-        processes.say(
-            f"warning: {where} spells {_MARKER} on {count} lines, which are read as letters; to divide texts "
-            f"there, set separator to {_MARKER!r}"
+    if re.search(r"(?m)^<\|endoftext\|>\r?$", text):
+        _say_once(
+            f"warning: texts in {where.parent} spell <|endoftext|> on lines of their own, which are read as letters; "
+            "to divide them there, set separator to '<|endoftext|>'"
         )
     yield text
 
@@ -193,7 +176,6 @@ def _record_text(line: bytes, text_field: str, *, where: str) -> str:
     if not isinstance(record, dict):
         raise InputError(f"{where}: a JSON {type(record).__name__}, not an object; {remedy}")
     check_field(text_field, list(record), where=where)
-    # null is a document without text.
     return "" if record[text_field] is None else check_text(record[text_field], text_field, where=where)
 
 

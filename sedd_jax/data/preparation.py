@@ -50,8 +50,7 @@ class Plan:
                 raise InputError(f"{name}={getattr(self, name)}: give at least 1")
 
     def parts(self, source: str) -> list[corpora.Part]:
-        reading = {"text_field": self.text_field, "separator": self.separator}
-        return corpora.parts(source, **reading, size=self.shard_bytes)
+        return corpora.parts(source, text_field=self.text_field, separator=self.separator, size=self.shard_bytes)
 
     def texts(self, source: str) -> Iterator[str]:
         return itertools.chain.from_iterable(part() for part in self.parts(source))
@@ -117,9 +116,9 @@ def find(plan: Plan, root: pathlib.Path) -> list[Shard]:
         made_from, found = manifest.made_from, [shard for split in manifest.shards.values() for shard in split]
     elif (root / JOURNAL).exists():
         # The shard of an incomplete last line, from a process that was killed, is made again.
-        lines = [line for line in (root / JOURNAL).read_text().split("\n")[:-1] if line]
         remedy = f"delete {root} or give another output"
-        with explained(f"{root / JOURNAL} is damaged", remedy, ValueError, TypeError):
+        with explained(f"{root / JOURNAL} is damaged", remedy, ValueError, TypeError, OSError, RecursionError):
+            lines = [line for line in (root / JOURNAL).read_text().split("\n")[:-1] if line]
             made_from, *records = map(json.loads, lines)
             found = [Shard(**record) for record in records]
             made_from = {**made_from}

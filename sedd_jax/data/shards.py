@@ -100,7 +100,7 @@ def read_manifest(directory: pathlib.Path) -> Manifest:
     """Raises InputError if it is missing, damaged or inconsistent. Does not look at the shards."""
     path = directory / MANIFEST
     unfinished = explained(f"no {path}", "give a directory in which `prepare` has come to its end", OSError)
-    damages = ValueError, KeyError, TypeError, AttributeError
+    damages = ValueError, KeyError, TypeError, AttributeError, RecursionError
     with unfinished, explained(f"{path} is damaged", "prepare into another directory", *damages):
         content = json.loads(path.read_text())
         version = content["version"]

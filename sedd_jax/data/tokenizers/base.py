@@ -4,6 +4,7 @@ import abc
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any, SupportsIndex
 
@@ -16,9 +17,7 @@ from sedd_jax.files import write_atomically
 END_OF_TEXT = "<|endoftext|>"
 DESCRIPTION_FILE = "tokenizer.json"
 
-# Characters of a block of a long text, or a few more.
-_BLOCK = 1 << 16
-
+_BLOCK = 1 << 16  # characters of a block of a long text, or a few more
 # What tokenizers may lose: case, accents, runs of spaces, lines, rare characters, look-alikes.
 _PROBE = '  Déjà  VU,\n\n\tMr. O\'Neil said: "1,234.5 ½ ﬁ"…\r\n漢字 👩‍👩‍👧 \u2581 e\u0301\x00 '
 # Characters of all sizes, most of them in no vocabulary, whose UTF-8 has every byte that there is in UTF-8.
@@ -59,7 +58,7 @@ class Tokenizer(abc.ABC):
         """Raises InputError, which names the file, if one is missing or damaged."""
         paths, contents = tuple(paths), []
         for path in paths:
-            if path.exists() and not path.is_file():
+            if os.path.exists(path) and not os.path.isfile(path):  # to epath, a pipe is a file
                 raise InputError(f"the tokenizer file {path} is a directory, a pipe or a device: give a file")
             with explained(f"cannot read the tokenizer file {path}", "check the path", OSError):
                 contents.append(path.read_bytes())

@@ -7,7 +7,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import huggingface_hub
@@ -17,7 +17,7 @@ from etils import epath
 from huggingface_hub.errors import HFValidationError
 
 from sedd_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 
 T = TypeVar("T")
 
@@ -29,8 +29,6 @@ _CONFIG = "tokenizer_config.json"
 _PLACES = (r"(?<=\S)(?= )", r"(?<=\S)(?=\n)", r"(?<=[^\W_])(?=\n)")
 # Endings and beginnings of words of every kind, with every kind of space between them.
 _WORDS = "don't I'M 1234 x ... - _ é e\u0301 \u0301y 漢字 。 🙂 \ufb01 \ufeff \u2581 \x1c".split(" ")  # noqa: SIM905
-# Spaces and newlines as they stand in vocabularies.
-_SPELT = str.maketrans("Ġ▁Ċ", "  \n")
 _SPACES = (" ", "  ", "\n", "\n\n", " \n", "\n  ", "\r\n", "\t", " \t ", "\u00a0", "\n\u3000", "")
 
 
@@ -53,13 +51,11 @@ class HuggingFace(Pipeline):
     """
 
     KIND = "huggingface"
-    # The second one names the end of text, where the first does not.
     FILES = ("huggingface.json", _CONFIG)
 
     def __init__(self, content: bytes, config: bytes = b"{}"):
-        """config: of a tokenizer_config.json.
+        """The end of text is a special token of a known name, or `eos_token` of config, or a token of a known name.
 
-        The end of text is a special token of a known name, `eos_token` of the config, or any token of a known name.
         Raises InputError if it is no such file, does not work, or has no end of text.
         """
         self.contents = (content,)
@@ -71,15 +67,15 @@ class HuggingFace(Pipeline):
         self._tokenizer.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         special = {str(token.content) for token in self._tokenizer.get_added_tokens_decoder().values() if token.special}
+        with explained(f"{_CONFIG} is damaged", "give a sound copy", ValueError, AttributeError, RecursionError):
+            named = json.loads(config).get("eos_token")
+            named = str(named.get("content") if isinstance(named, dict) else named)
         ends = [name for name in _ENDS if name in special and name in vocabulary]
-        if not ends and (named := _named_end(config)) in vocabulary:
+        if not ends and named in vocabulary:
             ends, self.contents = [named], (content, json.dumps({"eos_token": named}).encode())
         ends += [name for name in _ENDS if name in vocabulary]
         if not ends:
-            raise InputError(
-                f"no end of text in this tokenizer.json: it has none of {', '.join(_ENDS)}, so name its own in a "
-                f'{_CONFIG} beside it, {{"eos_token": "NAME"}}'
-            )
+            raise InputError(f'no end of text in this tokenizer.json: name it in {_CONFIG} beside it, as "eos_token"')
         self.eot: int = vocabulary[ends[0]]
         # As a special token, it is not found in text that spells it.
         self._tokenizer.add_special_tokens([library.AddedToken(ends[0], special=True, normalized=False)])
@@ -89,9 +85,9 @@ class HuggingFace(Pipeline):
                 f"this tokenizer.json has an id {self.vocab_size - 1} and {len(vocabulary)} symbols: give a sound copy"
             )
         # What a pipeline replaces or strips is spelt in its file.
-        parts = json.loads(content)
-        spelt = [*_strings([parts.get(part) for part in ("normalizer", "pre_tokenizer", "decoder", "added_tokens")])]
-        self.lossless: bool = self._if_sound(lambda: self.gives_back(*(f"a {text} b" for text in spelt)))
+        rest = json.dumps({**json.loads(content), "model": None})
+        spelt = [f"a {json.loads(text)} b" for text in re.findall(r'"(?:[^"\\]|\\.)*"', rest)]
+        self.lossless: bool = self._if_sound(lambda: self.gives_back(*spelt))
 
     @classmethod
     def find(cls, path: epath.Path | None) -> tuple[epath.Path, ...]:
@@ -115,18 +111,16 @@ class HuggingFace(Pipeline):
     def _boundary(self) -> Any:
         """See `Tokenizer`. Looked for when there is a long text, since it takes some tenths of a second."""
         ids = [[token] for token in self._tokenizer.get_vocab().values()]
-        tokens = "\t".join(self._tokenizer.decode_batch(ids, skip_special_tokens=False)).translate(_SPELT)
+        tokens = "\t".join(self._tokenizer.decode_batch(ids, skip_special_tokens=False)).translate(
+            str.maketrans("Ġ▁Ċ", "  \n")
+        )
         places = [place for place in _PLACES if not re.search(place, tokens) and self._restarts_at(place)]
         return re.compile("|".join(places)) if places else None
 
     def _restarts_at(self, place: str) -> bool:
-        for parts in itertools.product(_WORDS, _SPACES, _WORDS):
-            text = "".join(parts)
-            for found in re.finditer(place, text):
-                left, right = text[: found.end()], text[found.end() :]
-                if self._encode(left) + self._encode_next(right) != self._encode(text):
-                    return False
-        return True
+        texts = map("".join, itertools.product(_WORDS, _SPACES, _WORDS))
+        cuts = ((text, found.end()) for text in texts for found in re.finditer(place, text))
+        return all(self._encode(t[:cut]) + self._encode_next(t[cut:]) == self._encode(t) for t, cut in cuts)
 
     def _encode_next(self, text: str) -> list[int]:
         # After a letter, since many pipelines put a space before a text.
@@ -158,24 +152,6 @@ class HuggingFace(Pipeline):
         if self.eot in ids:
             raise InputError(f"this tokenizer.json reads {letters!r} as an end of text: use another tokenizer")
         return ids
-
-
-def _named_end(config: bytes) -> str:
-    """`eos_token` of a tokenizer_config.json, or nothing."""
-    try:
-        named = json.loads(config).get("eos_token")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{_CONFIG} is not the JSON object that it should be: give a sound copy") from error
-    return str(named.get("content") if isinstance(named, dict) else named)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """All strings in a value of JSON."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for entry in value.values() if isinstance(value, dict) else value:
-            yield from _strings(entry)
 
 
 def cached(repository: str, *names: str) -> tuple[epath.Path, ...] | None:
