@@ -11,6 +11,7 @@ import math
 import os
 import re
 import runpy
+import select
 import sys
 import traceback
 import types
@@ -230,18 +231,21 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
         result = main()
         if processes.is_leader() and result is not None:
             print(json.dumps(to_json(result)))
-        sys.stdout.flush()
+        print(end="", flush=True)
         processes.finish()
         return
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, InputError | TrainingError):
             processes.exit_if_lost(error)
         line, code = verdict(error)
-        if isinstance(error, OSError):  # of stdout, perhaps, to which Python would write again at the end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, OSError):
+            (output := select.poll()).register(1, 0)
+            if isinstance(error, BrokenPipeError) and output.poll(0):  # the reader of stdout is gone
+                line, code = "", 141
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would write again at the end, and complain
         if code is None:
             traceback.print_exc()
-        elif not isinstance(error, BrokenPipeError):
+        elif line:
             print(f"error: {line}", file=sys.stderr, flush=True)
     processes.fail(line, code or 1)
     sys.exit(code or 1)
@@ -256,8 +260,6 @@ def verdict(error: BaseException) -> tuple[str, int | None]:
         return line, 2
     if isinstance(error, KeyboardInterrupt):
         return "stopped by SIGINT", 130
-    if isinstance(error, BrokenPipeError):
-        return "the reader of the output is gone", 141
     if isinstance(error, MemoryError) or re.match("RESOURCE_EXHAUSTED", line):
         return one_line(f"out of memory ({line}); ask for less at a time: shorter, fewer, smaller batches"), 1
     if isinstance(error, OSError) and error.errno is not None:

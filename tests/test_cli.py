@@ -224,7 +224,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
         (InputError("bad"), 2, "bad"),
         (TrainingError("over"), 1, "over"),
         (KeyboardInterrupt(), 130, "SIGINT"),
-        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "Broken pipe"),  # of a worker; 141 is for that of stdout
         (MemoryError(), 1, "out of memory"),
         (np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype(int)), 1, "8.00 TiB"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 5 GB"), 1, "out of memory (RESOURCE_EXHAUSTED: 5 GB)"),
