@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.categorical import categorical
+from sedd_jax.categorical import categorical, usable
+from sedd_jax.sampling import Sample
 from sedd_jax.sampling.sampler import Truncation
 from sedd_jax.score_entropy import Noised
 from sedd_jax.typing import Clamp, PRNGKey, Tokens
@@ -42,7 +43,7 @@ class CrossEntropy:
         return cross_entropy(output, x0)
 
 
-def generate(
+def simulate(
     key: PRNGKey,
     step_fn: StepFn,
     cache: Any,
@@ -50,8 +51,8 @@ def generate(
     *,
     truncation: Truncation = Truncation(),  # noqa: B008 (frozen)
     first_index: Int[Array, ""] | int = 0,
-) -> Tokens:
-    """Tokens from left to right, one network call per position.
+) -> Sample:
+    """Text from left to right, one network call per position, which is a step.
 
     cache: the initial cache of step_fn. clamp: given positions; those that are not a prefix do not influence the tokens
         before them. truncation: of each distribution; without it the tokens are exact samples of the model.
@@ -64,12 +65,18 @@ def generate(
         position, given, value = inputs
         logits, cache = step_fn(previous, position, cache)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
-        drawn = jax.vmap(categorical)(step_keys, jnp.exp(truncation.log_probs(logits)))
-        token = jnp.where(given, value, drawn)
-        return (token, cache), token
+        probs = jnp.exp(truncation.log_probs(logits))
+        token = jnp.where(given, value, jax.vmap(categorical)(step_keys, probs))
+        return (token, cache), (token, jnp.any(~given & ~usable(probs)))
 
     batch, length = values.shape
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(batch))
     start = (jnp.zeros(batch, values.dtype), cache)
-    _, tokens = jax.lax.scan(step, start, (jnp.arange(length), given.T, values.T))
-    return tokens.T
+    _, (tokens, failed) = jax.lax.scan(step, start, (jnp.arange(length), given.T, values.T))
+    changed, first = jnp.where(given, 0, 1 + jnp.arange(length)), jnp.where(failed.any(), 1 + failed.argmax(), 0)
+    return Sample(tokens.T, changed, calls=jnp.array(length), clipped=jnp.zeros(()), failed=first)
+
+
+def generate(*arguments: Any, **options: Any) -> Tokens:
+    """The tokens of `simulate`, which documents the arguments."""
+    return simulate(*arguments, **options).tokens

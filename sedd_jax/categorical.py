@@ -4,7 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 
 def fine_uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
@@ -31,7 +31,7 @@ def _inverse_cdf(u: Float[Array, "*batch"], weights: Float[Array, "*batch n"]) -
 
 
 def quantile(u: Float[Array, "*batch 2"], weights: Float[Array, "*batch n"]) -> Int[Array, "*batch"]:
-    """The draw of `categorical` that two uniforms in [0, 1) decide for each row."""
+    """The draw of `categorical` that two uniforms in [0, 1) decide for each row; any outcome if it is not `usable`."""
     n = weights.shape[-1]
     size = math.isqrt(n - 1) + 1
     num_groups = -(-n // size)
@@ -39,7 +39,13 @@ def quantile(u: Float[Array, "*batch 2"], weights: Float[Array, "*batch n"]) -> 
     group = _inverse_cdf(u[..., 0], padded.reshape(*weights.shape[:-1], num_groups, size).sum(-1))
     members = group[..., None] * size + jnp.arange(size)
     inside = jnp.take_along_axis(weights, jnp.minimum(members, n - 1), axis=-1)
-    return group * size + _inverse_cdf(u[..., 1], jnp.where(members < n, inside, 0))
+    return jnp.minimum(group * size + _inverse_cdf(u[..., 1], jnp.where(members < n, inside, 0)), n - 1)
+
+
+def usable(weights: Float[Array, "*batch n"]) -> Bool[Array, "*batch"]:
+    """Whether a row can be drawn from: neither NaN nor infinite, nor zero throughout."""
+    total = weights.sum(-1)
+    return (total > 0) & (total < jnp.inf)
 
 
 def categorical(key: Key[Array, ""], weights: Float[Array, "*batch n"]) -> Int[Array, "*batch"]:

@@ -2,6 +2,9 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -26,3 +29,15 @@ def explained(subject: str, remedy: str, *kinds: type[Exception]) -> Iterator[No
     except kinds as error:
         lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
         raise InputError(f"{subject}: {lines[0] if lines else type(error).__name__}; {remedy}") from error
+
+
+def require_finite(values: T, what: str) -> T:
+    """The tree of arrays; raises TrainingError that names the first with NaN or infinite numbers. By the devices."""
+    import jax  # here, since much that reads text does without it
+
+    count = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.size - jax.numpy.isfinite(leaf).sum(), tree))
+    for path, odd in jax.tree.leaves_with_path(jax.device_get(count(values))):
+        if odd:
+            what += f" {jax.tree_util.keystr(path, simple=True, separator='/')}" if path else ""
+            raise TrainingError(f"{what}: {odd} are NaN or infinite; training diverged or the weights are damaged")
+    return values

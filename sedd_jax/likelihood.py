@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sedd_jax.errors import require_finite
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
 from sedd_jax.score_entropy import Noised, denoising_loss, stratified_times
@@ -106,8 +107,9 @@ def summarise(bounds: Bound | Exact, length: int, tokens_per_byte: float | None)
     """The figures that papers quote, each with its standard error over sequences (NaN for a single one).
 
     tokens_per_byte: of the text that the sequences were cut from; None where the raw length is not known.
+    Raises TrainingError if they are not finite.
     """
-    nats = np.asarray(bounds.total, np.float64) / length
+    nats = np.asarray(require_finite(bounds.total, f"nats of {len(bounds.total)} sequences"), np.float64) / length
     mean, stderr = nats.mean(), nats.std(ddof=1) / len(nats) ** 0.5 if len(nats) > 1 else np.nan
     perplexity = np.exp(mean)
     figures = {"nats_per_token": (mean, stderr), "bits_per_token": (mean / np.log(2), stderr / np.log(2))}

@@ -33,8 +33,8 @@ class LogLinear:
     eps: float = 1e-3
 
     def __post_init__(self):
-        if not 0 < self.eps < 1:
-            raise InputError(f"noise.eps={self.eps} must lie between 0 and 1")
+        if not 1e-30 <= self.eps < 1:
+            raise InputError(f"noise.eps={self.eps} must lie between 1e-30, the least that float32 allows, and 1")
 
     def _stay(self, t):
         # 1 - (1 - eps) t, arranged so that nothing cancels as t -> 1.
@@ -56,10 +56,11 @@ class Geometric:
     sigma_max: float = 20.0
 
     def __post_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max:
+        # Scores are e^-sigma: at 1000 their logarithms still have four decimals, and at 20 nothing of the data is left.
+        if not 1e-30 <= self.sigma_min < self.sigma_max <= 1000:
             raise InputError(
                 f"noise.sigma_min={self.sigma_min} and noise.sigma_max={self.sigma_max} must satisfy "
-                "0 < sigma_min < sigma_max"
+                "1e-30 <= sigma_min < sigma_max <= 1000"
             )
 
     @property

@@ -33,7 +33,14 @@ def bregman(log_score: Float[Array, "..."], log_ratio: Sigma) -> Float[Array, ".
     Written as r (e^u - 1 - u), u = log s - log r: never negative, zero exactly at s = r, and nothing large cancels.
     """
     u = log_score - log_ratio
-    return jnp.exp(log_ratio) * (jnp.expm1(u) - u)
+    # Where u is large this is s, however small r: e^u by itself would overflow.
+    small = jnp.minimum(u, 40.0)
+    return jnp.exp(log_ratio + jnp.maximum(u - 40.0, 0)) * (jnp.expm1(small) - small)
+
+
+def log_expm1(sigma: Sigma) -> Float[Array, "..."]:
+    """log(e^sigma - 1) without overflow; e^sigma is infinite in float32 from sigma = 88.8 on."""
+    return jnp.asarray(sigma, jnp.float32) + jax.nn.log1mexp(jnp.asarray(sigma, jnp.float32))
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,8 @@ class Graph(abc.ABC):
 
         Rows sum to 1, but entries can be negative when s is not a true score: see sampling.
         """
-        dsigma, here = _column(dsigma), self._one_hot(x)
+        # Far above 16, e^dsigma only scales the row in float32. At 64 it does not overflow yet.
+        dsigma, here = jnp.minimum(_column(dsigma), 64.0), self._one_hot(x)
         score = jnp.where(self._is(x), 1, jnp.exp(log_score))
         # exp(-dsigma Q) s = e^dsigma s + (1 - e^dsigma) b sum(s), as s plus a correction that is small with dsigma.
         mean = self.base(jnp.arange(self.num_states)) * score.sum(-1, keepdims=True)
@@ -168,21 +176,21 @@ class Absorbing(Graph):
         return -jax.nn.log1mexp(-clock)
 
     def hazard(self, x: X, log_score: PerState, sigma: Sigma) -> PerState:
-        return super().hazard(x, log_score, sigma) * jnp.expm1(_column(sigma))
+        return super().hazard(x, log_score + log_expm1(_column(sigma)), sigma)
 
     def analytic_probs(self, x: X, log_score: PerState, dsigma: Sigma) -> PerState:
         # At MASK s_y (e^dsigma - 1) for tokens, and the rest stays; a token stays. So it is an Euler step, which needs
         # one pass over the states less than the general form.
-        return self.euler_probs(x, log_score, jnp.expm1(dsigma))
+        return self.euler_probs(x, log_score + log_expm1(_column(dsigma)), 1.0)
 
     def score_of_mean(self, logits: PerState, x: X, sigma: Sigma) -> PerState:
         # At MASK only x0 = y gives a ratio: e^-sigma / (1 - e^-sigma). `hazard` is the inverse.
         is_token = jnp.arange(self.num_states) != self.mask
-        return jax.nn.log_softmax(jnp.where(is_token, logits, -jnp.inf)) - jnp.log(jnp.expm1(_column(sigma)))
+        return jax.nn.log_softmax(jnp.where(is_token, logits, -jnp.inf)) - log_expm1(_column(sigma))
 
     def score_entropy(self, log_score: PerState, sigma: Sigma, x: X, x0: X) -> PerPosition:
         # Only r at y = x0 is not zero: p(x0|x0) / p(MASK|x0) = e^-sigma / (1 - e^-sigma).
-        log_ratio = -jnp.log(jnp.expm1(sigma))
+        log_ratio = -log_expm1(sigma)
         at_x0 = self._is(x0)
         other = ~at_x0 & (jnp.arange(self.num_states) != self.mask)
         others = jnp.sum(jnp.exp(log_score), axis=-1, where=other)

@@ -3,7 +3,8 @@
 Any positions can be given: text at the start (--prefix), at the end (--suffix), or anywhere (--template, where [[12]]
 stands for 12 tokens to fill, and [[~5]] for as many tokens as about 5 words take). The model always fills a window of
 the length it was trained with; the part behind a template is sampled too, and cut off. --templates=FILE fills each of
-its templates --num times. The AR baseline (objective 'ar') writes from left to right, so it takes a prefix only.
+its templates --num times. In a template [[eot]] is the end of a text; \\[[ and \\]] are brackets of the text itself;
+\\\\[[3]] is a backslash and a hole. The AR baseline (objective 'ar') writes left to right, so it takes a prefix only.
 Texts go to stdout, then one JSON line; with --output also to a file for `python -m sedd_jax.judge`.
 --live shows on stderr how the texts come about; --html and --gif write that to a file.
 """
@@ -46,7 +47,7 @@ flags.DEFINE_string("precision", None, "'exact', or 'reference' for draws that c
 flags.DEFINE_integer("batch_size", 64, "Texts at a time; the texts do not depend on it.", lower_bound=1)
 flags.DEFINE_string("prefix", None, "Text that the window starts with.")
 flags.DEFINE_string("suffix", None, "Text that the window ends with.")
-flags.DEFINE_string("template", None, "Text with holes: [[12]] is 12 tokens to fill, [[~5]] about 5 words.")
+flags.DEFINE_string("template", None, "Text with holes: [[12]] is 12 tokens to fill, [[~5]] about 5 words; \\[[ is [[.")
 cli.define_path("templates", "File with a template per line, or with a record per line (.jsonl).")
 flags.DEFINE_string("text_field", "text", "Field of a .jsonl record that holds the template.")
 cli.define_path("output", "File for the texts, one JSON object with a field 'text' per line.", output=True)

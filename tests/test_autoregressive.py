@@ -116,6 +116,13 @@ def draw(num, given=None, values=None, first_index=0, **options):
     return np.asarray(run(jax.random.key(3)))
 
 
+def test_logits_that_are_none_are_known_by_their_position():
+    step = lambda previous, position, cache: (jnp.where(position < 2, jnp.zeros((3, V)), jnp.nan), cache)  # noqa: E731
+    clamp = jnp.zeros((3, 5), bool), jnp.zeros((3, 5), int)
+    found = jax.jit(lambda: autoregressive.simulate(jax.random.key(0), step, (), clamp))()
+    assert found.failed == 3 and (found.tokens >= 0).all() and (found.tokens < V).all()
+
+
 def counts(tokens):
     return np.bincount(tokens @ V ** np.arange(LENGTH)[::-1], minlength=V**LENGTH)
 

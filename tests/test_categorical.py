@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sedd_jax.categorical import categorical, fine_uniform
+from sedd_jax.categorical import categorical, fine_uniform, quantile, truncated, usable
 
 V = 50_257
 
@@ -34,6 +34,19 @@ def test_frequencies_match_the_weights(n):
 def test_zero_weight_is_never_drawn():
     weights = jnp.zeros((1000, 300)).at[:, 37].set(1e-30).at[:, 299].set(1e-30)
     assert set(np.unique(categorical(jax.random.key(1), weights))) == {37, 299}
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf, 3e38])
+def test_a_row_that_cannot_be_drawn_from_is_known_and_gives_some_outcome(value):
+    """For every size up to 70, the padding of whose groups is 0 to 7 outcomes: such a row, and one with one such weight
+    among sound ones."""
+    for n in range(1, 71):
+        rows = jnp.stack([jnp.full(n, value), jnp.linspace(1, 2, n).at[n // 2].set(value)])
+        drawn = jnp.stack([quantile(jnp.full((2, 2), u), rows) for u in (0.0, 0.5, 1 - 2.0**-24)])
+        assert (drawn >= 0).all() and (drawn < n).all(), n
+        assert all(0 <= truncated(jax.random.key(n), row) < n for row in rows)
+        sound = [n == 1, True] if value == 3e38 else [False, value == 0 and n > 1]
+        assert usable(rows).tolist() == sound, n
 
 
 def quantile_masses(weights: np.ndarray, u: np.ndarray) -> np.ndarray:

@@ -7,13 +7,19 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import numpy as np
 import pytest
-from running import arguments, files, metrics, run, write_text
+from etils import epath
+from running import arguments, files, metrics, run, train_here, write_text
 from tensorboardX.proto.event_pb2 import Event
 
 from sedd_jax.data import corpora
 from sedd_jax.data.packing import tokenize
 from sedd_jax.data.tokenizers import Bytes, load
+from sedd_jax.errors import TrainingError
+from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.workdir import write_workdir
 
 LENGTH, STEPS = 32, 6
 FIGURES = ("bits_per_byte", "bits_per_token", "perplexity")
@@ -197,3 +203,20 @@ def test_help_names_every_flag(name, flags):
     out, _ = run(name, "--help")
     processes = {"coordinator", "num_processes", "process_id", "start_timeout", "heartbeat_timeout"}
     assert set(re.findall(r"^  --(?:\[no\])?(\w+):", out, re.MULTILINE)) == processes | set(flags.split())
+
+
+def test_weights_that_are_not_finite_are_named_at_the_start(models, tmp_path):
+    trained = load_trained(epath.Path(models / "diffusion"), log=pytest.fail)
+    params, config = jax.tree.map(np.array, trained.params), trained.config
+    params["blocks"]["mlp_in"]["kernel"][0, 3, 4] = np.nan
+    config.data.vocab_size = trained.tokenizer.vocab_size
+    write_workdir(epath.Path(tmp_path / "run"), params, config, trained.tokenizer)
+    with pytest.raises(TrainingError, match="step 6, weights blocks/mlp_in/kernel: 1 are NaN or infinite"):
+        load_trained(epath.Path(tmp_path / "run"), log=pytest.fail)
+
+
+def test_a_strong_schedule_trains_evaluates_and_samples(text, tmp_path):
+    strong = {"noise__kind": "geometric", "noise__sigma_max": 1000.0, "train__steps": 2, "data__source": text}
+    for graph in ("absorbing", "uniform"):
+        final = train_here(tmp_path / graph, graph__kind=graph, **strong)
+        assert 0 < final["eval_bits_per_byte"] < 1000 and (tmp_path / graph / "samples" / "2.txt").exists()

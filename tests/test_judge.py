@@ -14,7 +14,7 @@ from etils import epath
 from running import run, train_here, write_text
 
 from sedd_jax.data.tokenizers import Bytes
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.evaluation import judging, quality
 from sedd_jax.interop import gpt2
 from sedd_jax.training.experiment import load_trained
@@ -307,3 +307,8 @@ def test_mauve_is_one_for_the_same_texts_and_falls_with_their_distance(folder, t
     assert answer["mauve"] == pytest.approx(found["c"], abs=0.05) and answer["num_references"] == 60
     _, err = run("judge", f"--samples={others['a']}", "--references=absent", f"--model={folder}", expect=2)
     assert "--references=absent" in err
+
+
+def test_figures_of_numbers_that_are_none_are_refused():
+    with pytest.raises(TrainingError, match="nats of 2 samples: 1 are NaN or infinite"):
+        quality.perplexity(np.array([1.0, np.nan]), np.array([3, 4]))

@@ -8,6 +8,7 @@ import toy
 
 from sedd_jax import likelihood
 from sedd_jax.devices.sharding import map_batches
+from sedd_jax.errors import TrainingError
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.score_entropy import dwdse
@@ -18,7 +19,11 @@ SEQUENCES = jnp.asarray(toy.sequences(toy.V), jnp.int32)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.parametrize("noise", [LogLinear(1e-6), Geometric(1e-4, 20.0)], ids=["loglinear", "geometric"])
+@pytest.mark.parametrize(
+    "noise",
+    [LogLinear(1e-6), Geometric(1e-4, 20.0), Geometric(1e-4, 100.0)],
+    ids=["loglinear", "geometric", "strong"],
+)
 def test_bound_with_exact_scores_is_the_log_probability_of_every_sequence(graph, noise):
     score_fn = toy.exact_score_fn(graph, P0)
     run = jax.jit(lambda key, x, i: likelihood.bound(key, score_fn, graph, noise, x, num_times=4096, first_index=i))
@@ -64,6 +69,12 @@ def test_figures_do_not_depend_on_the_batch_size(graph):
     for batch_size in (1, 2, 4):
         parts = map_batches(run, chunks, batch_size)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts, whole)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_figures_of_numbers_that_are_none_are_refused(value):
+    with pytest.raises(TrainingError, match="nats of 3 sequences: 1 are NaN or infinite"):
+        likelihood.summarise(likelihood.Exact(np.array([1.0, value, 2.0])), length=10, tokens_per_byte=None)
 
 
 def test_summary_is_consistent():

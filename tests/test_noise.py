@@ -35,15 +35,16 @@ def test_rate_is_the_derivative_of_the_total(noise):
     np.testing.assert_allclose(noise.rate(TIMES), derivative, rtol=2e-4)  # grad's own 1 - (1 - eps) t near t = 1
 
 
-@pytest.mark.parametrize("bad", [{"eps": 0.0}, {"eps": 1.0}])
+@pytest.mark.parametrize("bad", [{"eps": 0.0}, {"eps": 1.0}, {"eps": 1e-40}, {"eps": float("nan")}])
 def test_loglinear_refuses(bad):
     with pytest.raises(InputError, match="noise.eps"):
         LogLinear(**bad)
 
 
-def test_geometric_refuses_levels_out_of_order():
-    with pytest.raises(InputError, match="noise.sigma_min=3"):
-        Geometric(3.0, 2.0)
+@pytest.mark.parametrize("bad", [(3.0, 2.0), (0.0, 2.0), (1e-40, 2.0), (1e-4, 1001.0), (1e-4, float("nan"))])
+def test_geometric_refuses_levels_out_of_order_or_of_float32(bad):
+    with pytest.raises(InputError, match=f"noise.sigma_min={bad[0]} and noise.sigma_max={bad[1]} must satisfy"):
+        Geometric(*bad)
 
 
 def test_make_names_the_kinds():

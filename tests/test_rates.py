@@ -174,6 +174,44 @@ def test_euler_and_analytic_agree_to_first_order(graph):
     np.testing.assert_allclose(euler.sum(-1), 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("sigma", [1e-7, 1e-3, 0.6, 0.8, 20.0, 88.0])
+def test_the_logarithm_of_expm1_and_its_derivative(sigma):
+    np.testing.assert_allclose(rates.log_expm1(sigma), np.log(np.expm1(sigma)), rtol=2e-7, atol=1e-7)
+    np.testing.assert_allclose(jax.grad(rates.log_expm1)(sigma), -1 / np.expm1(-sigma), rtol=2e-6)
+    assert rates.log_expm1(sigma + 900) == np.float32(sigma + 900)
+
+
+@pytest.mark.parametrize("log_score", [0.0, 20.0, -200.0, 80.0])
+@pytest.mark.parametrize("log_ratio", [-200.0, -100.0, 0.0, 20.0])
+def test_the_divergence_and_its_derivative_do_not_overflow(log_score, log_ratio):
+    ratio = np.exp(np.float64(log_ratio))
+    value, slope = jax.value_and_grad(rates.bregman)(log_score, log_ratio)
+    np.testing.assert_allclose(value, np.exp(log_score) - ratio * (1 + log_score - log_ratio), rtol=2e-5, atol=1e-37)
+    np.testing.assert_allclose(slope, np.exp(log_score) - ratio, rtol=2e-5, atol=1e-37)
+
+
+@pytest.mark.parametrize("sigma", [90.0, 1000.0])
+@pytest.mark.parametrize("graph", [Absorbing(toy.V), Uniform(toy.V)])
+def test_levels_beyond_float32(graph, sigma):
+    """With the posterior of one position, where e^sigma overflows: the loss is 0 or tiny, every step is the limit's."""
+    p0 = jnp.asarray(np.random.default_rng(1).dirichlet(np.ones(toy.V)), jnp.float32)
+    x = jnp.full(2, graph.num_states - 1)
+    logits = jnp.pad(jnp.log(p0), (0, graph.num_states - toy.V))
+    log_score = graph.score_of_mean(jnp.tile(logits, (2, 1)), x, sigma)
+    log_score = jnp.where(jnp.arange(graph.num_states) == x[:, None], 0, log_score)
+    loss = graph.score_entropy(log_score, sigma, x, jnp.array([0, 1]))
+    np.testing.assert_allclose(loss, 0, atol=1e-12)
+    assert np.isfinite(jax.grad(lambda s: graph.score_entropy(s, sigma, x, jnp.array([0, 1])).sum())(log_score)).all()
+    if isinstance(graph, Absorbing):  # On the uniform graph the scores are all 1, and the clean token is lost in them.
+        np.testing.assert_allclose(graph.denoise_probs(x, log_score, sigma), [p0, p0], rtol=2e-4)
+        np.testing.assert_allclose(graph.hazard(x, log_score, sigma)[:, :-1], [p0, p0], rtol=2e-4)
+    probs = graph.analytic_probs(x, log_score, sigma)
+    np.testing.assert_allclose(probs.sum(-1), 1, rtol=2e-4)
+    # A smaller step: nothing leaves MASK yet, and a uniform token is drawn anew.
+    expected = graph.base(jnp.arange(graph.num_states))
+    np.testing.assert_allclose(graph.analytic_probs(x, log_score, sigma - 60), [expected, expected], atol=1e-6)
+
+
 def test_make_refuses_what_it_does_not_know():
     with pytest.raises(InputError, match="'cosine' is unknown"):
         rates.make("cosine", 5)

@@ -134,6 +134,14 @@ def test_every_function_is_compiled_once(source, tmp_path, monkeypatch):
         assert [function._cache_size() for function in functions] == [1, 1, 1]
 
 
+def test_microbatches_may_change_at_a_resumption(source, tmp_path):
+    fields = source | QUIET | {"model__dropout": 0.3, "mesh__data": 2, "mesh__fsdp": 4, "train__batch_size": 16}
+    train_here(tmp_path / "straight", train__steps=4, **fields)
+    for steps, microbatches in ((2, 2), (4, 1)):
+        train_here(tmp_path / "resumed", train__steps=steps, train__microbatches=microbatches, **fields)
+    np.testing.assert_allclose(losses(tmp_path / "resumed"), losses(tmp_path / "straight"), rtol=1e-4)
+
+
 def test_loss_that_is_not_finite_ends_the_run(source, tmp_path):
     argv = arguments(tmp_path / "run", optim__lr=1e30, train__checkpoint_every=1, **source, **QUIET)
     out, err = run("train", *argv, expect=1)

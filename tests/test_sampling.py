@@ -10,7 +10,7 @@ from etils import epath
 from running import train_here, write_text
 
 from sedd_jax import sampling
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.sampling.sampler import Truncation
@@ -21,6 +21,9 @@ CASES = {
     "absorbing": (Absorbing(toy.V), LogLinear(1e-6)),
     "absorbing-geometric": (Absorbing(toy.V), Geometric(1e-4, 20.0)),
     "uniform": (Uniform(toy.V), Geometric(1e-4, 20.0)),
+    # Levels at which e^sigma is infinite in float32.
+    "absorbing-strong": (Absorbing(toy.V), Geometric(1e-4, 100.0)),
+    "uniform-strong": (Uniform(toy.V), Geometric(1e-4, 100.0)),
 }
 DRAWS = 8000
 
@@ -61,6 +64,11 @@ def fits(observed, expected=P0):
         # No time grid, so no bias: as many calls as there are positions are exact.
         ("absorbing", "first_hitting", toy.L, {}),
         ("absorbing-geometric", "first_hitting", 100, {}),
+        ("absorbing-strong", "analytic", 160, {}),
+        ("absorbing-strong", "trapezoidal", 64, {}),
+        ("absorbing-strong", "first_hitting", toy.L, {}),
+        ("uniform-strong", "analytic", 160, {}),
+        ("uniform-strong", "trapezoidal", 96, {}),
         ("absorbing", "analytic", 64, {"corrector_steps": 1}),
         ("uniform", "analytic", 64, {"corrector_steps": 1}),
     ],
@@ -161,6 +169,27 @@ def test_negative_probabilities_are_clipped_and_counted():
 
 
 @pytest.mark.parametrize("method", sampling.METHODS)
+def test_scores_that_are_none_are_known_by_the_first_step(method):
+    graph, noise = Absorbing(6), LogLinear()
+
+    @jax.jit
+    def simulate(level, value=np.nan):
+        def score_fn(x, sigma):
+            score = jnp.where(sigma < level, value, -jnp.log(jnp.expm1(sigma)) - np.log(6.0))
+            return jnp.where(jnp.arange(7) == x[..., None], 0, score[:, None, None])
+
+        sampler = sampling.Sampler(method=method)
+        return sampling.simulate(jax.random.key(0), score_fn, graph, noise, (3, 8), steps=8, sampler=sampler)
+
+    late, never, always = simulate(0.5), simulate(-1.0), simulate(99.0, np.inf)
+    assert never.failed == 0 and always.failed == 1 and late.failed > 1
+    assert all((found.tokens >= 0).all() and (found.tokens <= graph.mask).all() for found in (late, never, always))
+    sampling.require_sound(never.failed)
+    with pytest.raises(TrainingError, match=f"sampling stopped at step {late.failed}: the scores are NaN"):
+        sampling.require_sound(jnp.array([0, 99, late.failed]))
+
+
+@pytest.mark.parametrize("method", sampling.METHODS)
 def test_same_key_same_samples_for_any_slices_and_chunks(method):
     graph, noise = CASES["absorbing"]
     score_fn = toy.exact_score_fn(graph, P0)
@@ -258,6 +287,13 @@ def test_exact_draws_unmask_at_the_true_rate_and_reference_draws_do_not():
         ({"method": "ddim"}, "'ddim' is unknown"),
         ({"grid": "quadratic"}, "'quadratic' is unknown"),
         ({"temperature": 0.0}, "temperature=0.0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": 1e-40}, "temperature=1e-40"),
+        ({"temperature": 1e40}, "temperature=1e\\+40"),
+        ({"top_p": float("nan")}, "top_p=nan"),
+        ({"top_p": 1e-50}, "top_p=1e-50"),
+        ({"corrector_size": float("nan")}, "corrector_size=nan"),
+        ({"steps": 2**31}, "steps=2147483648"),
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"top_k": -1}, "top_k=-1"),
         ({"precision": "float8"}, "'float8' is unknown"),
@@ -278,6 +314,16 @@ def test_first_hitting_is_refused_where_tokens_change_more_than_once():
     graph, noise = CASES["uniform"]
     with pytest.raises(InputError, match="needs the absorbing graph"):
         sampling.sample(jax.random.key(0), lambda x, s: None, graph, noise, (1, 2), steps=2, method="first_hitting")
+
+
+@pytest.mark.parametrize(
+    ("options", "shares"),
+    [({"top_p": 1e-30}, [0, 1]), ({"temperature": 1e-30}, [0, 1]), ({"temperature": 1e30}, [0.5, 0.5])],
+)
+def test_the_most_that_truncation_allows(options, shares):
+    log_score = jnp.array([[[-50.0, -49.0, -jnp.inf, 0.0]]])
+    found = Truncation(**options).of_score(log_score, jnp.array([[3]]))[0, 0]
+    np.testing.assert_allclose(np.exp(found), [*np.multiply(shares, np.exp(-49) + np.exp(-50)), 0, 1], rtol=1e-4)
 
 
 @pytest.mark.parametrize("graph", ["absorbing", "uniform"])

@@ -72,7 +72,8 @@ def exact_score_fn(graph: Graph, p0: np.ndarray):
         for i in range(length):
             step = n ** (length - 1 - i)
             neighbours = number(x, n) + (jnp.arange(n) - x[i]) * step
-            rows.append(jnp.log(p[neighbours]) - jnp.log(p[number(x, n)]))
+            # e^-1000 stands for a probability that is 0 in float32.
+            rows.append(jnp.maximum(jnp.log(p[neighbours]), -1000) - jnp.log(p[number(x, n)]))
         return jnp.stack(rows)
 
     def log_scores(x, sigma):

@@ -18,7 +18,7 @@ from sedd_jax.data import tokenizers
 from sedd_jax.data.tokenizers import END_OF_TEXT, Tokenizer
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.sharding import map_batches
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, require_finite
 from sedd_jax.evaluation import quality
 from sedd_jax.interop import gpt2
 from sedd_jax.training.experiment import load_trained
@@ -148,7 +148,8 @@ def mauve(judge: Judge, texts: list[str], references: list[str], batch_size: int
         padded, last = _pad(samples), np.array([len(ids) - 1 for ids in samples])
         bar = partial(tqdm, desc=f"reading {name}", unit="batch")
         read = lambda batch, first: judge.features(padded[batch], last[batch])  # noqa: E731
-        return map_batches(read, np.arange(len(samples)), batch_size, progress=bar)
+        states = map_batches(read, np.arange(len(samples)), batch_size, progress=bar)
+        return require_finite(states, f"hidden states of {name}")
 
     score = compute_mauve(features(texts, "samples"), features(references, "references"), verbose=False)
     return {"mauve": float(score.mauve), "mauve_clusters": int(score.num_buckets), "num_references": len(references)}

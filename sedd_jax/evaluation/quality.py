@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from sedd_jax.errors import require_finite
+
 N_GRAMS = (1, 2, 3)
 
 
@@ -46,8 +48,9 @@ def perplexity(nats: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> 
     """Generative perplexity: exp of nats per token over all samples, from the nats and the number of tokens of each.
 
     The standard errors are over samples: of a ratio of two means, to first order. NaN for a single sample.
+    Raises TrainingError for nats that are not finite.
     """
-    nats, total = np.asarray(nats, np.float64), counts.sum()
+    nats, total = np.asarray(require_finite(nats, f"nats of {len(nats)} samples"), np.float64), counts.sum()
     rate = nats.sum() / total
     spread = np.sum((nats - rate * counts) ** 2) * len(nats) / (len(nats) - 1) if len(nats) > 1 else np.nan
     error = float(np.sqrt(spread) / total)

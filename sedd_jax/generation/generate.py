@@ -82,10 +82,11 @@ class Generator:
 
         def batch(windows: TokenRows, first: int) -> tuple[jax.Array, jax.Array]:
             sample = run(*self._arguments(windows, steps, seed), first)
-            costs.append((sample.calls, sample.clipped))
+            costs.append((sample.calls, sample.clipped, sample.failed))
             return sample.tokens, sample.changed
 
         with jax.set_mesh(self.trained.experiment.mesh):
             tokens, changed = sharding.map_batches(batch, windows, self.batch_size, **options)
-        calls, clipped = zip(*jax.device_get(costs), strict=True)
+        calls, clipped, failed = zip(*jax.device_get(costs), strict=True)
+        sampling.require_sound(np.array(failed))
         return Generated(tokens, changed, int(max(calls)), float(np.mean(clipped)), time.perf_counter() - start)

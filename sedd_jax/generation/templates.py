@@ -1,7 +1,8 @@
 """Templates, which are text with holes, as windows of given and free tokens.
 
 [[12]] is a hole of 12 tokens, [[~5]] one of as many tokens as about 5 words take. The number of tokens in a hole is
-fixed before sampling: the model chooses the tokens, not their number.
+fixed before sampling: the model chooses the tokens, not their number. [[eot]] is the end of a text, as a given token.
+Brackets of the text itself are written \\[[ and \\]]; a backslash before brackets is \\\\, elsewhere it is itself.
 """
 
 import functools
@@ -19,7 +20,8 @@ from sedd_jax.errors import InputError
 
 Ids = Int[np.ndarray, " _"]
 FREE = -1
-HOLE = re.compile(r"\[\[(~?)(\d+)\]\]", re.ASCII)
+# What is not plain text: an escaped character or pair of brackets (1), or a hole (2, 3) or end of text in brackets.
+MARK = re.compile(r"\\(\\(?=\\*(?:\[\[|\]\]))|\[\[|\]\])|\[\[(?:(~?)(\d+)|eot)\]\]", re.ASCII)
 # Words of the embedded corpus, enough for two digits of tokens per word.
 ESTIMATE_WORDS = 10_000
 
@@ -47,18 +49,25 @@ def tokens_per_word(tokenizer: Tokenizer) -> float:
 
 def parse_template(template: str, tokenizer: Tokenizer, *, length: int, flag: str = "--template") -> Window:
     """The window [length] of a template. Raises InputError, naming flag, for a malformed hole or too much text."""
-    pieces, holes, end = [], [], 0
-    for match in HOLE.finditer(template):
-        pieces.append(_given(template[end : match.start()], tokenizer, flag))
-        holes.append(_hole_tokens(match, tokenizer))
+    pieces, holes, text, end = [], [], "", 0
+    for match in MARK.finditer(template):
+        text += _plain(template[end : match.start()], flag) + (match[1] or "")
+        end = match.end()
+        if match[1]:
+            continue
+        pieces.append(tokenizer.encode(text))
+        text = ""
+        if match[3]:
+            holes.append(_hole_tokens(match, tokenizer))
+        elif tokenizer.eot is None:
+            raise InputError(f"{flag} has [[eot]], but the tokenizer {tokenizer.KIND!r} has no end of text")
         if (free := sum(holes)) > length:
             count = "too many" if free >= 10**20 else free
             raise InputError(
                 f"{flag} has holes for {count} tokens, more than the model's length of {length}; shorten it"
             )
-        pieces.append(np.full(holes[-1], FREE, np.int32))
-        end = match.end()
-    tokens = np.concatenate([*pieces, _given(template[end:], tokenizer, flag)])
+        pieces.append(np.array([FREE] * holes[-1] if match[3] else [tokenizer.eot], np.int32))
+    tokens = np.concatenate([*pieces, tokenizer.encode(text + _plain(template[end:], flag))])
     return Window(_fill(length, tokens, np.empty(0, np.int32), flag), len(tokens), tuple(holes))
 
 
@@ -108,18 +117,18 @@ def read_templates(path: str, text_field: str) -> list[str]:
 
 
 def _hole_tokens(match: re.Match[str], tokenizer: Tokenizer) -> int:
-    words, number = match.groups()
+    _, words, number = match.groups()
     # No model has a length of twenty digits, and int refuses a number of thousands of digits.
     count = int(number) if len(number) < 20 else 10**20
     return max(1, round(count * tokens_per_word(tokenizer))) if words and count else count
 
 
-def _given(text: str, tokenizer: Tokenizer, flag: str) -> Ids:
+def _plain(text: str, flag: str) -> str:
     if "[[" in text or "]]" in text:
         hole = text[text.find("[[") :] if "[[" in text else text[: text.find("]]") + 2]
-        remedy = "a hole is [[12]], for 12 tokens, or [[~5]], for about 5 words"
+        remedy = "a hole is [[12]], for 12 tokens, or [[~5]], for about 5 words; \\[[ and \\]] are brackets"
         raise InputError(f"{flag} has a malformed hole at {hole[:40]!r}; {remedy}")
-    return tokenizer.encode(text)
+    return text
 
 
 def _fill(length: int, start: Ids, end: Ids, flag: str) -> Ids:

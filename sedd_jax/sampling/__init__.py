@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
+from sedd_jax.errors import TrainingError
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
 from sedd_jax.sampling import methods
@@ -23,12 +25,14 @@ from sedd_jax.typing import Clamp, PRNGKey, Scalar, ScoreFn, Tokens
 
 class Sample(NamedTuple):
     """changed: the step (from 1) at which each position got its token, 0 for given ones. calls: network evaluations.
-    clipped: fraction of the (position, step) pairs whose transition had a negative probability, set to zero."""
+    clipped: fraction of the (position, step) pairs whose transition had a negative probability, set to zero.
+    failed: the first step at which a position had no scores to draw from: see `require_sound`; 0 for none."""
 
     tokens: Tokens
     changed: Tokens
     calls: Int[Array, ""]
     clipped: Scalar
+    failed: Int[Array, ""]
 
 
 def make_process(
@@ -97,4 +101,12 @@ def advance(process: Process, state: State, number: Count) -> State:
 
 def as_sample(state: State) -> Sample:
     """The result of a process, from its last state."""
-    return Sample(state.x, state.changed, state.calls, state.clipped / jnp.maximum(state.drawn, 1))
+    clipped = state.clipped / jnp.maximum(state.drawn, 1)
+    return Sample(state.x, state.changed, state.calls, clipped, state.failed)
+
+
+def require_sound(failed: Int[Array | np.ndarray, "*samples"]) -> None:
+    """Raises TrainingError if a step failed. failed: of one `Sample`, or of several."""
+    if (steps := np.asarray(failed)[np.asarray(failed) > 0]).size:
+        why = "the scores are NaN, infinite or all zero there; training diverged or the weights are damaged"
+        raise TrainingError(f"sampling stopped at step {steps.min()}: {why}")

@@ -47,7 +47,8 @@ def trapezoidal(process: Process, state: State, number: Count, t: Scalar, t_next
     now, state = process.evaluate(state, process.noise.total(t))
     to_middle = lambda at: _jump(graph, at.x, graph.hazard(*at), first_part)  # noqa: E731
     state = process.draw(state, number, 0, to_middle, now)
-    middle, state = process.evaluate(state, graph.from_clock(start - first_part))
+    # From sigma = 88 on the absorbing graph's clock is 0 in float32, whose sigma would be infinite.
+    middle, state = process.evaluate(state, jnp.minimum(graph.from_clock(start - first_part), process.noise.total(t)))
 
     def to_end(at: Positions, before: Positions):
         hazard = a1 * graph.hazard(*at) - (a1 - 1) * graph.hazard(*before)

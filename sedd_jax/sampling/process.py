@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from sedd_jax.categorical import fine_uniform, quantile, truncated
+from sedd_jax.categorical import fine_uniform, quantile, truncated, usable
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
 from sedd_jax.sampling.sampler import Sampler, grid_time
@@ -36,6 +36,7 @@ class State(NamedTuple):
 
     changed: the event (counted from 1) at which a position got its token; 0 for never.
     calls: network evaluations so far. drawn, clipped: draws so far, and how many had a negative probability.
+    failed: the first event at which a position had no probabilities to draw from, NaN or all zero; 0 for none.
     cache: for a timeless network, the tokens of its last evaluation and their features.
     """
 
@@ -44,6 +45,7 @@ class State(NamedTuple):
     calls: Int[Array, ""]
     drawn: Scalar
     clipped: Scalar
+    failed: Int[Array, ""]
     cache: tuple[Tokens, Float[Array, "b l d"]] | None
 
 
@@ -97,7 +99,8 @@ class Process:
         if self.network.timeless:
             features = jax.eval_shape(self.network.features, x, jnp.ones(len(x)))
             cache = jnp.full_like(x, -1), jnp.zeros(features.shape, features.dtype)
-        return State(x, jnp.zeros_like(x), jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()), cache)
+        none, zero = jnp.zeros((), jnp.int32), jnp.zeros(())
+        return State(x, jnp.zeros_like(x), calls=none, drawn=zero, clipped=zero, failed=none, cache=cache)
 
     def event_keys(self, *event: Count) -> Keys:
         """A key per sequence for a numbered event of the process."""
@@ -159,17 +162,19 @@ class Process:
             else:
                 position_keys = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(keys, index)
                 tokens = jax.vmap(jax.vmap(truncated))(position_keys, weights)
-            drawn, clipped = carry
+            drawn, clipped, failed = carry
             live, negative = pick(active), jnp.any(transition < 0, axis=-1)
-            return put(drawn, jnp.where(live, tokens, pick(x))), put(clipped, live & negative)
+            failed |= jnp.any(live & ~usable(weights))
+            return put(drawn, jnp.where(live, tokens, pick(x))), put(clipped, live & negative), failed
 
         chunks = -(-active.sum(1).max() // width)
-        drawn, clipped = jax.lax.fori_loop(0, chunks, chunk, (x, jnp.zeros_like(active)))
+        drawn, clipped, failed = jax.lax.fori_loop(0, chunks, chunk, (x, jnp.zeros_like(active), jnp.array(False)))
         return state._replace(
             x=drawn,
             changed=jnp.where(drawn != x, number, state.changed),
             drawn=state.drawn + active.size,
             clipped=state.clipped + clipped.sum(),
+            failed=jnp.where((state.failed == 0) & failed, number, state.failed),
         )
 
     def _at_positions(self, evaluation: Evaluation, pick: Callable[[Any], Any]) -> Positions:

@@ -43,11 +43,11 @@ class Truncation:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if not 0 < self.temperature < float("inf"):
-            raise InputError(f"sampling temperature={self.temperature} must be above 0; 1 samples the model itself")
-        if self.top_k < 0:
+        if not 1e-30 <= self.temperature <= 1e30:  # float32 has no more
+            raise InputError(f"sampling temperature={self.temperature} must be above 0 and finite; 1 changes nothing")
+        if not self.top_k >= 0:
             raise InputError(f"sampling top_k={self.top_k} must be at least 1, or 0 for all tokens")
-        if not 0 < self.top_p <= 1:
+        if not 1e-30 <= self.top_p <= 1:
             raise InputError(f"sampling top_p={self.top_p} must lie in (0, 1]; 1 keeps all tokens")
 
     def log_probs(self, logits: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
@@ -103,11 +103,11 @@ class Sampler:
         for name, choices in {"method": METHODS, "precision": PRECISIONS, "grid": GRIDS}.items():
             if (value := getattr(self, name)) not in choices:
                 raise InputError(f"sampling {name} {value!r} is unknown; choose one of {', '.join(choices)}")
-        if self.corrector_steps < 0:
+        if not self.corrector_steps >= 0:
             raise InputError(f"sampling corrector_steps={self.corrector_steps} must be 0 or more")
         if not 0 < self.corrector_size <= 1:
             raise InputError(f"sampling corrector_size={self.corrector_size} must lie in (0, 1]")
-        if self.rows < 1:
+        if not self.rows >= 1:
             raise InputError(f"sampling rows={self.rows} must be at least 1")
         if self.method == "first_hitting" and self.corrector_steps:
             raise InputError("sampling method 'first_hitting' has no time grid to correct on; set corrector_steps to 0")
@@ -124,5 +124,5 @@ class Sampler:
                 "sampling method 'first_hitting' needs the absorbing graph, where a position changes once; choose "
                 f"one of {', '.join(GRID_METHODS)}"
             )
-        if steps < 1:
-            raise InputError(f"sampling steps={steps} must be at least 1")
+        if not 1 <= steps < 1 << 31:
+            raise InputError(f"sampling steps={steps} must be at least 1 (and below 2^31)")

@@ -20,7 +20,7 @@ from sedd_jax.config import build
 from sedd_jax.data import tokenizers
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.devices import sharding
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, require_finite
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
 from sedd_jax.sampling import Network
@@ -104,11 +104,8 @@ class Experiment:
 
         def generate(params, key, clamp, steps, first_index):
             step_fn = lambda *args: self.model.apply({"params": params}, *args, method="next_logits")  # noqa: E731
-            cache, truncation = self.model.empty_cache(*clamp[1].shape), sampler.truncation
-            tokens = autoregressive.generate(key, step_fn, cache, clamp, truncation=truncation, first_index=first_index)
-            length = tokens.shape[1]
-            changed = jnp.where(clamp[0], 0, 1 + jnp.arange(length))
-            return sampling.Sample(tokens, changed, calls=jnp.array(length), clipped=jnp.zeros(()))
+            cache, options = self.model.empty_cache(*clamp[1].shape), {"truncation": sampler.truncation}
+            return autoregressive.simulate(key, step_fn, cache, clamp, first_index=first_index, **options)
 
         def draw(*arguments):
             return sampling.simulate(**self._process(sampler, *arguments))
@@ -167,6 +164,11 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     model = model.clone(attention=kernel)
     if model.num_heads % mesh.shape["tensor"]:
         raise InputError(f"mesh.tensor={mesh.shape['tensor']} must divide model.num_heads={model.num_heads}")
+    # Scores depend on the noise level. Those of the absorbing graph do by a known factor alone.
+    known = model.parametrisation == "mean" or (isinstance(graph, rates.Absorbing) and model.scale_by_sigma)
+    if not (causal or model.time_conditioning or known):
+        needs = "needs model.parametrisation='mean', or graph.kind='absorbing' with model.scale_by_sigma=True"
+        raise InputError(f"model.time_conditioning=False {needs}: other scores depend on the noise level")
     options = build(SamplingOptions, "sampling", config)
     if not causal:
         options.check(graph, options.steps)
@@ -207,7 +209,8 @@ class Trained:
 def load_trained(workdir: epath.Path, *, log: Callable[[str], None]) -> Trained:
     """The newest sound checkpoint of a workdir, on all devices of this machine and whatever mesh it was trained on.
 
-    Raises InputError if workdir holds no run, no checkpoint, or another tokenizer than the run's.
+    Raises InputError if workdir holds no run, no checkpoint, or another tokenizer than the run's, and TrainingError for
+    weights that are not finite.
     """
     config = configuration.load(workdir)
     tokenizer = tokenizers.load(workdir)
@@ -220,4 +223,5 @@ def load_trained(workdir: epath.Path, *, log: Callable[[str], None]) -> Trained:
         restored = checkpoints.restore(experiment.abstract_state(), log=log)
     if restored is None:
         raise InputError(f"--workdir={workdir} has no checkpoint yet; let the training get to its first one")
+    require_finite(restored.state.ema, f"--workdir={workdir}, step {restored.step}, weights")
     return Trained(config, experiment, tokenizer, restored.state.ema, restored.step)

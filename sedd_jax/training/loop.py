@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from sedd_jax import config as configuration
-from sedd_jax import likelihood, lock
+from sedd_jax import likelihood, lock, sampling
 from sedd_jax.config import build
 from sedd_jax.data import dataset, tokenizers
 from sedd_jax.data.dataset import Dataset
@@ -209,7 +209,9 @@ class Loop:
         shape = (options.num, self.data.length)
         clamp = tuple(map(self.experiment.place, (np.zeros(shape, bool), np.zeros(shape, np.int32))))
         key = jax.random.fold_in(self.sample_key, self.step)
-        tokens = np.asarray(self.sample(self.state.ema, key, clamp, options.steps, 0).tokens)
+        sample = self.sample(self.state.ema, key, clamp, options.steps, 0)
+        sampling.require_sound(sample.failed)
+        tokens = np.asarray(sample.tokens)
         self.report.samples(self.step, [self.data.tokenizer.decode(sequence) for sequence in tokens.tolist()])
 
     def _summary(self) -> str:

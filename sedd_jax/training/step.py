@@ -112,25 +112,25 @@ def make_train_step(
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
     head_loss = make_head_loss(model, objective, mesh, places.params["head"])
 
-    def microbatch_loss_and_grads(params, key, noised: Noised, tokens):
+    def microbatch_loss_and_grads(params, key, noised: Noised, tokens, numbers):
         def features_of(params):
-            dropout = {"dropout": key}
-            return model.apply({"params": params}, noised.x, noised.sigma, True, rngs=dropout, method="features")
+            inputs, dropout = (noised.x, noised.sigma, True, numbers), {"dropout": key}
+            return model.apply({"params": params}, *inputs, rngs=dropout, method="features")
 
         features, pull_back = jax.vjp(features_of, params)
         loss, (d_head, d_features) = head_loss(params["head"], features, noised, tokens)
         return loss, pull_back(d_features)[0] | {"head": d_head}
 
     def batch_loss_and_grads(params, key, noised: Noised, tokens):
+        batch = noised, tokens, jnp.arange(len(tokens))
         if microbatches == 1:
-            return microbatch_loss_and_grads(params, key, noised, tokens)
+            return microbatch_loss_and_grads(params, key, *batch)
 
         def add(total, inputs):
-            return jax.tree.map(jnp.add, total, microbatch_loss_and_grads(params, *inputs)), None
+            return jax.tree.map(jnp.add, total, microbatch_loss_and_grads(params, key, *inputs)), None
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        batches = split_microbatches((noised, tokens), microbatches)
-        total, _ = jax.lax.scan(add, zero, (jax.random.split(key, microbatches), *batches))
+        total, _ = jax.lax.scan(add, zero, split_microbatches(batch, microbatches))
         return jax.tree.map(lambda x: x / microbatches, total)
 
     def step(state: TrainState, key: PRNGKey, tokens: Tokens) -> tuple[TrainState, Metrics]:

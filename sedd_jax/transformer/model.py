@@ -21,6 +21,8 @@ from sedd_jax.transformer.linear import PRODUCT, Linear, bias_init
 from sedd_jax.typing import LogScore, PerSequence, Tokens
 
 gelu = partial(jax.nn.gelu, approximate=True)
+Features = Float[Array, "b l d"]
+Numbers = Int[Array, " b"] | None
 
 
 class ModulatedNorm(nn.Module):
@@ -91,9 +93,18 @@ class Block(nn.Module):
         condition: Float[Array, "b c"] | None,
         cache: Cache | None,
         position: Int[Array, ""] | None,
+        numbers: Numbers,
     ) -> tuple[Float[Array, "b l d"], Cache | None]:
         batch, length, dim = x.shape
-        drop = nn.Dropout(self.dropout, deterministic=not self.train)
+
+        def drop(h: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+            """Dropout by a key of each sequence, so that a batch may be computed in any parts."""
+            if not self.train or not self.dropout:
+                return h
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), numbers)
+            keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, h.shape[1:]))(keys)
+            return jnp.where(keep, h / (1 - self.dropout), 0)
+
         if condition is None:
             shift1 = scale1 = shift2 = scale2 = jnp.zeros((batch, dim))
             gate1 = gate2 = jnp.ones((batch, dim))
@@ -148,7 +159,8 @@ class Transformer(nn.Module):
     attention: a name in `attention.IMPLEMENTATIONS`; a config may also say 'auto', see `attention.choose`.
     remat: what the backward pass recomputes instead of storing it: 'none', all but each block's input ('blocks'),
         or all but the products with weights ('dots').
-    Training applies dropout: pass train=True and rngs={'dropout': key}.
+    Training applies dropout: pass train=True and rngs={'dropout': key}, and numbers of the sequences to `features` if
+    the batch is a part of one: a mask depends on the key and the sequence's number.
     """
 
     num_states: int
@@ -189,9 +201,9 @@ class Transformer(nn.Module):
     def __call__(self, tokens: Tokens, sigma: PerSequence, train: bool = False) -> LogScore:
         return self.log_score(self.features(tokens, sigma, train), tokens, sigma)
 
-    def features(self, tokens: Tokens, sigma: PerSequence, train: bool = False) -> Float[Array, "b l d"]:
+    def features(self, tokens: Tokens, sigma: PerSequence, train: bool = False, numbers: Numbers = None) -> Features:
         """Everything but the last matrix product. With `log_score`, for a loss that never holds [B, L, N]."""
-        return self._features(tokens, sigma, train)[0]
+        return self._features(tokens, sigma, train, numbers=numbers)[0]
 
     def empty_cache(self, batch: int, length: int) -> Cache:
         """The cache that `next_logits` starts from."""
@@ -216,6 +228,7 @@ class Transformer(nn.Module):
         train: bool,
         cache: Cache | None = None,
         position: Int[Array, ""] | None = None,
+        numbers: Numbers = None,
     ) -> tuple[Float[Array, "b l d"], Cache | None]:
         condition = None
         if self.time_conditioning and not self.causal:
@@ -243,11 +256,11 @@ class Transformer(nn.Module):
             REMAT[self.remat](Block),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, 0, nn.broadcast),
+            in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast),
             length=self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(self.num_heads, self.mlp_ratio, self.dropout, self.dtype, self.attention, train, self.causal, name="blocks")
-        x, cache = blocks(x, condition, cache, position)
+        x, cache = blocks(x, condition, cache, position, jnp.arange(len(x)) if numbers is None else numbers)
 
         if condition is None:
             shift = scale = jnp.zeros((len(x), self.dim))
@@ -266,6 +279,7 @@ class Transformer(nn.Module):
         if self.parametrisation == "mean":
             log_score = self.score_of_mean(log_score, tokens, sigma[:, None])
         elif self.scale_by_sigma:
-            log_score = log_score - (jnp.log(jnp.expm1(sigma)) + jnp.log(self.num_states - 1.0))[:, None, None]
+            scale = sigma + jax.nn.log1mexp(sigma)  # log(e^sigma - 1), which does not overflow
+            log_score = log_score - (scale + jnp.log(self.num_states - 1.0))[:, None, None]
         log_score = jnp.where(jnp.arange(self.num_states) == tokens[..., None], 0, log_score)
         return constrain(log_score, "batch", None, "vocab")
