@@ -14,8 +14,8 @@ from absl import app, flags
 
 from benchmarks.rounds import medians
 from sedd_jax import noise, rates
+from sedd_jax.network import chunk_size
 from sedd_jax.score_entropy import ScoreEntropy, denoising_loss, loss_and_grads
-from sedd_jax.training.step import chunk_size
 from sedd_jax.transformer import Transformer
 
 flags.DEFINE_enum("kind", "absorbing", ["absorbing", "uniform"], "Graph.")

@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.errors import require_finite
+from sedd_jax.network import Network, as_network, sum_over_positions
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
-from sedd_jax.score_entropy import Noised, denoising_loss, stratified_times
+from sedd_jax.score_entropy import stratified_times
 from sedd_jax.typing import PerSequence, PRNGKey, ScoreFn, Tokens
 
 
@@ -45,7 +46,7 @@ class Exact(NamedTuple):
 
 def bound(
     key: PRNGKey,
-    score_fn: ScoreFn,
+    score_fn: ScoreFn | Network,
     graph: Graph,
     noise: Noise,
     tokens: Tokens,
@@ -55,10 +56,12 @@ def bound(
 ) -> Bound:
     """Estimates the bound of each sequence from num_times stratified times, with one network call per time.
 
+    Log-scores exist only for some noised positions at a time (`sum_over_positions`).
     first_index: index of the first sequence in its data set. The noise of a sequence depends only on the key and its
         index, so batches of any size on any mesh give the same estimates up to rounding.
     """
     batch, length = tokens.shape
+    network = as_network(score_fn)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(batch))
     times = jax.vmap(lambda k: stratified_times(jax.random.fold_in(k, 0), num_times))(keys)
 
@@ -68,22 +71,26 @@ def bound(
 
     def diffusion_at(index):
         sigma = noise.total(times[:, index])
-        noised = Noised(corrupt(1 + index, sigma), sigma, noise.rate(times[:, index]))
-        return denoising_loss(score_fn, graph, noised, tokens)
+        x = corrupt(1 + index, sigma)
+        total = sum_over_positions(network, x, sigma, graph.contributes(x), graph.score_entropy, tokens)
+        return noise.rate(times[:, index]) * total
 
     def reconstruction_at(index):
-        sigma = jnp.full(batch, sigma_0)
+        def term(log_score, sigma, x, x0):
+            probs = graph.denoise_probs(x, log_score, sigma)
+            # The sampler never draws a probability clipped at zero. A finite cost keeps one such token from hiding
+            # others.
+            probs = jnp.maximum(probs, jnp.finfo(jnp.float32).tiny)
+            right = jnp.take_along_axis(probs, x0[..., None], axis=-1)[..., 0]
+            return jnp.log(probs.sum(-1)) - jnp.log(right)
+
+        sigma = jnp.full(batch, noise.at_start)
         x = corrupt(1 + num_times + index, sigma)
-        probs = graph.denoise_probs(x, score_fn(x, sigma), sigma[:, None])
-        # The sampler never draws a probability clipped at zero. A finite cost keeps one such token from hiding others.
-        probs = jnp.maximum(probs, jnp.finfo(jnp.float32).tiny)
-        right = jnp.take_along_axis(probs, tokens[..., None], axis=-1)[..., 0]
-        return (jnp.log(probs.sum(-1)) - jnp.log(right)).sum(-1)
+        # Everywhere: a position that cannot change may be wrong.
+        return sum_over_positions(network, x, sigma, jnp.ones_like(x, bool), term, tokens)
 
     parts = [_mean_and_variance(diffusion_at, num_times)]
-    with jax.ensure_compile_time_eval():
-        sigma_0 = float(noise.total(jnp.zeros(())))
-    if sigma_0 > 0:
+    if noise.at_start > 0:
         # Few tokens are noised at sigma(0), so this part needs far fewer samples than the integral.
         parts.append(_mean_and_variance(reconstruction_at, max(2, num_times // 8)))
     else:

@@ -6,7 +6,7 @@ Schedules are frozen dataclasses of Python floats: static under `jax.jit`, pure 
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -16,6 +16,10 @@ from sedd_jax.errors import InputError
 
 @runtime_checkable
 class Noise(Protocol):
+    """at_start: sigma(0)."""
+
+    at_start: float
+
     def total(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """sigma(t), dimensionless: e^-sigma is the probability that a token has not been hit by the noise."""
 
@@ -31,6 +35,7 @@ class LogLinear:
     """
 
     eps: float = 1e-3
+    at_start: ClassVar[float] = 0.0
 
     def __post_init__(self):
         if not 1e-30 <= self.eps < 1:
@@ -62,6 +67,10 @@ class Geometric:
                 f"noise.sigma_min={self.sigma_min} and noise.sigma_max={self.sigma_max} must satisfy "
                 "1e-30 <= sigma_min < sigma_max <= 1000"
             )
+
+    @property
+    def at_start(self) -> float:
+        return self.sigma_min
 
     @property
     def _log_ratio(self) -> float:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sedd_jax.network import for_chunks, pick, put
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
 from sedd_jax.typing import PerSequence, PRNGKey, Scalar, ScoreFn, Tokens
@@ -130,33 +131,26 @@ def loss_and_grads(
     The loss is a sum over positions with known weights, so each chunk's gradient is taken in the same pass: nothing is
     stored and nothing is computed twice.
     """
-    batch, length, dim = features.shape
-    flat = features.reshape(-1, dim)
-    active = objective.contributes(noised.x).ravel()
-    # The indices of the active positions, then an index that is out of range.
-    order = jnp.nonzero(active, size=-(-active.size // rows) * rows, fill_value=active.size)[0]
+    length = features.shape[1]
 
-    def chunk_loss(params, rows_features, x, x0, sigma, weight):
-        loss = objective.loss(head(params, rows_features[:, None], x, sigma), sigma[:, None], x, x0)
+    def chunk_loss(params, features, x, x0, sigma, weight):
+        loss = objective.loss(head(params, features, x, sigma), sigma[:, None], x, x0)
         return jnp.sum(weight * loss[:, 0])
 
-    def add_chunk(i, carry):
+    def add(index, carry):
         loss, d_params, d_features = carry
-        at = jax.lax.dynamic_slice_in_dim(order, i * rows, rows)
-        sequence = at // length
+        sequence = index // length
         value, (d_chunk, d_rows) = jax.value_and_grad(chunk_loss, argnums=(0, 1))(
             params,
-            flat.at[at].get(mode="clip"),
-            noised.x.ravel().at[at].get(mode="clip")[:, None],
-            tokens.ravel().at[at].get(mode="clip")[:, None],
+            *(pick(values, index)[:, None] for values in (features, noised.x, tokens)),
             noised.sigma.at[sequence].get(mode="clip"),
             noised.weight.at[sequence].get(mode="fill", fill_value=0),
         )
-        return loss + value, jax.tree.map(jnp.add, d_params, d_chunk), d_features.at[at].set(d_rows, mode="drop")
+        return loss + value, jax.tree.map(jnp.add, d_params, d_chunk), put(d_features, index, d_rows[:, 0])
 
-    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(flat))
-    loss, d_params, d_features = jax.lax.fori_loop(0, -(-active.sum() // rows), add_chunk, zero)
-    return loss, (d_params, d_features.reshape(features.shape))
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(features))
+    loss, d_params, d_features = for_chunks(objective.contributes(noised.x), rows, add, zero)
+    return loss, (d_params, d_features)
 
 
 def dwdse(key: PRNGKey, score_fn: ScoreFn, graph: Graph, noise: Noise, tokens: Tokens) -> PerSequence:

@@ -218,13 +218,15 @@ def test_a_timeless_network_is_called_only_when_a_token_has_changed():
     def features(x, sigma):
         return logits[x[:, 0], jnp.arange(5)[:, None]].swapaxes(0, 1) + x.sum(1)[:, None, None]
 
-    def log_score(features, x, sigma):
+    def log_score(head, features, x, sigma):
         log_p = jax.nn.log_softmax(features.at[..., graph.mask].set(-jnp.inf))
         log_p = log_p - jnp.log(jnp.expm1(sigma))[:, None, None]
         return jnp.where(jnp.arange(graph.num_states) == x[..., None], 0, log_p)
 
     def run(timeless):
-        network = sampling.Network(lambda x, s: jnp.take(features(x, s), jnp.arange(5), axis=1), log_score, timeless)
+        network = sampling.Network(
+            lambda x, s: jnp.take(features(x, s), jnp.arange(5), axis=1), log_score, timeless=timeless
+        )
         return sampling.simulate(jax.random.key(1), network, graph, noise, (1, 5), steps=64)
 
     plain, cached = run(False), run(True)

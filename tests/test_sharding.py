@@ -8,13 +8,16 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
+from running import make_config
 
-from sedd_jax import likelihood, sampling
+from sedd_jax.aot.costs import collectives
+from sedd_jax.aot.hlo import Program
 from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.score_entropy import ScoreEntropy
+from sedd_jax.training.experiment import make_experiment
 from sedd_jax.training.state import abstract_state, clip_by_global_norm, init_state, make_optimizer
 from sedd_jax.training.step import make_train_step
 from sedd_jax.transformer import Transformer
@@ -79,35 +82,69 @@ def test_microbatches_train_as_one_batch(one_device):
         assert_same_training(three_steps("absorbing", shape, microbatches=microbatches), one_device["absorbing"])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_bound_and_samples_are_those_of_one_device(case):
-    graph, noise = CASES[case]
-    model = model_of(graph, scale_by_sigma=case == "absorbing")
+def experiment_of(objective, kind, shape):
+    fields = {f"mesh__{axis}": size for axis, size in zip(sharding.MESH_AXES, shape, strict=True)}
+    fields |= {"noise__kind": "loglinear" if kind == "absorbing" else "geometric", "model__num_heads": 4}
+    config = make_config(objective=objective, graph__kind=kind, **fields)
+    return make_experiment(config, 31 if kind == "absorbing" else 32, jax.devices()[: int(np.prod(shape))])
+
+
+def random_params(experiment):
+    """Random everywhere: the zero-initialised head would hide the network."""
+    waves = lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape)  # noqa: E731
+    return jax.tree.map(waves, experiment.init_state(jax.random.key(0)).params)
+
+
+@pytest.mark.parametrize(("objective", "kind"), [("sedd", "absorbing"), ("sedd", "uniform"), ("ar", "uniform")])
+def test_bound_and_samples_are_those_of_one_device(objective, kind):
+    """Also with numbers of sequences that the mesh does not divide."""
+    tokens = np.concatenate([TOKENS, TOKENS[:3] + 1]) % 31
+    given = tokens % 5 == 0
 
     def figures(shape):
-        mesh = mesh_of(shape)
-        with jax.set_mesh(mesh):
-            params = init_state(jax.random.key(0), model, make_optimizer(), mesh).params
-            # Random everywhere: the zero-initialised head would hide the network.
-            params = jax.tree.map(
-                lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape), params
+        experiment = experiment_of(objective, kind, shape)
+        with jax.set_mesh(experiment.mesh):
+            params = random_params(experiment)
+            bound, sample = experiment.bound_fn(4), experiment.sample_fn(experiment.sampling)
+            bounds = experiment.map_batches(
+                lambda batch, first: bound(params, jax.random.key(2), experiment.place(batch), first), tokens, 4
             )
-            score_fn = lambda x, sigma: model.apply({"params": params}, x, sigma)  # noqa: E731
-            bound = jax.jit(lambda x: likelihood.bound(jax.random.key(2), score_fn, graph, noise, x, num_times=4))(
-                sharding.place_batch(TOKENS, mesh)
+            place = lambda clamp: tuple(map(experiment.place, clamp))  # noqa: E731
+            samples = experiment.map_batches(
+                lambda clamp, first: sample(params, jax.random.key(3), place(clamp), 4, first).tokens,
+                (given, tokens),
+                5,
             )
-            tokens = jax.jit(
-                lambda: sampling.sample(jax.random.key(3), score_fn, graph, noise, (8, 16), steps=4),
-                out_shardings=sharding.batch_sharding(mesh),
-            )()
-        return jax.device_get(bound), np.asarray(tokens)
+        return bounds, samples
 
     expected = figures((1, 1, 1))
     for shape in MESHES:
-        bound, tokens = figures(shape)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4), bound, expected[0])
+        bounds, samples = figures(shape)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4), bounds, expected[0])
         # A sample at the very edge of an interval may fall on the other side after reassociation.
-        assert np.mean(tokens != expected[1]) < 0.02
+        assert np.mean(samples != expected[1]) < 0.02
+        assert (samples == tokens)[given].all()
+
+
+def test_no_device_waits_for_another_within_the_loop_over_chunks():
+    """Each has its own number of positions to draw or to evaluate, and so its own number of chunks."""
+    experiment = experiment_of("sedd", "absorbing", (2, 4, 1))
+    with jax.set_mesh(experiment.mesh):
+        params = random_params(experiment)
+        tokens = experiment.place(TOKENS)
+        calls = {
+            "sample": (experiment.sample_fn(experiment.sampling, 4), (params, jax.random.key(0), (tokens > 3, tokens))),
+            "bound": (experiment.bound_fn(4), (params, jax.random.key(0), tokens, 0)),
+        }
+        for function, arguments in calls.values():
+            text = function.lower(*arguments).compile().as_text()
+            counts = []
+            for trips in (1, 1000):
+                program = Program(text, 8, data_trips=trips)
+                counts.append(sorted(entry.executions for entry in collectives(program)))
+            assert program.data_dependent_loops >= 1
+            assert counts[0] == counts[1]
+            assert counts[0]  # the weights are split, so they are gathered
 
 
 def test_every_weight_and_moment_is_split():

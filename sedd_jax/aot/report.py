@@ -25,9 +25,9 @@ from sedd_jax.aot.least import least_traffic, roofline
 from sedd_jax.devices import chips, sharding
 from sedd_jax.devices.chips import Chip
 from sedd_jax.errors import InputError, TrainingError
+from sedd_jax.network import chunk_size
 from sedd_jax.training import flops
 from sedd_jax.training.experiment import Experiment, make_experiment
-from sedd_jax.training.step import chunk_size
 
 TARGETS = ("train", "sample", "both")
 

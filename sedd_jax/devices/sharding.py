@@ -142,6 +142,47 @@ def unsharded(abstract: Any, mesh: Mesh) -> list[str]:
     return lines
 
 
+def batch_axes(place: NamedSharding) -> list[tuple[str, ...]]:
+    """For each dimension of a weight, the mesh axes of size > 1 that split it and the batch."""
+    # A spec may hold a single axis as a name or as a tuple of one.
+    entries = ((entry,) if isinstance(entry, str) else entry or () for entry in place.spec)
+    exchanged = {axis for axis in RULES["batch"] if place.mesh.shape[axis] > 1}
+    return [tuple(axis for axis in entry if axis in exchanged) for entry in entries]
+
+
+def on_shards(function: Callable, places: Mapping[str, NamedSharding], dtype: str, *, outputs: Any = None) -> Callable:
+    """function(weights, *arrays [B, ...]) -> arrays [B, ...], run by every device on its own sequences.
+
+    weights: {name: array} with the shardings `places`. Every device gets them complete, in so far as batch axes of the
+        mesh split them: gathered in `dtype`, that of the products, since this is half the bytes to move. `tensor`
+        splits them as before.
+    outputs: specs of the results if these are not batches.
+    """
+    mesh = next(iter(places.values())).mesh
+    split = {name: batch_axes(place) for name, place in places.items()}
+    specs = {name: PartitionSpec(*(axes or None for axes in entries)) for name, entries in split.items()}
+    batch = PartitionSpec(RULES["batch"])
+
+    def gather(name: str, weight: jax.Array) -> jax.Array:
+        for dim, axes in enumerate(split[name]):
+            if axes:
+                weight = jax.lax.all_gather(weight.astype(dtype), axes, axis=dim, tiled=True).astype(weight.dtype)
+        return weight
+
+    def mapped(weights: Mapping[str, jax.Array], *arrays: Any) -> Any:
+        local = lambda weights, *arrays: function({name: gather(name, weights[name]) for name in weights}, *arrays)  # noqa: E731
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(specs, *[batch] * len(arrays)),
+            out_specs=batch if outputs is None else outputs,
+            axis_names=set(RULES["batch"]),
+            check_vma=False,
+        )(weights, *arrays)
+
+    return mapped
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
@@ -184,20 +225,20 @@ def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
 
 
 def map_batches(
-    function: Callable[[np.ndarray, int], Any],
-    sequences: np.ndarray,
+    function: Callable[[Any, int], Any],
+    sequences: Any,
     batch_size: int,
     *,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Any:
-    """`function(batch, number of its first sequence)` over all sequences [N, ...]: a tree of NumPy arrays [N, ...].
+    """`function(batch, number of its first sequence)` over all sequences, a tree of arrays [N, ...]: a tree of NumPy
+    arrays [N, ...].
 
-    The last batch is filled up with repeats of its last sequence, so that all have one shape; their results are
-    dropped. progress: wraps the iterable of batches, as `tqdm` does.
+    The last batch is filled up with repeats of its last sequence, so that all have batch_size sequences; their results
+    are dropped. progress: wraps the iterable of batches, as `tqdm` does.
     """
-    parts, batch_size = [], min(batch_size, len(sequences))
-    for first in progress(range(0, len(sequences), batch_size)):
-        batch = sequences[first : first + batch_size]
-        filled = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
-        parts.append(jax.device_get(function(filled, first)))
-    return jax.tree.map(lambda *values: np.concatenate(values)[: len(sequences)], *parts)
+    count, parts = len(jax.tree.leaves(sequences)[0]), []
+    for first in progress(range(0, count, batch_size)):
+        numbers = np.minimum(np.arange(first, first + batch_size), count - 1)
+        parts.append(jax.device_get(function(jax.tree.map(lambda a: a[numbers], sequences), first)))  # noqa: B023
+    return jax.tree.map(lambda *values: np.concatenate(values)[:count], *parts)

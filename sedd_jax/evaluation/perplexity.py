@@ -12,7 +12,6 @@ from sedd_jax.data import corpora, dataset, shards
 from sedd_jax.data.packing import TokenStream, chunks, tokenize
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
-from sedd_jax.devices.sharding import map_batches
 from sedd_jax.errors import InputError
 from sedd_jax.likelihood import Bound, Exact, summarise
 from sedd_jax.training.experiment import EvalOptions, Trained
@@ -28,7 +27,7 @@ def bounds(trained: Trained, sequences: TokenRows, options: EvalOptions, *, seed
     key = jax.random.key(seed)
     bar = partial(tqdm, desc=f"evaluating {name}", unit="batch", disable=not processes.is_leader())
     with jax.set_mesh(trained.experiment.mesh):
-        return map_batches(
+        return trained.experiment.map_batches(
             lambda batch, first: bound(trained.params, key, trained.experiment.place(batch), first),
             sequences,
             options.batch_size,

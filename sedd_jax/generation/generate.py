@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sedd_jax import sampling
-from sedd_jax.devices import processes, sharding
+from sedd_jax.devices import processes
 from sedd_jax.generation.templates import FREE
 from sedd_jax.generation.trajectory import Frame
 from sedd_jax.training.experiment import Trained
@@ -41,7 +41,7 @@ class Generator:
 
     def generate(self, windows: TokenRows, *, steps: int, seed: int) -> Generated:
         """Compiles once per shape; another number of steps, or other windows, do not compile again."""
-        shape = min(self.batch_size, len(windows)), windows.shape[1]
+        shape = self.trained.experiment.batch_size(self.batch_size, len(windows)), windows.shape[1]
         if shape not in self._compiled:
             with jax.set_mesh(self.trained.experiment.mesh):
                 sample_fn = self.trained.experiment.sample_fn(self.options)
@@ -86,7 +86,7 @@ class Generator:
             return sample.tokens, sample.changed
 
         with jax.set_mesh(self.trained.experiment.mesh):
-            tokens, changed = sharding.map_batches(batch, windows, self.batch_size, **options)
+            tokens, changed = self.trained.experiment.map_batches(batch, windows, self.batch_size, **options)
         calls, clipped, failed = zip(*jax.device_get(costs), strict=True)
         sampling.require_sound(np.array(failed))
         return Generated(tokens, changed, int(max(calls)), float(np.mean(clipped)), time.perf_counter() - start)

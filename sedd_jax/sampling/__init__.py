@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sedd_jax.errors import TrainingError
+from sedd_jax.network import Network, as_network
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
 from sedd_jax.sampling import methods
-from sedd_jax.sampling.process import Count, Network, Process, State
+from sedd_jax.sampling.process import Count, Process, State
 from sedd_jax.sampling.sampler import GRIDS, METHODS, Sampler, Truncation
 from sedd_jax.typing import Clamp, PRNGKey, Scalar, ScoreFn, Tokens
 
@@ -60,9 +61,7 @@ def make_process(
     sampler.check(graph, steps if isinstance(steps, int) else 1)
     given = (jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32)) if clamp is None else clamp
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(shape[0]))
-    if not isinstance(score_fn, Network):  # A network whose features are the log-scores.
-        score_fn = Network(features=score_fn, log_score=lambda log_score, tokens, sigma: log_score)
-    return Process(graph, noise, score_fn, sampler, steps, given, keys)
+    return Process(graph, noise, as_network(score_fn), sampler, steps, given, keys)
 
 
 def simulate(*arguments: Any, **options: Any) -> Sample:

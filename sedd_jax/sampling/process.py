@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.categorical import fine_uniform, quantile, truncated, usable
+from sedd_jax.network import Index, Network, for_chunks, pick, put
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
 from sedd_jax.sampling.sampler import Sampler, grid_time
@@ -16,19 +18,6 @@ from sedd_jax.typing import Clamp, Mask, PerSequence, Scalar, Tokens
 
 Keys = Key[Array, " b"]
 Count = Int[Array, ""] | int
-
-
-class Network(NamedTuple):
-    """A score function in two parts, so that log-scores exist only for the positions that are drawn.
-
-    features: (tokens [B, L], sigma [B]) -> [B, L, D].
-    log_score: (features [B, W, D], tokens [B, W], sigma [B]) -> [B, W, N], for any W of the positions.
-    timeless: the features do not depend on sigma, so they are recomputed only when a token has changed.
-    """
-
-    features: Callable[..., Float[Array, "b l d"]]
-    log_score: Callable[..., Float[Array, "b w n"]]
-    timeless: bool = False
 
 
 class State(NamedTuple):
@@ -58,15 +47,15 @@ class Evaluation(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """An evaluation at W positions of each sequence: the arguments of `Graph.hazard`."""
+    """An evaluation at R positions: the arguments of `Graph.hazard`."""
 
-    x: Int[Array, "b w"]
-    log_score: Float[Array, "b w n"]
-    sigma: Float[Array, "b 1"]
+    x: Int[Array, "r 1"]
+    log_score: Float[Array, "r 1 n"]
+    sigma: Float[Array, "r 1"]
 
 
-# (positions of each evaluation) -> transition probabilities [B, W, M], M = N or V; negative ones are clipped.
-Probs = Callable[..., Float[Array, "b w m"]]
+# (positions of each evaluation) -> transition probabilities [R, 1, M], M = N or V; negative ones are clipped.
+Probs = Callable[..., Float[Array, "r 1 m"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,46 +127,46 @@ class Process:
     ) -> State:
         """Draw `draw` of event `number`: at every position (of `among`) that can leave its token and is not given.
 
-        Each sequence takes W positions at a time, those to be drawn first, and only as many times as needed: log-scores
-        [B, L, N] never exist, and those of positions that stay are not computed.
+        Every device goes through these positions of its own sequences in chunks: log-scores [B, L, N] never exist, and
+        those of positions that stay are not computed.
         """
-        keys = self.event_keys(number, draw)
-        x, length = state.x, state.x.shape[1]
-        width = min(max(1, self.sampler.rows // len(x)), length)
-        active = self.graph.contributes(x) & ~self.given[0]
+        active = self.graph.contributes(state.x) & ~self.given[0]
         if among is not None:
             active &= among
-        order = jnp.argsort(~active, axis=1, stable=True)
-        uniform = jax.vmap(lambda key: fine_uniform(key, (length, 2)))(keys)
-
-        def chunk(i, carry):
-            # The last chunk may overlap the one before: the same draws are then repeated.
-            index = jax.lax.dynamic_slice_in_dim(order, i * width, width, axis=1)
-            pick = lambda values: jnp.take_along_axis(values, index.reshape(*index.shape, *[1] * (values.ndim - 2)), 1)  # noqa: E731
-            put = lambda values, new: jnp.put_along_axis(values, index, new, axis=1, inplace=False)  # noqa: E731
-            transition = probs(*(self._at_positions(evaluation, pick) for evaluation in at))
-            weights = jnp.maximum(transition, 0)
-            if self.sampler.precision == "exact":
-                tokens = quantile(pick(uniform), weights)
-            else:
-                position_keys = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))(keys, index)
-                tokens = jax.vmap(jax.vmap(truncated))(position_keys, weights)
-            drawn, clipped, failed = carry
-            live, negative = pick(active), jnp.any(transition < 0, axis=-1)
-            failed |= jnp.any(live & ~usable(weights))
-            return put(drawn, jnp.where(live, tokens, pick(x))), put(clipped, live & negative), failed
-
-        chunks = -(-active.sum(1).max() // width)
-        drawn, clipped, failed = jax.lax.fori_loop(0, chunks, chunk, (x, jnp.zeros_like(active), jnp.array(False)))
+        keys = self.event_keys(number, draw)
+        local = self.network.on_shards(partial(self._draw_local, probs))
+        drawn, clipped, failed = local(self.network.head, keys, state.x, active, at)
         return state._replace(
             x=drawn,
-            changed=jnp.where(drawn != x, number, state.changed),
+            changed=jnp.where(drawn != state.x, number, state.changed),
             drawn=state.drawn + active.size,
             clipped=state.clipped + clipped.sum(),
-            failed=jnp.where((state.failed == 0) & failed, number, state.failed),
+            failed=jnp.where((state.failed == 0) & failed.any(), number, state.failed),
         )
 
-    def _at_positions(self, evaluation: Evaluation, pick: Callable[[Any], Any]) -> Positions:
-        x = pick(evaluation.x)
-        log_score = self.network.log_score(pick(evaluation.features), x, evaluation.sigma)
-        return Positions(x, self.sampler.truncation.of_score(log_score, x), evaluation.sigma[:, None])
+    def _draw_local(
+        self, probs: Probs, head: Any, keys: Keys, x: Tokens, active: Mask, at: tuple[Evaluation, ...]
+    ) -> tuple[Tokens, Mask, Mask]:
+        """The tokens after a draw, where a probability was negative, and where there was nothing to draw from."""
+        length = x.shape[1]
+        uniform = jax.vmap(lambda key: fine_uniform(key, (length, 2)))(keys)
+
+        def positions(evaluation: Evaluation, index: Index) -> Positions:
+            here = pick(evaluation.x, index)[:, None]
+            sigma = evaluation.sigma.at[index // length].get(mode="clip")
+            log_score = self.network.log_score(head, pick(evaluation.features, index)[:, None], here, sigma)
+            return Positions(here, self.sampler.truncation.of_score(log_score, here), sigma[:, None])
+
+        def chunk(index, carry):
+            transition = probs(*(positions(evaluation, index) for evaluation in at))[:, 0]
+            weights = jnp.maximum(transition, 0)
+            if self.sampler.precision == "exact":
+                tokens = quantile(pick(uniform, index), weights)
+            else:
+                sequence_keys = keys.at[index // length].get(mode="clip")
+                tokens = jax.vmap(truncated)(jax.vmap(jax.random.fold_in)(sequence_keys, index % length), weights)
+            results = tokens, jnp.any(transition < 0, axis=-1), ~usable(weights)
+            return tuple(put(values, index, new) for values, new in zip(carry, results, strict=True))
+
+        nowhere = jnp.zeros_like(active)
+        return for_chunks(active, min(self.sampler.rows, x.size), chunk, (x, nowhere, nowhere))

@@ -21,9 +21,9 @@ from sedd_jax.data import tokenizers
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError, require_finite
+from sedd_jax.network import Network, sum_over_positions
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
-from sedd_jax.sampling import Network
 from sedd_jax.score_entropy import Objective, ScoreEntropy, ScoreFn
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.options import EvalOptions, SamplingOptions, TrainOptions
@@ -54,13 +54,20 @@ class Experiment:
         return lambda tokens, sigma: self.model.apply({"params": params}, tokens, sigma)
 
     def network(self, params: Any) -> Network:
-        """`score_fn` in two parts, for `sampling`."""
+        """`score_fn` in two parts (for the AR baseline the logits), of which each device computes the second on its own
+        sequences."""
 
-        def apply(method, *arguments):
+        def apply(method, params, *arguments):
             return self.model.apply({"params": params}, *arguments, method=method)
 
-        timeless = not self.model.time_conditioning
-        return Network(partial(apply, "features"), partial(apply, "log_score"), timeless)
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state().params["head"])
+        return Network(
+            features=partial(apply, "features", params),
+            log_score=lambda head, *arguments: apply("log_score", {"head": head}, *arguments),
+            head=params["head"],
+            timeless=not self.model.time_conditioning,
+            on_shards=partial(sharding.on_shards, places=places, dtype=self.model.dtype),
+        )
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
@@ -84,12 +91,16 @@ class Experiment:
         likelihood itself."""
 
         def exact(params, key, tokens, first_index):
-            logits = self.score_fn(params)(tokens, jnp.zeros(len(tokens)))
-            return likelihood.Exact(autoregressive.cross_entropy(logits, tokens).sum(-1))
+            term = lambda logits, sigma, x, x0: autoregressive.cross_entropy(logits, x0)  # noqa: E731
+            return likelihood.Exact(
+                sum_over_positions(
+                    self.network(params), tokens, jnp.zeros(len(tokens)), jnp.ones_like(tokens, bool), term, tokens
+                )
+            )
 
         def bound(params, key, tokens, first_index):
-            graph, noise, score_fn = self.graph, self.noise, self.score_fn(params)
-            return likelihood.bound(key, score_fn, graph, noise, tokens, num_times=num_times, first_index=first_index)
+            graph, noise, network = self.graph, self.noise, self.network(params)
+            return likelihood.bound(key, network, graph, noise, tokens, num_times=num_times, first_index=first_index)
 
         return jax.jit(exact if self.model.causal else bound, out_shardings=sharding.replicated(self.mesh))
 
@@ -138,9 +149,18 @@ class Experiment:
         return process | options | {"shape": clamp[1].shape}
 
     def place(self, batch: np.ndarray) -> jax.Array:
-        """A batch [B, ...], the same on every process; split over the mesh if that divides B, else replicated."""
-        split = len(batch) % sharding.batch_shards(self.mesh) == 0
-        return sharding.place(batch, sharding.batch_sharding(self.mesh) if split else sharding.replicated(self.mesh))
+        """A batch [B, ...], the same on every process, split over the mesh, which has to divide B."""
+        return sharding.place(batch, sharding.batch_sharding(self.mesh))
+
+    def batch_size(self, asked: int, count: int) -> int:
+        """Sequences per batch, of `count` in all: about `asked`, and a multiple of the parts that the mesh splits."""
+        shards = sharding.batch_shards(self.mesh)
+        return -(-min(asked, count) // shards) * shards
+
+    def map_batches(self, function: Callable[..., Any], sequences: Any, batch_size: int, **options: Any) -> Any:
+        """`sharding.map_batches` in batches of about batch_size: see `batch_size`."""
+        count = len(jax.tree.leaves(sequences)[0])
+        return sharding.map_batches(function, sequences, self.batch_size(batch_size, count), **options)
 
 
 def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Experiment:

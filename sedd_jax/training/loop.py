@@ -194,7 +194,7 @@ class Loop:
 
     def _evaluate(self) -> None:
         place, quiet = self.experiment.place, not processes.is_leader()
-        bounds = sharding.map_batches(
+        bounds = self.experiment.map_batches(
             lambda batch, first: self.bound(self.state.ema, self.eval_key, place(batch), first),
             self.valid,
             self.experiment.eval.batch_size,
@@ -205,13 +205,17 @@ class Loop:
         self.results["bits_per_byte"] = round(summary["bits_per_byte"], 3)
 
     def _sample(self) -> None:
-        options = self.experiment.sampling
+        options, place = self.experiment.sampling, self.experiment.place
         shape = (options.num, self.data.length)
-        clamp = tuple(map(self.experiment.place, (np.zeros(shape, bool), np.zeros(shape, np.int32))))
         key = jax.random.fold_in(self.sample_key, self.step)
-        sample = self.sample(self.state.ema, key, clamp, options.steps, 0)
-        sampling.require_sound(sample.failed)
-        tokens = np.asarray(sample.tokens)
+
+        def draw(clamp: Any, first: int) -> jax.Array:
+            sample = self.sample(self.state.ema, key, tuple(map(place, clamp)), options.steps, first)
+            sampling.require_sound(sample.failed)
+            return sample.tokens
+
+        clamp = np.zeros(shape, bool), np.zeros(shape, np.int32)
+        tokens = self.experiment.map_batches(draw, clamp, options.num)
         self.report.samples(self.step, [self.data.tokenizer.decode(sequence) for sequence in tokens.tolist()])
 
     def _summary(self) -> str:

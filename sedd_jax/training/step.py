@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from sedd_jax.devices import sharding
+from sedd_jax.network import chunk_size
 from sedd_jax.score_entropy import Noised, Objective, loss_and_grads
 from sedd_jax.training.state import TrainState, abstract_state
 from sedd_jax.transformer import Transformer
@@ -30,13 +31,6 @@ def split_microbatches(tree: Any, num: int) -> Any:
     return jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, num, *a.shape[1:]), 1, 0), tree)
 
 
-def chunk_size(positions: int) -> int:
-    """Positions per chunk of the loss: a sixteenth of a device's, which keeps temporaries far below [B, L, N]. At least
-    320: below, adding a chunk's gradient to the sum outweighs its matrix products. At most 2048: above, they gain
-    nothing."""
-    return min(max(positions // 16, 320), 2048, positions)
-
-
 def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places: dict[str, NamedSharding]) -> Callable:
     """(parameters of the head, features [B, L, D], noised, tokens) -> (loss, gradients by the first two). The loss is
     in nats per sequence, the mean over the batch. See `score_entropy.loss_and_grads`.
@@ -45,27 +39,13 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
     of the head before and their gradient after, nothing else. places: shardings of the head's parameters.
     """
     batch_axes = sharding.RULES["batch"]
-    exchanged = {axis for axis in batch_axes if mesh.shape[axis] > 1}
-    # For each dimension of a weight, the mesh axes that `gather` undoes and `reduce` restores; `tensor` stays as it is.
-    # A spec may hold a single axis as a name or as a tuple of one.
-    axes_of = lambda entry: (entry,) if isinstance(entry, str) else entry or ()  # noqa: E731
-    split = {
-        name: [tuple(axis for axis in axes_of(entry) if axis in exchanged) for entry in place.spec]
-        for name, place in places.items()
-    }
+    split = {name: sharding.batch_axes(place) for name, place in places.items()}
     specs = {name: PartitionSpec(*(axes or None for axes in entries)) for name, entries in split.items()}
 
-    def gather(name, leaf):
-        for dim, axes in enumerate(split[name]):
-            if axes:  # Only kernels, which are multiplied in the model's dtype: half the bytes to move.
-                moved = jax.lax.all_gather(leaf.astype(model.dtype), axes, axis=dim, tiled=True)
-                leaf = moved.astype(leaf.dtype)
-        return leaf
-
     def reduce(name, grad):
-        rest = exchanged
+        rest = {axis for axis in batch_axes if mesh.shape[axis] > 1}
         for dim, axes in enumerate(split[name]):
-            if axes:  # Half the bytes to move again; the sum itself stays float32.
+            if axes:  # Half the bytes to move, as in `on_shards`; the sum itself stays float32.
                 parts = jax.lax.all_to_all(grad.astype(model.dtype), axes, dim, dim, tiled=True)
                 parts = parts.reshape(*grad.shape[:dim], jax.lax.axis_size(axes), -1, *grad.shape[dim + 1 :])
                 grad = parts.sum(dim, dtype=grad.dtype)
@@ -74,21 +54,13 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
 
     def local(head, features, noised, tokens):
         output = lambda head, *inputs: model.apply({"params": {"head": head}}, *inputs, method="log_score")  # noqa: E731
-        head = {name: gather(name, leaf) for name, leaf in head.items()}
         loss, (d_head, d_features) = loss_and_grads(
             output, objective, head, features, noised, tokens, rows=chunk_size(tokens.size)
         )
         return jax.lax.psum(loss, batch_axes), ({name: reduce(name, grad) for name, grad in d_head.items()}, d_features)
 
-    batch = PartitionSpec(batch_axes)
-    mapped = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(specs, batch, batch, batch),
-        out_specs=(PartitionSpec(), (specs, batch)),
-        axis_names=set(batch_axes),
-        check_vma=False,
-    )
+    outputs = (PartitionSpec(), (specs, PartitionSpec(batch_axes)))
+    mapped = sharding.on_shards(local, places, model.dtype, outputs=outputs)
     return lambda head, features, noised, tokens: mapped(
         head, features, noised._replace(weight=noised.weight / len(tokens)), tokens
     )
