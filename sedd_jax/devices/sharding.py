@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -156,7 +157,7 @@ def on_shards(function: Callable, places: Mapping[str, NamedSharding], dtype: st
     weights: {name: array} with the shardings `places`. Every device gets them complete, in so far as batch axes of the
         mesh split them: gathered in `dtype`, that of the products, since this is half the bytes to move. `tensor`
         splits them as before.
-    outputs: specs of the results if these are not batches.
+    outputs: specs of the results if these are not batches, for a B that the mesh divides.
     """
     mesh = next(iter(places.values())).mesh
     split = {name: batch_axes(place) for name, place in places.items()}
@@ -171,7 +172,10 @@ def on_shards(function: Callable, places: Mapping[str, NamedSharding], dtype: st
 
     def mapped(weights: Mapping[str, jax.Array], *arrays: Any) -> Any:
         local = lambda weights, *arrays: function({name: gather(name, weights[name]) for name in weights}, *arrays)  # noqa: E731
-        return jax.shard_map(
+        count = len(jax.tree.leaves(arrays)[0])
+        if extra := -count % batch_shards(mesh):  # filled up with repeats of the last sequence
+            arrays = jax.tree.map(lambda a: a[jnp.minimum(jnp.arange(count + extra), count - 1)], arrays)
+        results = jax.shard_map(
             local,
             mesh=mesh,
             in_specs=(specs, *[batch] * len(arrays)),
@@ -179,6 +183,7 @@ def on_shards(function: Callable, places: Mapping[str, NamedSharding], dtype: st
             axis_names=set(RULES["batch"]),
             check_vma=False,
         )(weights, *arrays)
+        return jax.tree.map(lambda a: a[:count], results) if extra else results
 
     return mapped
 

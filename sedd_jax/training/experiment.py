@@ -149,8 +149,10 @@ class Experiment:
         return process | options | {"shape": clamp[1].shape}
 
     def place(self, batch: np.ndarray) -> jax.Array:
-        """A batch [B, ...], the same on every process, split over the mesh, which has to divide B."""
-        return sharding.place(batch, sharding.batch_sharding(self.mesh))
+        """A batch [B, ...], the same on every process; split over the mesh if that divides B, else replicated, which
+        `map_batches` never has."""
+        split = len(batch) % sharding.batch_shards(self.mesh) == 0
+        return sharding.place(batch, sharding.batch_sharding(self.mesh) if split else sharding.replicated(self.mesh))
 
     def batch_size(self, asked: int, count: int) -> int:
         """Sequences per batch, of `count` in all: about `asked`, and a multiple of the parts that the mesh splits."""
