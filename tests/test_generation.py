@@ -81,8 +81,8 @@ def test_gif_has_a_frame_per_event_and_then_stays(tmp_path):
 @pytest.mark.parametrize("method", ["analytic", "first_hitting"])
 def test_watching_changes_no_sample(method, models):
     trained = load_trained(epath.Path(models / "diffusion"), log=print)
-    generator = Generator(trained, dataclasses.replace(trained.experiment.sampling, method=method), batch_size=2)
-    windows = np.stack([parse_template("ab[[5]]c", Bytes(), length=32).tokens] * 3)
+    generator = Generator(trained, dataclasses.replace(trained.experiment.sampling, method=method), batch_size=8)
+    windows = np.stack([parse_template("ab[[5]]c", Bytes(), length=32).tokens] * 9)
     frames: list[Frame] = []
     seen = generator.watch(windows, steps=3, seed=1, show=frames.append)
     drawn = generator.generate(windows, steps=3, seed=1)
