@@ -216,7 +216,7 @@ def test_weights_that_are_not_finite_are_named_at_the_start(models, tmp_path):
 
 
 def test_a_strong_schedule_trains_evaluates_and_samples(text, tmp_path):
-    strong = {"noise__kind": "geometric", "noise__sigma_max": 1000.0, "train__steps": 2, "data__source": text}
+    strong = {"noise__kind": "geometric", "noise__sigma_max": 1000.0, "train__steps": 2, "data__source": str(text)}
     for graph in ("absorbing", "uniform"):
         final = train_here(tmp_path / graph, graph__kind=graph, **strong)
         assert 0 < final["eval_bits_per_byte"] < 1000 and (tmp_path / graph / "samples" / "2.txt").exists()

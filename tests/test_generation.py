@@ -91,6 +91,6 @@ def test_watching_changes_no_sample(method, models):
     assert seen.calls == drawn.calls
     # Two batches, the second of one window; each from its start to its last event.
     assert [frame.number for frame in frames] == 2 * list(range(frames[0].length + 1))
-    assert [len(frame.tokens) for frame in frames if frame.number == 0] == [2, 1]
+    assert [len(frame.tokens) for frame in frames if frame.number == 0] == [8, 1]
     assert all((frame.tokens[:, :2] == [97, 98]).all() for frame in frames)
-    np.testing.assert_array_equal(frames[-1].tokens, drawn.tokens[2:])
+    np.testing.assert_array_equal(frames[-1].tokens, drawn.tokens[8:])
