@@ -1,6 +1,7 @@
 """Files and directories that appear whole or not at all."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -55,6 +56,8 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     stays = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
     temporary = path if stays else path.parent / f".{path.name}.new"
     with naming(path):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         try:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
             if not stays:

@@ -82,10 +82,13 @@ class Checkpoints:
         )
 
     def __enter__(self) -> "Checkpoints":
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(_no_stray_reports())
+        self._stack.callback(self.close)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending, damaged or not: Orbax passes over what is not a folder."""
@@ -146,15 +149,12 @@ class Checkpoints:
         self.wait()
         damaged: dict[int, str] = {}
         restored = None
-        with _no_stray_reports():
-            for step in reversed(self.steps()):
-                try:
-                    restored = self._load(step, abstract_state)
-                    break
-                except _Damaged as error:
-                    damaged[step] = str(error)
-            if damaged:
-                gc.collect()
+        for step in reversed(self.steps()):
+            try:
+                restored = self._load(step, abstract_state)
+                break
+            except _Damaged as error:
+                damaged[step] = str(error)
         if damaged and restored is None:
             newest, reason = next(iter(damaged.items()))
             raise InputError(
@@ -248,19 +248,23 @@ def _on_every_process(read: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def _no_stray_reports() -> Iterator[None]:
-    """Keeps hundreds of lines away from the one that explains a damaged checkpoint.
+    """Keeps hundreds of lines away from the one that explains a damaged checkpoint or a full disk.
 
     At the first array that fails, Orbax closes its event loop. The other arrays then report, from Tensorstore's threads
     and from the garbage collector, that nobody waits for them.
     """
     logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
     disabled = logger.disabled
-    logger.disabled, sys.unraisablehook = True, lambda _: None
+    logger.disabled = True  # After an error it stays so: what the error refers to is reported when the process ends.
+    sys.unraisablehook = lambda report: None if "Event loop is closed" in str(report.exc_value) else hook(report)
     try:
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             yield
+            gc.collect()
+        logger.disabled = disabled
     finally:
-        logger.disabled, sys.unraisablehook = disabled, hook
+        sys.unraisablehook = hook
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

@@ -74,11 +74,11 @@ class Report:
         """Appends to metrics.jsonl and to TensorBoard. A value that is not finite is null in the file, as JSON has no
         NaN."""
         if self._events:
-            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            finite = {name: value for name, value in values.items() if math.isfinite(value)}
             path = self._workdir / "metrics.jsonl"
             with naming(path), path.open("a") as file:
-                file.write(json.dumps({"step": step} | finite) + "\n")
-            self._events.add(step, *(summary.scalar(name, value) for name, value in values.items()))
+                file.write(json.dumps({"step": step} | dict.fromkeys(values) | finite) + "\n")
+            self._events.add(step, *(summary.scalar(name, value) for name, value in finite.items()))
 
     def samples(self, step: int, texts: list[str]) -> None:
         if self._events:
