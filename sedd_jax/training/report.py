@@ -16,6 +16,7 @@ from tensorboardX.record_writer import directory_check
 from tqdm import tqdm
 
 from sedd_jax.devices import processes
+from sedd_jax.devices.processes import say
 from sedd_jax.files import naming, plot, write_atomically
 
 
@@ -45,14 +46,17 @@ class Stopwatch:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, int | float | None]]:
-    """The entries of metrics.jsonl. Lines that are none are dropped: a last one that a killed run left unfinished, and
-    damaged ones."""
+    """The entries of metrics.jsonl. Damaged lines are dropped, with a message if it is not only a last one that a
+    killed run left unfinished."""
     path, entries = workdir / "metrics.jsonl", []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, dict) and isinstance(entry.get("step"), int):
                 entries.append(entry)
+    if len(entries) < len(lines) - 1:
+        say(f"{path}: {len(lines) - len(entries)} damaged lines are dropped")
     return entries
 
 
