@@ -434,6 +434,13 @@ def test_names_that_are_no_weights(name):
         load_official(name)
 
 
+@pytest.mark.parametrize("value", ["!!int ''", "!!bool x", "!!timestamp x", "1" + ":1" * 500 + ".5", "!!binary é"])
+def test_values_of_another_tag(folder, value):
+    (folder / "config.yaml").write_text(f"tokens: {value}")
+    with pytest.raises(InputError, match="config.yaml is not a config"):
+        load_official(folder, config_file=folder / "config.yaml")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000])
 def test_damaged_configs(folder, content):
     (folder / "config.json").write_text(content)

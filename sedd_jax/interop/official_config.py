@@ -42,8 +42,8 @@ def read(path: Path) -> ConfigDict:
             raise ValueError("no fields")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}; check the path") from error
-    # RecursionError: nested some thousand times.
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    # Nested some thousand times, or a tag (!!int, !!bool) whose value is another: any type of error.
+    except Exception as error:
         raise InputError(f"{path} is not a config ({' '.join(str(error).split())[:100]}); get a sound copy") from error
     try:
         return from_official_config(config)
