@@ -38,9 +38,8 @@ def test_zero_weight_is_never_drawn():
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf, 3e38])
 def test_a_row_that_cannot_be_drawn_from_is_known_and_gives_some_outcome(value):
-    """For every size up to 70, the padding of whose groups is 0 to 7 outcomes: such a row, and one with one such weight
-    among sound ones."""
-    for n in range(1, 71):
+    """Such a row, and one with one such weight among sound ones; the groups are padded with 0 to 7 outcomes."""
+    for n in (1, 2, 3, 10, 17, 26, 37, 50, 64, 65, 70):
         rows = jnp.stack([jnp.full(n, value), jnp.linspace(1, 2, n).at[n // 2].set(value)])
         drawn = jnp.stack([quantile(jnp.full((2, 2), u), rows) for u in (0.0, 0.5, 1 - 2.0**-24)])
         assert (drawn >= 0).all() and (drawn < n).all(), n

@@ -83,7 +83,9 @@ class Checkpoints:
 
     def __enter__(self) -> "Checkpoints":
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(_no_stray_reports())
+        self._stack.enter_context(
+            _no_stray_reports("Event loop is closed|RESOURCE_EXHAUSTED|TensorStore|No space left")
+        )
         self._stack.callback(self.close)
         return self
 
@@ -149,12 +151,13 @@ class Checkpoints:
         self.wait()
         damaged: dict[int, str] = {}
         restored = None
-        for step in reversed(self.steps()):
-            try:
-                restored = self._load(step, abstract_state)
-                break
-            except _Damaged as error:
-                damaged[step] = str(error)
+        with _no_stray_reports():
+            for step in reversed(self.steps()):
+                try:
+                    restored = self._load(step, abstract_state)
+                    break
+                except _Damaged as error:
+                    damaged[step] = str(error)
         if damaged and restored is None:
             newest, reason = next(iter(damaged.items()))
             raise InputError(
@@ -247,8 +250,9 @@ def _on_every_process(read: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _no_stray_reports() -> Iterator[None]:
-    """Keeps hundreds of lines away from the one that explains a damaged checkpoint or a full disk.
+def _no_stray_reports(pattern: str = "") -> Iterator[None]:
+    """Keeps hundreds of lines away from the one that explains a damaged checkpoint or a full disk: those of errors that
+    nobody can catch and that match.
 
     At the first array that fails, Orbax closes its event loop. The other arrays then report, from Tensorstore's threads
     and from the garbage collector, that nobody waits for them.
@@ -256,7 +260,7 @@ def _no_stray_reports() -> Iterator[None]:
     logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
     disabled = logger.disabled
     logger.disabled = True  # After an error it stays so: what the error refers to is reported when the process ends.
-    sys.unraisablehook = lambda report: None if "Event loop is closed" in str(report.exc_value) else hook(report)
+    sys.unraisablehook = lambda report: None if re.search(pattern, str(report.exc_value)) else hook(report)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
