@@ -60,8 +60,8 @@ def differences(workdir: Path, expected: dict[str, Any], steps: int = STEPS) -> 
 def progress(cases: list[Any]) -> Iterator[Any]:
     begun = time.monotonic()
     for number, case in enumerate(cases):
-        left = (time.monotonic() - begun) / number * (len(cases) - number) / 60 if number else float("nan")
-        print(f"{number} of {len(cases)}, {left:.1f} minutes left", file=sys.stderr, flush=True)
+        left = (time.monotonic() - begun) / max(number, 1) * (len(cases) - number) / 60
+        print(f"{number} of {len(cases)}" + f", {left:.1f} minutes left" * (number > 0), file=sys.stderr, flush=True)
         yield case
 
 

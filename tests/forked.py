@@ -153,9 +153,10 @@ def judge(ended: Ended, before: dict[str, Any], after: dict[str, Any]) -> Iterat
 
 
 def listing(folder: Path) -> dict[str, Any]:
-    """Of everything in a folder its kind, and of files a checksum."""
+    """Of everything in a folder its kind, and of files a checksum; without .cache, since the folder is a home too."""
     entries = {}
     for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != ".cache"]
         for name in folders + names:
             path = Path(parent, name)
             kind = path.lstat().st_mode & 0o170000
