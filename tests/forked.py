@@ -130,12 +130,14 @@ class Forked:
 
 
 def judge(ended: Ended, before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
-    """What is against the laws: 0 with a line of JSON, 2 with a line and without a trace, 1 with a line."""
+    """What is against the laws: 0 with a line of JSON or with commands, 2 with a line and without a trace, 1 with a
+    line."""
     if "Traceback (most recent call last)" in ended.err:
         yield "traceback"
     if ended.code == 0:
         with contextlib.suppress(ValueError, IndexError):
-            json.loads(ended.out.splitlines()[-1])
+            if not ended.out.startswith("python -m sedd_jax."):
+                json.loads(ended.out.splitlines()[-1])
             return
         yield "no JSON at the end of stdout"
     elif ended.code in (1, 2):

@@ -158,6 +158,8 @@ class Checkpoints:
                     break
                 except _Damaged as error:
                     damaged[step] = str(error)
+            if damaged:
+                gc.collect()
         if damaged and restored is None:
             newest, reason = next(iter(damaged.items()))
             raise InputError(
@@ -265,7 +267,6 @@ def _no_stray_reports(pattern: str = "") -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             yield
-            gc.collect()
         logger.disabled = disabled
     finally:
         sys.unraisablehook = hook

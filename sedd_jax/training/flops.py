@@ -1,5 +1,6 @@
 """FLOPs of a training step, and how many the devices can do."""
 
+import functools
 import time
 
 import jax
@@ -34,6 +35,7 @@ def matmul_rate(size: int = 1536, dtype: str = "float32", seconds: float = 0.3) 
     return 2 * size**3 * count / (time.perf_counter() - start)
 
 
+@functools.cache
 def peak_flops() -> float:
     """FLOP/s of all devices together: published, or for a device that is not in the table (a CPU) measured."""
     kind = jax.devices()[0].device_kind

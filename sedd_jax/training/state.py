@@ -1,5 +1,6 @@
 """The state that a training step takes and returns, its optimizer, and its initialisation on the devices."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -85,6 +86,7 @@ def _init(key: PRNGKey, model: nn.Module, optimizer: optax.GradientTransformatio
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
+@functools.lru_cache(maxsize=4)  # tracing a model takes a second
 def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without computing anything."""
     boxed = jax.eval_shape(lambda: _init(jax.random.key(0), model, optimizer))
