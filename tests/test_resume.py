@@ -19,7 +19,7 @@ from sedd_jax.errors import TrainingError
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.experiment import make_experiment
 
-STEPS = 6
+STEPS = 4
 EVERY_STEP = {"train__checkpoint_every": 1, "train__eval_every": 2, "train__sample_every": 3}
 QUIET = {"train__eval_every": 0, "train__sample_every": 0}
 KINDS = {
