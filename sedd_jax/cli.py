@@ -26,7 +26,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from sedd_jax.devices import processes
 from sedd_jax.errors import InputError, TrainingError, explained
-from sedd_jax.files import output_path, typed_path
+from sedd_jax.files import output_path, system_error, typed_path
 
 # --config.a.b=value of the command line, each in this form and in their order.
 OVERRIDES: list[str] = []
@@ -256,13 +256,13 @@ def verdict(error: BaseException) -> tuple[str, int | None]:
     line = one_line(error)
     if isinstance(error, InputError | TrainingError):
         return line, error.exit_code
-    if isinstance(error, ImportError):  # of an extra: for buckets, say
-        return line, 2
+    if isinstance(error, ImportError):  # of an extra
+        return f"{line}; pip install 'sedd_jax[gcs]'" if "gcsfs" in line else line, 2
     if isinstance(error, KeyboardInterrupt):
         return "stopped by SIGINT", 130
     if isinstance(error, MemoryError) or re.match("RESOURCE_EXHAUSTED", line):
         return one_line(f"out of memory ({line}); ask for less at a time: shorter, fewer, smaller batches"), 1
-    if isinstance(error, OSError) and error.errno is not None:
+    if (error := system_error(error) or error) and isinstance(error, OSError):
         subject = f"{one_line(error.filename2 or error.filename or 'output')}: {error.strerror}"
         if _WRONG_PATH.fullmatch(errno.errorcode.get(error.errno, "")):
             return f"{subject}; name another place, or set this one right", 2

@@ -4,16 +4,23 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import fsspec.config
 from etils import epath
 
 from sedd_jax.errors import InputError
 
 _BUCKETS = ("gs://", "s3://", "az://", "hf://")
+# A bucket has other writers than this process, and Tensorstore: what it listed once does not stay so.
+fsspec.config.conf["gcs"] = {"use_listings_cache": False}
+# It warns at every access of what it then does in another way, and logs what it raises.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def typed_path(text: str) -> str:
@@ -40,20 +47,67 @@ def output_path(text: str) -> str:
     return path
 
 
+def in_bucket(path: epath.PathLike) -> bool:
+    return str(path).startswith(_BUCKETS)
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """An OSError with a number, also for what the clients of buckets raise; None for other errors."""
+    of_client = re.match(r"gcsfs|aiohttp|requests|google\.", type(error).__module__)
+    if isinstance(error, OSError) and error.errno is not None and not of_client:
+        return error
+    if not (isinstance(error, OSError) or of_client):
+        return None
+    code = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT}.get(getattr(error, "code", None), errno.EIO)
+    code = errno.ENOENT if isinstance(error, FileNotFoundError) else code
+    code = errno.EACCES if str(error).startswith("Forbidden") else code
+    return OSError(code, " ".join(str(error).split()) or type(error).__name__)
+
+
 @contextlib.contextmanager
 def naming(path: epath.PathLike) -> Iterator[None]:
-    """Gives an OSError that names no file, such as that of a full disk, this one."""
+    """Gives an error of the system that names no file, such as that of a full disk or of a bucket, this one."""
     try:
         yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+    except Exception as error:
+        if (known := system_error(error)) is None:
+            raise
+        known.filename = known.filename or str(path)
+        raise known from error
+
+
+class Log:
+    """A file that grows by complete records. Objects in buckets do not grow: there it is held here, and written whole
+    by `flush`, and by `append` at most once a minute and for a hundredth of the time."""
+
+    def __init__(self, path: epath.PathLike, content: bytes = b""):
+        self._path, self._content = epath.Path(path), bytearray(content)
+        self._unwritten, self._due = True, 0.0
+        self.flush()
+
+    def append(self, record: bytes) -> None:
+        if not in_bucket(self._path):
+            with naming(self._path), self._path.open("ab") as file:
+                file.write(record)
+            return
+        self._content += record
+        self._unwritten = True
+        if time.monotonic() > self._due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is held. A failure is not repeated: the run ends with it."""
+        unwritten, self._unwritten, began = self._unwritten, False, time.monotonic()
+        if unwritten:
+            write_atomically(self._path, bytes(self._content))
+            self._due = time.monotonic() + max(60.0, 100 * (time.monotonic() - began))
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
-    """Replaces the file in one move, so that a reader or a killed run never sees half of it. Pipes and devices stay."""
+    """Replaces the file in one move, so that a reader or a killed run never sees half of it. Buckets do so anyway.
+    Pipes and devices stay."""
     path = epath.Path(path)
-    stays = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    stays = in_bucket(path) or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path))
     temporary = path if stays else path.parent / f".{path.name}.new"
     with naming(path):
         if os.path.isdir(path):
@@ -82,7 +136,8 @@ def make_directory(path: epath.PathLike, flag: str) -> epath.Path:
     """Makes the directory of a flag, with its parents. Raises InputError if that fails."""
     path = epath.Path(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if not in_bucket(path):  # which has none, and would be made itself
+            path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--{flag}={path} cannot be made a directory: {error.strerror}") from error
     return path

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
+from sedd_jax.files import in_bucket, naming
 
 _NO_FLOCK = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
 
@@ -36,7 +37,7 @@ def hold(directory: epath.PathLike, flag: str, *, lease: bool | None = None, per
     """
     path = epath.Path(directory) / ".lock"
     me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %Z")}
-    lease = "://" in str(path) if lease is None else lease
+    lease = in_bucket(path) if lease is None else lease
     try:
         release = (None if lease else _lock(path, me)) or _lease(path, me, period)
     except _Held as error:
@@ -91,7 +92,8 @@ def _lease(path: epath.Path, me: dict, period: float) -> Callable[[], None]:
             with contextlib.suppress(Exception):  # a bucket that does not answer for a while
                 write()
 
-    write()
+    with naming(path):
+        write()
     time.sleep(period / 10)
     if token not in (now := _read(path)):  # of another start at the same time
         raise _Held(_holder(now))
@@ -101,7 +103,8 @@ def _lease(path: epath.Path, me: dict, period: float) -> Callable[[], None]:
     def release():
         ended.set()
         thread.join()
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(Exception):
+            path.unlink(missing_ok=True)
 
     return release
 

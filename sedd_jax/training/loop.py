@@ -55,7 +55,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
         stack.enter_context(jax.set_mesh(experiment.mesh))
         signals = stack.enter_context(stop_signals())
         loop = Loop(config, workdir, data, experiment, checkpoints, flops.peak_flops())
-        stack.enter_context(contextlib.closing(loop.report))
+        stack.callback(loop.report.flush)
         return loop.run(signals)
 
 
@@ -164,6 +164,7 @@ class Loop:
         if self._is_due("log"):
             self._write_log()
         if self._is_due("checkpoint") or stopping:
+            self.report.flush()
             self.checkpoints.save(self.step, self.state, position=self.loader.position, config=self.config.to_dict())
         if self._is_due("eval") and not stopping:
             self._evaluate()
@@ -202,6 +203,7 @@ class Loop:
         )
         summary = likelihood.summarise(bounds, self.data.length, self.data.valid.tokens_per_byte)
         self.report.entry(self.step, **{f"eval_{name}": value for name, value in summary.items()})
+        self.report.flush()
         self.results["bits_per_byte"] = round(summary["bits_per_byte"], 3)
 
     def _sample(self) -> None:

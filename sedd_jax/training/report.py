@@ -3,21 +3,18 @@
 import contextlib
 import json
 import math
+import socket
+import struct
 import sys
 import time
 from typing import Any
 
 from etils import epath
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import directory_check
 from tqdm import tqdm
 
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
-from sedd_jax.files import naming, plot, write_atomically
+from sedd_jax.files import Log, naming, plot, write_atomically
 
 
 class Stopwatch:
@@ -68,7 +65,7 @@ class Report:
         self._workdir, self._events = workdir, None
         if processes.is_leader():
             kept = [entry for entry in read_metrics(workdir) if entry["step"] <= step]
-            write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
+            self._metrics = Log(workdir / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept).encode())
             for path in (workdir / "samples").iterdir() if (workdir / "samples").exists() else []:
                 if path.stem.isdigit() and int(path.stem) > step:
                     path.unlink()
@@ -79,10 +76,8 @@ class Report:
         NaN."""
         if self._events:
             finite = {name: value for name, value in values.items() if math.isfinite(value)}
-            path = self._workdir / "metrics.jsonl"
-            with naming(path), path.open("a") as file:
-                file.write(json.dumps({"step": step} | dict.fromkeys(values) | finite) + "\n")
-            self._events.add(step, *(summary.scalar(name, value) for name, value in finite.items()))
+            self._metrics.append(json.dumps({"step": step} | dict.fromkeys(values) | finite).encode() + b"\n")
+            self._events.add(step, "scalar", finite)
 
     def samples(self, step: int, texts: list[str]) -> None:
         if self._events:
@@ -90,7 +85,7 @@ class Report:
             path = self._samples(step)
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, text)
-            self._events.add(step, summary.text("samples", text))
+            self._events.add(step, "text", {"samples": text})
 
     def _samples(self, step: int) -> epath.Path:
         return self._workdir / "samples" / f"{step}.txt"
@@ -122,43 +117,48 @@ class Report:
         same."""
         final: dict[str, Any] = {"step": step, "train_loss": None, "eval_bits_per_byte": None}
         if self._events:
+            self.flush()
             entries = read_metrics(self._workdir)
             _plot(self._workdir / "loss.png", entries)
             for entry in entries:
                 final |= entry if entry["step"] == step else {}
         return final | {"workdir": str(self._workdir)}
 
-    def close(self) -> None:
+    def flush(self) -> None:
+        """Writes what is held of metrics and events: before a checkpoint, whose metrics these are, and at the end."""
         if self._events:
-            self._events.close()
+            self._metrics.flush()
+            self._events.flush()
 
 
-class _Events:
+class _Events(Log):
     """A file of TensorBoard events. Not tensorboardX's SummaryWriter: its thread would print the error of a full disk,
     and then let the run wait for it for good."""
 
     def __init__(self, folder: epath.Path, *, step: int):
         """Events after `step` in older files no longer count."""
-        self._folder, self._flushed = folder, 0.0
+        # Here, since tensorboardX imports Google's client of buckets, which takes long.
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        self._summary, self._event, self._checksum = summary, Event, masked_crc32c
         with naming(folder):
-            directory_check(str(folder))
-            self._writer = EventsWriter(str(folder / "events"))
-        self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+            folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        super().__init__(folder / name, self._record(file_version="brain.Event:2"))
+        self.append(self._record(step=step + 1, session_log={"status": 1}))  # a start
 
-    def add(self, step: int, *summaries: Summary) -> None:
-        for part in summaries:
-            self._write(step=step, summary=part)
+    def add(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """kind: `scalar` or `text`."""
+        make = getattr(self._summary, kind)
+        self.append(b"".join(self._record(step=step, summary=make(name, value)) for name, value in values.items()))
 
-    def _write(self, **fields: Any) -> None:
-        with naming(self._folder):
-            self._writer.write_event(Event(wall_time=time.time(), **fields))
-            if time.monotonic() > self._flushed + 60:
-                self._writer.flush()
-                self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        with naming(self._folder):
-            self._writer.close()
+    def _record(self, **fields: Any) -> bytes:
+        """An event of now, as a record of a TFRecord file: length, its checksum, event, its checksum."""
+        event = self._event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack("<Q", len(event))
+        return b"".join(part + struct.pack("<I", self._checksum(part)) for part in (length, event))
 
 
 def _plot(path: epath.Path, entries: list[dict[str, int | float | None]]) -> None:
