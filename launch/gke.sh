@@ -9,10 +9,10 @@
 #   WORKLOAD=my-run launch/gke.sh logs | stop
 #   launch/gke.sh status | delete
 #
-# `run` puts the last commit of this repository on top of BASE_IMAGE and installs it at the start of each host: an image
-# with its dependencies starts sooner. When a host is lost or the slice is preempted, all start again (MAX_RESTARTS
-# times, then `run` it again with a new WORKLOAD) and go on from the last checkpoint; bad input is final. `stop` gives
-# the processes GRACE seconds to save. --dry-run before the action prints the commands instead.
+# `run` puts the last commit of this repository on top of BASE_IMAGE and installs it at the start of each host, in the
+# versions of requirements.lock: an image that has them starts sooner. When a host is lost or the slice is preempted,
+# all start again (MAX_RESTARTS times, then `run` it again with a new WORKLOAD) and go on from the last checkpoint; bad
+# input is final. `stop` gives the processes GRACE seconds to save. --dry-run before the action prints the commands.
 set -euo pipefail
 
 dry_run=
@@ -59,7 +59,8 @@ case $action in
     do_it git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --format=tar --output="$source.tar" HEAD
     do_it tar -xf "$source.tar" -C "$source"
     # exec, so that SIGTERM reaches the process that can save, and not the shell that XPK starts it from.
-    command="pip install -q -e '.[tpu]' gcsfs && exec$(printf ' %q' python -m "sedd_jax.$1" "${@:2}")"
+    command="pip install -q -r requirements.lock && pip install -q -e '.[tpu,gcs]'"
+    command+=" && exec$(printf ' %q' python -m "sedd_jax.$1" "${@:2}")"
     # 1: a process was lost, most likely together with its host. XPK itself restarts after 127 and above, not after 2.
     do_it xpk workload create "${where[@]}" --workload="$WORKLOAD" --tpu-type="${TPU_TYPE:?e.g. v5litepod-16}" \
       --num-slices="${SLICES:-1}" --base-docker-image="${BASE_IMAGE:-python:3.12}" --script-dir="$source" \

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A training run on a Slurm cluster of GPUs, one process per GPU; jax finds the processes from Slurm's variables.
 #
-#   sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh train --config=configs/small.py --workdir=DIR
+#   sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=12 launch/slurm.sh \
+#     train --config=configs/small.py --workdir=DIR
 #
 # DIR and the data lie on a file system that all nodes share. Before its time is over, or when it is preempted, the job
 # gets SIGTERM, saves, and is queued again; the same command goes on where it stopped. With --dry-run as the first
@@ -26,10 +27,13 @@ fi
 name=$1
 shift
 
+# Since Slurm 22.05 srun does not take this over from sbatch, and gives each task one CPU.
+[[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 code=0
 "${dry_run[@]}" srun --kill-on-bad-exit=0 "${PYTHON:-python3}" -m "sedd_jax.$name" "$@" || code=$?
-# 143: stopped by SIGTERM, with its state saved. 1: a process was lost, most likely together with its node.
-if [[ $code == 143 ]] || [[ $code == 1 && ${SLURM_RESTART_COUNT:-0} -lt ${MAX_RESTARTS:-10} ]]; then
+# 143: stopped by SIGTERM, with its state saved. 0: done. 2: bad input. 130: stopped on purpose. All else is a lost
+# process (137: killed, perhaps for its memory), and worth another start.
+if [[ $code == 143 ]] || [[ ! $code =~ ^(0|2|130)$ && ${SLURM_RESTART_COUNT:-0} -lt ${MAX_RESTARTS:-10} ]]; then
   "${dry_run[@]}" scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

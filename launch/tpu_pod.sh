@@ -57,7 +57,7 @@ case $action in
     do_it git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --format=tar.gz --output="$archive" HEAD
     do_it gcloud compute tpus tpu-vm scp "$archive" "$TPU:source.tar.gz" "${where[@]}" --worker=all
     on_all_hosts "mkdir -p $dir && tar -xzf source.tar.gz -C $dir && cd $dir && $python -m venv .venv && \
-.venv/bin/pip install -q -e '.[tpu]' gcsfs"
+.venv/bin/pip install -q -r requirements.lock && .venv/bin/pip install -q -e '.[tpu,gcs]'"
     ;;
   run)
     (($#)) || usage
