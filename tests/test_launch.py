@@ -178,7 +178,7 @@ def wait_until(condition, what: str) -> None:
 def experiment(tmp_path_factory):
     """The training flags of a workdir."""
     text = write_text(tmp_path_factory.mktemp("text") / "text.txt")
-    fields = {"data__source": text, "data__tokenizer": "bytes", "train__steps": 300, "train__checkpoint_every": 100}
+    fields = {"data__source": text, "data__tokenizer": "bytes", "train__steps": 120, "train__checkpoint_every": 60}
     quiet = {"train__eval_every": 0, "train__sample_every": 0}
     return lambda workdir: arguments(workdir, **fields, **quiet)
 
@@ -242,9 +242,9 @@ def slurm(tmp_path_factory):
 def test_open_mpi_starts_processes_that_find_one_another(by_mpirun):
     workdir, process = by_mpirun
     assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout)["step"] == 300  # one line, of process 0
+    assert json.loads(process.stdout)["step"] == 120  # one line, of process 0
     assert "on 2 x cpu" in process.stderr and "2 processes" in process.stderr
-    assert [step for step, _ in losses(workdir)] == [*range(1, 301)]
+    assert [step for step, _ in losses(workdir)] == [*range(1, 121)]
 
 
 def test_slurm_job_is_queued_again_after_sigterm_and_goes_on_bit_for_bit(slurm, by_mpirun, experiment, tmp_path):
@@ -260,9 +260,9 @@ def test_slurm_job_is_queued_again_after_sigterm_and_goes_on_bit_for_bit(slurm, 
     wait_until((workdir / "metrics.jsonl").exists, "no step")
     slurm("scancel", "--signal=TERM", number)  # what --signal=TERM@120 does before the time is over
     wait_until(lambda: state("JobState=PENDING"), log.read_text())
-    assert "stopped by SIGTERM after step" in log.read_text() and max(saved_states(workdir)) < 300
+    assert "stopped by SIGTERM after step" in log.read_text() and max(saved_states(workdir)) < 120
     slurm("scontrol", "update", f"jobid={number}", "StartTime=now")  # and not two minutes later
     wait_until(lambda: state("JobState=COMPLETED"), log.read_text())
     assert state("Restarts=1") and log.read_text().count("2 processes") == 2
     assert losses(workdir) == losses(by_mpirun[0])
-    assert saved_states(workdir)[300] == saved_states(by_mpirun[0])[300]
+    assert saved_states(workdir)[120] == saved_states(by_mpirun[0])[120]

@@ -310,7 +310,9 @@ JOIN = textwrap.dedent(
             print(error)
     processes.initialise()
     processes.initialise(num_processes=1)
-    # A job step of one task is alone, and has all the GPUs of the node; one of several is not.
+    # A job step of one task is alone, and has all the GPUs of the node; one of several is not, nor is one of several
+    # that mpirun starts within one task.
+    os.environ["SLURM_NTASKS"] = "1"
     for tasks in ("1", "2"):
         os.environ["OMPI_COMM_WORLD_SIZE"] = tasks
         try:

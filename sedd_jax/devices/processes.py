@@ -32,8 +32,8 @@ _DEAD_MS = 60_000
 # Processes that meet the same error each report it themselves, if they do so within this many seconds.
 _GRACE = 3.0
 _LOST = "another process died or cannot be reached; start all of them again: training goes on from its last checkpoint"
-# In the environment of a process that Slurm or Open MPI started.
-_TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# In the environment of a process that Open MPI or Slurm started; mpirun may start several within one task of Slurm.
+_TASKS = ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 
 _leaving = threading.Event()
 
@@ -78,7 +78,8 @@ def initialise(
     process_id = _number("JAX_PROCESS_ID") if process_id is None else process_id
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     _check(**given, start_timeout=timeout, heartbeat_timeout=heartbeat_timeout)
-    if num_processes == 1 or (num_processes is None and "1" in map(os.environ.get, _TASKS)):
+    tasks = next(filter(None, map(os.environ.get, _TASKS)), "")
+    if num_processes == 1 or (num_processes is None and tasks == "1"):
         return
     complete = None not in given.values()
     if complete:
@@ -96,7 +97,7 @@ def initialise(
             )
     except ValueError as error:
         flags = " ".join(f"--{name}={value}" for name, value in given.items() if value is not None)
-        if not flags and not any(int(os.environ.get(name) or 1) > 1 for name in _TASKS):
+        if not flags and not tasks:
             return
         raise InputError(
             f"{flags or 'a cluster job of several tasks'}: jax does not find the rest by itself here; give "
