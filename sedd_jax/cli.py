@@ -235,7 +235,7 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
         processes.finish()
         return
     except (Exception, KeyboardInterrupt) as error:
-        if not isinstance(error, InputError | TrainingError):
+        if not isinstance(error, InputError | TrainingError | OSError):
             processes.exit_if_lost(error)
         line, code = verdict(error)
         if isinstance(error, OSError):
@@ -248,7 +248,6 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
         elif line:
             print(f"error: {line}", file=sys.stderr, flush=True)
     processes.fail(line, code or 1)
-    sys.exit(code or 1)
 
 
 def verdict(error: BaseException) -> tuple[str, int | None]:
@@ -262,9 +261,9 @@ def verdict(error: BaseException) -> tuple[str, int | None]:
         return "stopped by SIGINT", 130
     if isinstance(error, MemoryError) or re.match("RESOURCE_EXHAUSTED", line):
         return one_line(f"out of memory ({line}); ask for less at a time: shorter, fewer, smaller batches"), 1
-    if (error := system_error(error) or error) and isinstance(error, OSError):
-        subject = f"{one_line(error.filename2 or error.filename or 'output')}: {error.strerror}"
-        if _WRONG_PATH.fullmatch(errno.errorcode.get(error.errno, "")):
+    if known := system_error(error):
+        subject = f"{one_line(known.filename2 or known.filename or 'output')}: {one_line(known.strerror)}"
+        if _WRONG_PATH.fullmatch(errno.errorcode.get(known.errno, "")):
             return f"{subject}; name another place, or set this one right", 2
         return f"{subject}; what was saved stays, and the same command goes on once that is mended", 1
     if isinstance(error, RuntimeError | AssertionError):

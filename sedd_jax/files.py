@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import time
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,9 +18,8 @@ from etils import epath
 from sedd_jax.errors import InputError
 
 _BUCKETS = ("gs://", "s3://", "az://", "hf://")
-# A bucket has other writers than this process, and Tensorstore: what it listed once does not stay so.
+# What a bucket lists does not stay so, since Tensorstore and other processes write; and what gcsfs raises it logs, too.
 fsspec.config.conf["gcs"] = {"use_listings_cache": False}
-# It warns at every access of what it then does in another way, and logs what it raises.
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
@@ -52,16 +52,14 @@ def in_bucket(path: epath.PathLike) -> bool:
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """An OSError with a number, also for what the clients of buckets raise; None for other errors."""
-    of_client = re.match(r"gcsfs|aiohttp|requests|google\.", type(error).__module__)
-    if isinstance(error, OSError) and error.errno is not None and not of_client:
-        return error
-    if not (isinstance(error, OSError) or of_client):
-        return None
-    code = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT}.get(getattr(error, "code", None), errno.EIO)
-    code = errno.ENOENT if isinstance(error, FileNotFoundError) else code
-    code = errno.EACCES if str(error).startswith("Forbidden") else code
-    return OSError(code, " ".join(str(error).split()) or type(error).__name__)
+    """An OSError with a number, also for whatever the client of a bucket raises; None for other errors."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, ImportError) or not any(name.startswith("fsspec.") for name in names):
+        return error if isinstance(error, OSError) and error.errno is not None else None
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return OSError(errno.ENOENT, f"there is no {text}")
+    return OSError(errno.EACCES if re.search("^Forbidden|, 40[13]$", text) else errno.EIO, text)
 
 
 @contextlib.contextmanager
@@ -70,19 +68,18 @@ def naming(path: epath.PathLike) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (known := system_error(error)) is None:
-            raise
-        known.filename = known.filename or str(path)
-        raise known from error
+        if known := system_error(error):
+            known.filename = known.filename or str(path)
+        raise known or error from None
 
 
 class Log:
-    """A file that grows by complete records. Objects in buckets do not grow: there it is held here, and written whole
-    by `flush`, and by `append` at most once a minute and for a hundredth of the time."""
+    """A file that grows by complete records. Objects in a bucket do not: there it is held here, and written whole by
+    `flush`, and by `append` at most once a minute and for a hundredth of the time."""
 
     def __init__(self, path: epath.PathLike, content: bytes = b""):
         self._path, self._content = epath.Path(path), bytearray(content)
-        self._unwritten, self._due = True, 0.0
+        self._written, self._due = -1, 0.0
         self.flush()
 
     def append(self, record: bytes) -> None:
@@ -91,14 +88,13 @@ class Log:
                 file.write(record)
             return
         self._content += record
-        self._unwritten = True
         if time.monotonic() > self._due:
             self.flush()
 
     def flush(self) -> None:
         """Writes what is held. A failure is not repeated: the run ends with it."""
-        unwritten, self._unwritten, began = self._unwritten, False, time.monotonic()
-        if unwritten:
+        written, self._written, began = self._written, len(self._content), time.monotonic()
+        if written < self._written:
             write_atomically(self._path, bytes(self._content))
             self._due = time.monotonic() + max(60.0, 100 * (time.monotonic() - began))
 
@@ -132,12 +128,17 @@ def read_json(path: epath.PathLike, *, remedy: str) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({error}); {remedy}") from error
 
 
+def make_folder(path: epath.Path) -> None:
+    """Makes a folder with its parents, but none in a bucket, which has no folders and would itself be made."""
+    if not in_bucket(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def make_directory(path: epath.PathLike, flag: str) -> epath.Path:
     """Makes the directory of a flag, with its parents. Raises InputError if that fails."""
     path = epath.Path(path)
     try:
-        if not in_bucket(path):  # which has none, and would be made itself
-            path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
     except OSError as error:
         raise InputError(f"--{flag}={path} cannot be made a directory: {error.strerror}") from error
     return path

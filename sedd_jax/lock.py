@@ -4,9 +4,9 @@ On local disks and network file systems that is flock(2). The kernel or the file
 ends, so that it never blocks a restart. In buckets, and where there is no flock, it is a lease: an object that a thread
 writes anew every 20 seconds. A start that finds one watches it, and takes over if it does not change.
 
-Limits: NFS that is mounted with `nolock` or `local_lock` shows no host the locks of another. After a kill, a lease
-costs the next start half a minute. Two starts on a bucket within the same two seconds may both go on, and a holder that
-was suspended, or cut off from the bucket, for longer than half a minute does not notice that another took over.
+Limits: NFS that is mounted with `nolock` or `local_lock` shows no host the locks of another. A killed holder's lease
+costs the next start half a minute. Two starts on a bucket within two seconds may both go on, and a holder that was
+suspended, or cut off from it, for longer than half a minute does not notice that another took over.
 """
 
 import contextlib
@@ -91,6 +91,8 @@ def _lease(path: epath.Path, me: dict, period: float) -> Callable[[], None]:
         while not ended.wait(period):
             with contextlib.suppress(Exception):  # a bucket that does not answer for a while
                 write()
+        with contextlib.suppress(Exception):
+            path.unlink(missing_ok=True)
 
     with naming(path):
         write()
@@ -102,9 +104,7 @@ def _lease(path: epath.Path, me: dict, period: float) -> Callable[[], None]:
 
     def release():
         ended.set()
-        thread.join()
-        with contextlib.suppress(Exception):
-            path.unlink(missing_ok=True)
+        thread.join(period / 2)  # no longer: without an answer of the bucket, the lease ends by itself
 
     return release
 

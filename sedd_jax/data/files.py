@@ -46,7 +46,7 @@ def find(source: str) -> list[pathlib.Path]:
     names = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
     paths = [pathlib.Path(name) for name in names if not os.path.isdir(name)]
     if not paths:
-        raise InputError(f"data source {source!r} matches no file: give 'embedded', a path, or a glob in quotes")
+        raise InputError(f"data source {source!r} matches no file: give 'embedded', or a path or quoted glob of a disk")
     return paths
 
 

@@ -19,7 +19,7 @@ from sedd_jax.data.shards import Manifest, Shard
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.data.workers import map_unordered
 from sedd_jax.errors import InputError, explained
-from sedd_jax.files import make_directory, write_atomically
+from sedd_jax.files import in_bucket, make_directory, write_atomically
 
 JOURNAL = "progress.jsonl"
 
@@ -87,6 +87,8 @@ def prepare(plan: Plan, output: str, *, workers: int = 1, progress: bool = False
     """
     if workers < 1:
         raise InputError(f"workers={workers}: give at least 1")
+    if in_bucket(output):
+        raise InputError(f"output {output}: ArrayRecord writes to disks; copy from one with `gcloud storage cp -r`")
     root = pathlib.Path(os.path.expanduser(output))
     there = {shard.name: shard for shard in find(plan, root)}
     kept = {name: shard for name, shard in there.items() if shards.is_sound(root, shard)}

@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module as array_record
+from etils import epath
 
 from sedd_jax.data import tokenizers
 from sedd_jax.data.corpora import SPLITS
 from sedd_jax.data.packing import TokenStream, token_dtype
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError, explained
+from sedd_jax.files import in_bucket
 
 PREFIX = "shards:"
 MANIFEST = "manifest.json"
@@ -136,7 +138,7 @@ def load(directory: str) -> Shards:
     Raises InputError if the manifest is damaged, the tokenizer is not the one that made the shards, or a file is
     missing or of another size. Contents are checked when they are read.
     """
-    root = pathlib.Path(os.path.expanduser(directory))
+    root = epath.Path(directory) if in_bucket(directory) else pathlib.Path(os.path.expanduser(directory))
     manifest = read_manifest(root)
     tokenizer = tokenizers.load(root / TOKENIZER)
     if (tokenizer.fingerprint, tokenizer.vocab_size) != (manifest.fingerprint, manifest.vocab_size):
@@ -153,7 +155,7 @@ class ShardedStream(TokenStream):
         for shard in self._shards:
             path = root / shard.name
             with explained(f"cannot read {path}", _AGAIN, OSError):
-                size = path.stat().st_size
+                size = path.stat().length if in_bucket(root) else path.stat().st_size
             if size != shard.size:  # ArrayRecord takes a truncated file for an empty one.
                 raise InputError(f"{path} has {size} bytes instead of {shard.size}: {_AGAIN}")
         counts = manifest.counts(split)
@@ -208,10 +210,21 @@ class ShardedStream(TokenStream):
 
     def _open(self, number: int) -> array_record.ArrayRecordReader:
         return array_record.ArrayRecordReader(
-            str(self._root / self._shards[number].name),
+            _local(self._root / self._shards[number].name, self._shards[number].sha256),
             "readahead_buffer_size:0,max_parallelism:0",
             file_reader_buffer_size=1 << 14,
         )
+
+
+def _local(path: pathlib.Path, sha256: str) -> str:
+    """The file; of one in a bucket, which ArrayRecord does not read, a copy that this machine makes once."""
+    if not in_bucket(path):
+        return str(path)
+    copy = epath.Path(f"~/.cache/sedd_jax/shards/{sha256}").expanduser()
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        path.copy(f"{copy}.{os.urandom(4).hex()}").replace(copy)
+    return str(copy)
 
 
 _AGAIN = "start `prepare` again with the same flags, which makes missing and damaged shards"

@@ -200,12 +200,13 @@ _watcher = threading.Thread(target=_watch, daemon=True)
 def _exit(code: int) -> NoReturn:
     # A process that leaves before the others are ready looks dead to them, above all the one that holds the store.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        runtime.global_state.client.wait_at_barrier("sedd_jax/failed", _DEAD_MS)
-        if is_leader():
-            time.sleep(_GRACE)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # Other threads may be in a collective that will never end.
+        if several():
+            runtime.global_state.client.wait_at_barrier("sedd_jax/failed", _DEAD_MS)
+            time.sleep(_GRACE if is_leader() else 0)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed
+            stream.flush()
+    os._exit(code)  # Other threads may be in a collective, or wait for a bucket, that will never answer.
 
 
 def _leave() -> None:
@@ -214,12 +215,12 @@ def _leave() -> None:
     _leaving.set()
 
 
-def fail(line: str, code: int) -> None:
-    """Ends all processes with this line and exit code. Returns if this process is alone."""
+def fail(line: str, code: int) -> NoReturn:
+    """Ends all processes with this line and exit code."""
     if several():
         _leave()
         publish("failure", json.dumps({"process": runtime.global_state.process_id, "line": line, "code": code}))
-        _exit(code)
+    _exit(code)
 
 
 def exit_if_lost(error: BaseException) -> None:

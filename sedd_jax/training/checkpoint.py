@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from sedd_jax.errors import InputError, TrainingError
+from sedd_jax.files import system_error
 
 
 class Restored(NamedTuple):
@@ -111,11 +112,12 @@ class Checkpoints:
     def _saving(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            known = system_error(error)
             # Tensorstore's errors are ValueErrors that begin with the name of a status.
-            if isinstance(error, ValueError) and not re.match("[A-Z_]{6,}: ", str(error)):
+            if not known and not (isinstance(error, ValueError) and re.match("[A-Z_]{6,}: ", str(error))):
                 raise
-            reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2].partition(" [")[0]
+            reason = known.strerror if known else str(error).rpartition(": ")[2].partition(" [")[0]
             raise TrainingError(
                 f"a checkpoint cannot be saved in {self._directory}: {reason}; those that are complete stay, and once "
                 "this is mended the same command goes on from the newest"
@@ -263,10 +265,9 @@ def _no_stray_reports(pattern: str = "") -> Iterator[None]:
     disabled = logger.disabled
     logger.disabled = True  # After an error it stays so: what the error refers to is reported when the process ends.
     sys.unraisablehook = lambda report: None if re.search(pattern, str(report.exc_value)) else hook(report)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # likewise
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            yield
+        yield
         logger.disabled = disabled
     finally:
         sys.unraisablehook = hook

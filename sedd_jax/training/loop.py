@@ -203,7 +203,6 @@ class Loop:
         )
         summary = likelihood.summarise(bounds, self.data.length, self.data.valid.tokens_per_byte)
         self.report.entry(self.step, **{f"eval_{name}": value for name, value in summary.items()})
-        self.report.flush()
         self.results["bits_per_byte"] = round(summary["bits_per_byte"], 3)
 
     def _sample(self) -> None:

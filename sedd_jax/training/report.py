@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import socket
 import struct
 import sys
 import time
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
-from sedd_jax.files import Log, naming, plot, write_atomically
+from sedd_jax.files import Log, make_folder, plot, write_atomically
 
 
 class Stopwatch:
@@ -83,7 +82,7 @@ class Report:
         if self._events:
             text = "".join(f"=== sample {i} at step {step} ===\n{text}\n" for i, text in enumerate(texts))
             path = self._samples(step)
-            path.parent.mkdir(exist_ok=True)
+            make_folder(path.parent)
             write_atomically(path, text)
             self._events.add(step, "text", {"samples": text})
 
@@ -132,25 +131,20 @@ class Report:
 
 
 class _Events(Log):
-    """A file of TensorBoard events. Not tensorboardX's SummaryWriter: its thread would print the error of a full disk,
-    and then let the run wait for it for good."""
+    """A file of TensorBoard events. Of a full disk, tensorboardX's writer would let the run wait for good."""
 
     def __init__(self, folder: epath.Path, *, step: int):
         """Events after `step` in older files no longer count."""
-        # Here, since tensorboardX imports Google's client of buckets, which takes long.
-        from tensorboardX import summary
+        from tensorboardX import summary  # here, since it imports Google's client of buckets, which takes long
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.record_writer import masked_crc32c
 
         self._summary, self._event, self._checksum = summary, Event, masked_crc32c
-        with naming(folder):
-            folder.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
-        super().__init__(folder / name, self._record(file_version="brain.Event:2"))
+        make_folder(folder)
+        super().__init__(folder / f"events.out.tfevents.{time.time_ns()}", self._record(file_version="brain.Event:2"))
         self.append(self._record(step=step + 1, session_log={"status": 1}))  # a start
 
     def add(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """kind: `scalar` or `text`."""
         make = getattr(self._summary, kind)
         self.append(b"".join(self._record(step=step, summary=make(name, value)) for name, value in values.items()))
 
