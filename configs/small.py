@@ -70,6 +70,10 @@ def get_config(form: str = "") -> ConfigDict:
                 "weight_decay": 0.0,
                 "clip": 1.0,
                 "mu_dtype": "float32",
+                "kind": "adamw",
+                "decay": "none",
+                "decay_steps": 0,
+                "floor": 0.0,
             },
             "train": {
                 "steps": 400_000,

@@ -22,7 +22,9 @@ MAY_CHANGE = ("mesh", "eval", "sampling", "model.attention", "model.remat", *(f"
 PLACES = ("data.source", "data.valid_source", "data.tokenizer_path")
 
 # Fields that older runs do not have, with the values that they ran with.
-NEWER = {"objective": "sedd", "model.parametrisation": "score", "model.time_conditioning": True}
+NEWER = {"objective": "sedd", "model.parametrisation": "score", "model.time_conditioning": True} | {
+    f"optim.{name}": value for name, value in {"kind": "adamw", "decay": "none", "decay_steps": 0, "floor": 0.0}.items()
+}
 
 
 def build(constructor: Callable[..., T], section: str, config: ConfigDict, **given: Any) -> T:

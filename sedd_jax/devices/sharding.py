@@ -113,9 +113,14 @@ def tree_sharding(abstract: Any, mesh: Mesh) -> Any:
 
     The result has the structure of the unboxed tree; arrays without names are replicated.
     """
-    return jax.tree.map(
-        lambda leaf: _box_sharding(leaf, mesh) if _is_box(leaf) else replicated(mesh), abstract, is_leaf=_is_box
-    )
+
+    def place(leaf: Any) -> Any:
+        if not _is_box(leaf):
+            return replicated(mesh)
+        # An optimiser of some parameters alone has boxes without an array for the others.
+        return _box_sharding(leaf, mesh) if hasattr(leaf.value, "shape") else leaf.value
+
+    return jax.tree.map(place, abstract, is_leaf=_is_box)
 
 
 def _is_box(leaf: Any) -> bool:

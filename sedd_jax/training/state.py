@@ -26,9 +26,27 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def learning_rate(lr: float, warmup_steps: int) -> Callable[[Int[Array, ""]], Scalar]:
-    """Linear warm-up to lr, then constant. Update n (from 0) has (n + 1) / warmup_steps of lr, as in the reference."""
-    return lambda count: lr * jnp.minimum((count + 1) / max(warmup_steps, 1), 1.0)
+DECAYS = {
+    "none": lambda done: jnp.ones_like(done),
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + jnp.cos(jnp.pi * done)) / 2,
+}
+
+
+def learning_rate(
+    lr: float, warmup_steps: int, *, decay: str = "none", decay_steps: int = 0, floor: float = 0.0
+) -> Callable[[Int[Array, ""]], Scalar]:
+    """Linear warm-up to lr, then constant. Update n (from 0) has (n + 1) / warmup_steps of lr, as in the reference.
+
+    decay: of DECAYS, from lr at the end of the warm-up to floor * lr at update decay_steps, and constant from there.
+    """
+
+    def rate(count: Int[Array, ""]) -> Scalar:
+        done = jnp.clip((count + 1 - warmup_steps) / max(decay_steps - warmup_steps, 1), 0.0, 1.0)
+        share = floor + (1 - floor) * DECAYS[decay](done)
+        return lr * jnp.minimum((count + 1) / max(warmup_steps, 1), 1.0) * share
+
+    return rate if decay != "none" else lambda count: lr * jnp.minimum((count + 1) / max(warmup_steps, 1), 1.0)
 
 
 def clip_by_global_norm(clip: float) -> optax.GradientTransformation:
@@ -52,9 +70,16 @@ def make_optimizer(
     weight_decay: float = 0.0,
     clip: float = 1.0,
     mu_dtype: str = "float32",
+    kind: str = "adamw",
+    decay: str = "none",
+    decay_steps: int = 0,
+    floor: float = 0.0,
 ) -> optax.GradientTransformation:
     """AdamW behind a clip of the global gradient norm. The defaults are those of the reference implementation.
 
+    kind: 'muon' takes Muon (Liu et al., arXiv 2502.16982) for the products of the blocks, at the scale of AdamW's
+        updates, so that one lr serves both, and AdamW for all other parameters.
+    decay, decay_steps, floor: of the learning rate; see `learning_rate`.
     mu_dtype: of Adam's first moment, 'float32' or 'bfloat16'. The second moment stays float32: with b2 = 0.999 its
         updates are smaller than bfloat16 resolves.
     The gradient is that of nats per sequence, so a clip of 1 takes effect in almost every step.
@@ -72,12 +97,41 @@ def make_optimizer(
         raise InputError(f"optim.mu_dtype={mu_dtype!r} is unknown; choose 'float32' or 'bfloat16'")
     if warmup_steps < 0:
         raise InputError(f"optim.warmup_steps={warmup_steps} must not be negative")
-    return optax.chain(
-        clip_by_global_norm(clip),
-        optax.adamw(
-            learning_rate(lr, warmup_steps), b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mu_dtype=mu_dtype
-        ),
-    )
+    if kind not in ("adamw", "muon"):
+        raise InputError(f"optim.kind={kind!r} is unknown; choose 'adamw' or 'muon'")
+    if decay not in DECAYS:
+        raise InputError(f"optim.decay={decay!r} is unknown; choose one of {', '.join(DECAYS)}")
+    if decay != "none" and decay_steps <= warmup_steps:
+        raise InputError(f"optim.decay_steps={decay_steps} must be above optim.warmup_steps={warmup_steps}")
+    if not 0 <= floor <= 1:
+        raise InputError(f"optim.floor={floor} must lie in [0, 1]: it is a share of optim.lr")
+    rate = learning_rate(lr, warmup_steps, decay=decay, decay_steps=decay_steps, floor=floor)
+    if kind == "muon":
+        update = optax.contrib.muon(
+            rate,
+            eps=eps,
+            weight_decay=weight_decay,
+            mu_dtype=mu_dtype,
+            adam_b1=b1,
+            adam_b2=b2,
+            adam_weight_decay=weight_decay,
+            muon_weight_dimension_numbers=_block_products,
+            consistent_rms=0.2,
+        )
+    else:
+        update = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mu_dtype=mu_dtype)
+    return optax.chain(clip_by_global_norm(clip), update)
+
+
+def _block_products(params: Any) -> Any:
+    """Muon's matrices: kernels [layers, in, ..., out] of the blocks, but for those of the conditioning."""
+
+    def axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        name = jax.tree_util.keystr(path)
+        chosen = "blocks" in name and "kernel" in name and "modulation" not in name
+        return optax.contrib.MuonDimensionNumbers(1, -1) if chosen else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def _init(key: PRNGKey, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
