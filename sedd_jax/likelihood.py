@@ -8,19 +8,23 @@ With the true scores the last two add up to -log p(x0), if x_1 is independent of
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
-from sedd_jax.errors import require_finite
+from sedd_jax.categorical import fine_uniform
+from sedd_jax.errors import InputError, require_finite
 from sedd_jax.network import Network, as_network, sum_over_positions
 from sedd_jax.noise import Noise
-from sedd_jax.rates import Graph
+from sedd_jax.rates import Absorbing, Graph
 from sedd_jax.score_entropy import stratified_times
-from sedd_jax.typing import PerSequence, PRNGKey, ScoreFn, Tokens
+from sedd_jax.typing import Mask, PerSequence, PRNGKey, ScoreFn, Tokens
+
+# One for each sequence.
+Keys = Key[Array, " b"]
 
 
 class Bound(NamedTuple):
@@ -44,6 +48,19 @@ class Exact(NamedTuple):
     total: PerSequence
 
 
+class Weighted(NamedTuple):
+    """Estimates of -log p(x0) from `orders`, one entry per sequence, in nats per sequence.
+
+    total: -log of the mean probability over the orders. mean: the mean of -log, which is above it.
+    """
+
+    total: PerSequence
+    mean: PerSequence
+
+
+ESTIMATORS = ("auto", "count", "time")
+
+
 def bound(
     key: PRNGKey,
     score_fn: ScoreFn | Network,
@@ -53,17 +70,147 @@ def bound(
     *,
     num_times: int,
     first_index: Int[Array, ""] | int = 0,
+    estimator: str = "auto",
+    given: Mask | None = None,
+    never: Mask | None = None,
 ) -> Bound:
-    """Estimates the bound of each sequence from num_times stratified times, with one network call per time.
+    """Estimates the bound of each sequence from num_times draws, with one network call per draw.
 
     Log-scores exist only for some noised positions at a time (`sum_over_positions`).
     first_index: index of the first sequence in its data set. The noise of a sequence depends only on the key and its
         index, so batches of any size on any mesh give the same estimates up to rounding.
+    estimator: 'time' draws noise levels, stratified in time; 'count', for the absorbing graph, how many positions are
+        masked, which varies less and leaves nothing to the prior; 'auto' is 'count' where it can be.
+    given, never: [B, L], for the absorbing graph: bounds -log p(the other positions | those given), with those of
+        `never` unknown.
+    Raises InputError for an estimator or a condition that the graph does not have.
     """
+    absorbing, conditional = isinstance(graph, Absorbing), given is not None or never is not None
+    if estimator not in ESTIMATORS:
+        raise InputError(f"estimator={estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}")
+    if not absorbing and (conditional or estimator == "count"):
+        raise InputError(
+            "a bound given some tokens, or by counts, needs the absorbing graph: others have no clean ones"
+        )
+    if estimator == "time" and conditional:
+        raise InputError("estimator='time' bounds whole sequences; with given tokens choose 'count'")
+    network, keys = as_network(score_fn), _keys(key, tokens, first_index)
+    if absorbing and estimator != "time":
+        return _by_count(keys, network, graph, noise, tokens, num_times, *_roles(tokens, given, never))
+    return _by_time(keys, network, graph, noise, tokens, num_times)
+
+
+def _keys(key: PRNGKey, tokens: Tokens, first_index: Int[Array, ""] | int) -> Keys:
+    """A key for each sequence."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(len(tokens)))
+
+
+def _roles(tokens: Tokens, given: Mask | None, never: Mask | None) -> tuple[Mask, Mask]:
+    """Which positions are asked for, and which are masked throughout."""
+    none = jnp.zeros_like(tokens, bool)
+    given, never = (none if mask is None else jnp.asarray(mask) for mask in (given, never))
+    return ~(given | never), never & ~given
+
+
+def _levels(keys: Keys, index: Any, targets: Mask) -> tuple[Float[Array, "b l"], Int[Array, "b l"]]:
+    """The masked fraction at which each target turns to MASK, and its rank among them in ascending order."""
+    uniform = jax.vmap(lambda key: fine_uniform(jax.random.fold_in(key, 1 + index), targets.shape[1:]))(keys)
+    levels = jnp.where(targets, uniform, jnp.inf)
+    return levels, jnp.argsort(jnp.argsort(levels))
+
+
+def _by_count(
+    keys: Keys,
+    network: Network,
+    graph: Absorbing,
+    noise: Noise,
+    tokens: Tokens,
+    num: int,
+    targets: Mask,
+    hidden: Mask,
+) -> Bound:
+    """With n targets: the mean over k = 1..n of (n / k) E[ sum over the k masked ones of (e^sigma - 1) score_entropy ].
+
+    docs/mathematics.md, section 6. Positions turn to MASK at uniform levels; the first k of them, and the level of the
+    k-th, have just the law of k masked positions and their noise.
+    """
+    count = targets.sum(-1)
+    shares = jax.vmap(lambda k: stratified_times(jax.random.fold_in(k, 0), num))(keys)
+
+    def draw(index):
+        levels, rank = _levels(keys, index, targets)
+        k = jnp.clip(jnp.ceil(shares[:, index] * count), 1, count).astype(jnp.int32)
+        masked = (rank < k[:, None]) & targets
+        level = jnp.max(jnp.where(masked, levels, 0), axis=-1)
+        # What is beyond the noise of training is as good as its end.
+        sigma = jnp.minimum(-jnp.log1p(-level), noise.total(jnp.ones(())))
+        x = jnp.where(masked | hidden, graph.mask, tokens)
+        total = sum_over_positions(network, x, sigma, masked, graph.score_entropy, tokens)
+        return count / jnp.maximum(k, 1) * jnp.expm1(sigma) * total
+
+    mean, variance = _mean_and_variance(draw, num)
+    nothing = jnp.zeros(len(tokens))
+    return Bound(prior=nothing, diffusion=mean, reconstruction=nothing, stderr=jnp.sqrt(variance))
+
+
+def orders(
+    key: PRNGKey,
+    score_fn: ScoreFn | Network,
+    graph: Graph,
+    noise: Noise,
+    tokens: Tokens,
+    *,
+    num_orders: int,
+    first_index: Int[Array, ""] | int = 0,
+    given: Mask | None = None,
+    never: Mask | None = None,
+) -> Weighted:
+    """The likelihood of unmasking one token at a time, from num_orders random orders: num_orders * L network calls.
+
+    That is what first-hitting samples from with as many calls as tokens: p(x) = E over orders of the product of
+    p(token | tokens before it). `total` is above -log p(x) on average, and falls with num_orders (Burda et al., arXiv
+    1509.00519). Arguments as for `bound`.
+    """
+    if not isinstance(graph, Absorbing):
+        raise InputError("the likelihood by orders needs the absorbing graph: elsewhere tokens change more than once")
+    network, keys = as_network(score_fn), _keys(key, tokens, first_index)
+    targets, hidden = _roles(tokens, given, never)
+
+    def draw(index):
+        levels, rank = _levels(keys, index, targets)
+
+        def reveal(i, carry):
+            x, total = carry
+            leaves = (rank == tokens.shape[1] - 1 - i) & targets
+            level = jnp.max(jnp.where(leaves, levels, 0), axis=-1)
+            sigma = jnp.minimum(-jnp.log1p(-level), noise.total(jnp.ones(())))
+            total += sum_over_positions(network, x, sigma, leaves, _denoising_cost(graph), tokens)
+            return jnp.where(leaves, tokens, x), total
+
+        masked = jnp.where(targets | hidden, graph.mask, tokens)
+        return jax.lax.fori_loop(0, tokens.shape[1], reveal, (masked, jnp.zeros(len(tokens))))[1]
+
+    costs = jax.lax.map(draw, jnp.arange(num_orders))
+    return Weighted(total=-jax.nn.logsumexp(-costs, axis=0, b=1 / num_orders), mean=costs.mean(0))
+
+
+def _denoising_cost(graph: Graph) -> Callable:
+    """-log of the probability that the last denoising step gives to the token."""
+
+    def cost(log_score, sigma, x, x0):
+        probs = graph.denoise_probs(x, log_score, sigma)
+        # The sampler never draws a probability clipped at zero. A finite cost keeps one such token from hiding others.
+        probs = jnp.maximum(probs, jnp.finfo(jnp.float32).tiny)
+        right = jnp.take_along_axis(probs, x0[..., None], axis=-1)[..., 0]
+        return jnp.log(probs.sum(-1)) - jnp.log(right)
+
+    return cost
+
+
+def _by_time(keys: Keys, network: Network, graph: Graph, noise: Noise, tokens: Tokens, num: int) -> Bound:
+    """The prior, the diffusion as an integral over time, and the reconstruction."""
     batch, length = tokens.shape
-    network = as_network(score_fn)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(batch))
-    times = jax.vmap(lambda k: stratified_times(jax.random.fold_in(k, 0), num_times))(keys)
+    times = jax.vmap(lambda k: stratified_times(jax.random.fold_in(k, 0), num))(keys)
 
     def corrupt(draw, sigma):
         transition = lambda k, x0, s: graph.sample_transition(jax.random.fold_in(k, draw), x0, s)  # noqa: E731
@@ -76,23 +223,15 @@ def bound(
         return noise.rate(times[:, index]) * total
 
     def reconstruction_at(index):
-        def term(log_score, sigma, x, x0):
-            probs = graph.denoise_probs(x, log_score, sigma)
-            # The sampler never draws a probability clipped at zero. A finite cost keeps one such token from hiding
-            # others.
-            probs = jnp.maximum(probs, jnp.finfo(jnp.float32).tiny)
-            right = jnp.take_along_axis(probs, x0[..., None], axis=-1)[..., 0]
-            return jnp.log(probs.sum(-1)) - jnp.log(right)
-
         sigma = jnp.full(batch, noise.at_start)
-        x = corrupt(1 + num_times + index, sigma)
+        x = corrupt(1 + num + index, sigma)
         # Everywhere: a position that cannot change may be wrong.
-        return sum_over_positions(network, x, sigma, jnp.ones_like(x, bool), term, tokens)
+        return sum_over_positions(network, x, sigma, jnp.ones_like(x, bool), _denoising_cost(graph), tokens)
 
-    parts = [_mean_and_variance(diffusion_at, num_times)]
+    parts = [_mean_and_variance(diffusion_at, num)]
     if noise.at_start > 0:
         # Few tokens are noised at sigma(0), so this part needs far fewer samples than the integral.
-        parts.append(_mean_and_variance(reconstruction_at, max(2, num_times // 8)))
+        parts.append(_mean_and_variance(reconstruction_at, max(2, num // 8)))
     else:
         parts.append((jnp.zeros(batch), jnp.zeros(batch)))
     (diffusion, diffusion_variance), (reconstruction, reconstruction_variance) = parts

@@ -1,5 +1,7 @@
 """The bound with true scores is -log p(x0), for every x0; and what it may not depend on."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import toy
 
 from sedd_jax import likelihood
 from sedd_jax.devices.sharding import map_batches
-from sedd_jax.errors import TrainingError
+from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.score_entropy import dwdse
@@ -18,15 +20,16 @@ P0 = toy.data_distribution()
 SEQUENCES = jnp.asarray(toy.sequences(toy.V), jnp.int32)
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize(("graph", "estimator"), [(GRAPHS[0], "count"), (GRAPHS[0], "time"), (GRAPHS[1], "auto")])
 @pytest.mark.parametrize(
     "noise",
     [LogLinear(1e-6), Geometric(1e-4, 20.0), Geometric(1e-4, 100.0)],
     ids=["loglinear", "geometric", "strong"],
 )
-def test_bound_with_exact_scores_is_the_log_probability_of_every_sequence(graph, noise):
+def test_bound_with_exact_scores_is_the_log_probability_of_every_sequence(graph, estimator, noise):
     score_fn = toy.exact_score_fn(graph, P0)
-    run = jax.jit(lambda key, x, i: likelihood.bound(key, score_fn, graph, noise, x, num_times=4096, first_index=i))
+    options = {"num_times": 4096, "estimator": estimator}
+    run = jax.jit(lambda key, x, i: likelihood.bound(key, score_fn, graph, noise, x, first_index=i, **options))
     repeats = 8
     bounds = [run(jax.random.key(0), SEQUENCES, i * len(P0)) for i in range(repeats)]
     totals = np.stack([b.total for b in bounds]).astype(np.float64)
@@ -48,12 +51,114 @@ def test_bound_with_wrong_scores_is_above(graph):
     assert (found.total > -np.log(P0) + 3 * found.stderr).all()
 
 
+def enumerated_bound(score_fn, x, targets, hidden=()):
+    """The mean over every number and every set of masked targets, in float64; hidden positions are always masked."""
+    graph, sigma, positions = GRAPHS[0], jnp.full(len(x), 0.7), np.arange(x.shape[1])
+    total = np.zeros(len(x))
+    for k in range(1, len(targets) + 1):
+        for chosen in (sets := list(itertools.combinations(targets, k))):
+            noised = jnp.where(np.isin(positions, [*chosen, *hidden]), graph.mask, x)
+            costs = graph.score_entropy(score_fn(noised, sigma), sigma[:, None], noised, x)
+            total += np.expm1(0.7) * np.asarray(costs, np.float64)[:, list(chosen)].sum(-1) / (k * len(sets))
+    return total
+
+
+P3 = toy.data_distribution(length=3)
+TRIPLES = jnp.asarray(list(itertools.product(range(toy.V), repeat=3)), jnp.int32)
+# (targets, hidden) of three positions.
+ROLES = [((0, 1, 2), ()), ((1, 2), ()), ((0,), (1, 2)), ((1,), (2,)), ((2,), ())]
+
+
+def conditional(targets, hidden):
+    """-log p(targets | the others but hidden) of every triple, by enumeration."""
+    table = P3.reshape((toy.V,) * 3)
+    with_targets = table.sum(hidden, keepdims=True)
+    ratio = with_targets / with_targets.sum(targets, keepdims=True)
+    return -np.log(np.broadcast_to(ratio, table.shape)).ravel()
+
+
+def masks(positions):
+    return jnp.broadcast_to(jnp.isin(jnp.arange(3), jnp.asarray(positions, jnp.int32)), TRIPLES.shape)
+
+
+@pytest.mark.parametrize(("targets", "hidden"), ROLES)
+def test_bound_by_counts_with_exact_scores_is_the_conditional_probability(targets, hidden):
+    """Of every triple, by enumeration of counts and sets; so the chain rule holds. And the estimate agrees."""
+    graph, noise = GRAPHS[0], LogLinear(1e-6)
+    score_fn = toy.exact_score_fn(graph, P3)
+    expected = conditional(targets, hidden)
+    np.testing.assert_allclose(enumerated_bound(score_fn, TRIPLES, targets, hidden), expected, atol=3e-6)
+    given = masks([i for i in range(3) if i not in targets + hidden])
+    roles = {"given": given, "never": masks(hidden)}
+    found = jax.jit(
+        lambda: likelihood.bound(jax.random.key(0), score_fn, graph, noise, TRIPLES, num_times=2048, **roles)
+    )()
+    assert (abs(found.total - expected) < 4 * found.stderr + 1e-4).all()
+    weighted = jax.jit(
+        lambda: likelihood.orders(jax.random.key(0), score_fn, graph, noise, TRIPLES, num_orders=2, **roles)
+    )()
+    # With exact scores every order has the same probability.
+    np.testing.assert_allclose(weighted.total, expected, atol=1e-4)
+    np.testing.assert_allclose(weighted.mean, expected, atol=1e-4)
+
+
+def wrong_score(x, sigma):
+    """Log-scores of a network that depends on the order in which tokens become known."""
+    known = jnp.where(x == toy.V, 7, x)
+    logits = jnp.sin(known.sum(-1)[:, None, None] * 1.3 + jnp.arange(3)[:, None] * 2.1 + jnp.arange(toy.V) * 0.9)
+    log_pi = jax.nn.log_softmax(logits)
+    scores = log_pi - jnp.log(jnp.expm1(sigma))[:, None, None]
+    return jnp.concatenate([scores, jnp.zeros((*x.shape, 1))], -1)
+
+
+def test_likelihood_by_orders_lies_between_the_bound_and_the_truth():
+    """By enumeration of all orders, and of all tuples of them; the estimates agree."""
+    graph, noise, sigma = GRAPHS[0], LogLinear(1e-6), jnp.full(len(TRIPLES), 0.7)
+    costs = []
+    for order in itertools.permutations(range(3)):
+        x, cost = jnp.full_like(TRIPLES, graph.mask), 0.0
+        for i in order:
+            log_pi = wrong_score(x, sigma)[:, i, : toy.V] + np.log(np.expm1(0.7))
+            cost -= np.take_along_axis(np.asarray(log_pi, np.float64), np.asarray(TRIPLES[:, i : i + 1]), -1)[:, 0]
+            x = x.at[:, i].set(TRIPLES[:, i])
+        costs.append(cost)
+    costs = np.stack(costs)
+    truth = -np.log(np.exp(-costs).mean(0))
+    means = [costs.mean(0)]
+    for num in (2, 3):
+        tuples = np.stack([costs[list(chosen)] for chosen in itertools.product(range(6), repeat=num)])
+        means.append((-np.log(np.exp(-tuples).mean(1))).mean(0))
+    assert (means[0] > means[1] - 1e-9).all() and (means[1] > means[2] - 1e-9).all() and (means[2] > truth - 1e-9).all()
+    assert (means[0] - truth).max() > 0.01
+    np.testing.assert_allclose(enumerated_bound(wrong_score, TRIPLES, (0, 1, 2)), means[0], atol=3e-6)
+    repeats = 500
+    x = jnp.tile(TRIPLES, (repeats, 1))
+    found = jax.jit(lambda: likelihood.orders(jax.random.key(1), wrong_score, graph, noise, x, num_orders=3))()
+    for value, expected in ((found.total, means[2]), (found.mean, means[0])):
+        value = np.asarray(value, np.float64).reshape(repeats, -1)
+        assert (abs(value.mean(0) - expected) < 4.5 * value.std(0) / repeats**0.5 + 1e-5).all()
+
+
+def test_conditions_that_a_graph_does_not_have_are_refused():
+    run = lambda graph, **options: likelihood.bound(  # noqa: E731
+        jax.random.key(0), wrong_score, graph, LogLinear(), TRIPLES, num_times=2, **options
+    )
+    for options in ({"given": masks([0])}, {"never": masks([0])}, {"estimator": "count"}):
+        with pytest.raises(InputError, match="needs the absorbing graph"):
+            run(GRAPHS[1], **options)
+    with pytest.raises(InputError, match="estimator='time' bounds whole sequences"):
+        run(GRAPHS[0], estimator="time", given=masks([0]))
+    with pytest.raises(InputError, match="'elbo' is unknown"):
+        run(GRAPHS[0], estimator="elbo")
+
+
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_the_training_loss_is_the_diffusion_part(graph):
     score_fn, noise = toy.exact_score_fn(graph, P0), LogLinear(1e-3)
     x = jnp.tile(SEQUENCES, (2000, 1))
     losses = np.asarray(jax.jit(lambda: dwdse(jax.random.key(1), score_fn, graph, noise, x))()).reshape(2000, -1)
-    exact = jax.jit(lambda: likelihood.bound(jax.random.key(0), score_fn, graph, noise, SEQUENCES, num_times=8192))()
+    options = {"num_times": 8192, "estimator": "time"}
+    exact = jax.jit(lambda: likelihood.bound(jax.random.key(0), score_fn, graph, noise, SEQUENCES, **options))()
     error = np.abs(losses.mean(0) - exact.diffusion)
     assert (error < 4 * (losses.std(0) / 2000**0.5 + exact.stderr)).all()
 
