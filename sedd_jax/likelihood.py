@@ -249,14 +249,31 @@ def _mean_and_variance(draw: Callable, num: int) -> tuple[PerSequence, PerSequen
     return draws.mean(0), jnp.var(draws, 0, ddof=1) / num
 
 
-def summarise(bounds: Bound | Exact, length: int, tokens_per_byte: float | None) -> dict[str, float]:
-    """The figures that papers quote, each with its standard error over sequences (NaN for a single one).
+def standard_errors(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """Of the mean of values of neighbouring chunks: as if they were independent, and by batch means.
 
+    Chunks of one document resemble each other. The means of blocks of b neighbours do less, the more b grows: b doubles
+    from 1 while at least 20 blocks are left, and the largest error counts (NaN for a single value).
+    """
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    errors, size = [], 1
+    while size == 1 or len(values) // size >= 20:
+        means = values[: len(values) // size * size].reshape(-1, size).mean(1)
+        errors.append(float(means.std(ddof=1) / len(means) ** 0.5))
+        size *= 2
+    return errors[0], max(errors)
+
+
+def summarise(bounds: Bound | Exact, length: int, tokens_per_byte: float | None) -> dict[str, float]:
+    """The figures that papers quote, each with its standard error by `standard_errors` (NaN for a single sequence).
+
+    Two more errors of nats per token: `_plain`, as if sequences were independent; `monte_carlo`, of the draws alone.
     tokens_per_byte: of the text that the sequences were cut from; None where the raw length is not known.
     Raises TrainingError if they are not finite.
     """
     nats = np.asarray(require_finite(bounds.total, f"nats of {len(bounds.total)} sequences"), np.float64) / length
-    mean, stderr = nats.mean(), nats.std(ddof=1) / len(nats) ** 0.5 if len(nats) > 1 else np.nan
+    mean, (plain, stderr) = nats.mean(), standard_errors(nats)
     perplexity = np.exp(mean)
     figures = {"nats_per_token": (mean, stderr), "bits_per_token": (mean / np.log(2), stderr / np.log(2))}
     if tokens_per_byte is not None:
@@ -265,6 +282,10 @@ def summarise(bounds: Bound | Exact, length: int, tokens_per_byte: float | None)
     summary = {}
     for name, (value, error) in figures.items():
         summary |= {name: float(value), f"{name}_stderr": float(error)}
+    summary["nats_per_token_stderr_plain"] = plain
+    if isinstance(bounds, Bound):
+        draws = np.square(np.asarray(bounds.stderr, np.float64) / length)
+        summary["monte_carlo_nats_per_token_stderr"] = float(np.sqrt(draws.sum()) / len(nats))
     for part in () if isinstance(bounds, Exact) else ("prior", "diffusion", "reconstruction"):
         summary[f"{part}_nats_per_token"] = float(np.mean(getattr(bounds, part), dtype=np.float64) / length)
     return summary

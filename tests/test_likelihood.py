@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.signal
 import toy
 
 from sedd_jax import likelihood
@@ -182,11 +183,25 @@ def test_figures_of_numbers_that_are_none_are_refused(value):
         likelihood.summarise(likelihood.Exact(np.array([1.0, value, 2.0])), length=10, tokens_per_byte=None)
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 0.6])
+def test_error_of_neighbours_that_resemble_each_other_is_right(correlation):
+    """An AR(1) series, whose mean has a known error."""
+    num, repeats, warm = 2000, 100, 100
+    noise = np.random.default_rng(0).normal(size=(repeats, num + warm))
+    series = scipy.signal.lfilter([1], [1, -correlation], noise)[:, warm:]
+    lags = np.arange(1, num)
+    variance = (1 + 2 * np.sum((1 - lags / num) * correlation**lags)) / (1 - correlation**2) / num
+    plain, found = np.mean([likelihood.standard_errors(row) for row in series], 0) / variance**0.5
+    assert found == pytest.approx(1, abs=0.15)
+    assert plain == pytest.approx(((1 - correlation) / (1 + correlation)) ** 0.5, abs=0.03)
+
+
 def test_summary_is_consistent():
     bounds = likelihood.Bound(*(np.array(part, np.float32) for part in ([1, 1], [20, 30], [2, 2], [0.1, 0.1])))
     summary = likelihood.summarise(bounds, length=10, tokens_per_byte=0.25)
     assert summary["nats_per_token"] == pytest.approx(2.8)
-    assert summary["nats_per_token_stderr"] == pytest.approx(0.5)
+    assert summary["nats_per_token_stderr"] == summary["nats_per_token_stderr_plain"] == pytest.approx(0.5)
+    assert summary["monte_carlo_nats_per_token_stderr"] == pytest.approx(0.01 / 2**0.5)
     assert summary["bits_per_byte"] == pytest.approx(2.8 / np.log(2) / 4)
     assert summary["perplexity"] == pytest.approx(np.exp(2.8))
     parts = [summary[f"{part}_nats_per_token"] for part in ("prior", "diffusion", "reconstruction")]

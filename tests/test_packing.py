@@ -66,3 +66,14 @@ def test_chunks_that_cannot_be_are_refused():
         packing.chunks(stream_of(10), 11)
     with pytest.raises(InputError, match="length=0"):
         packing.chunks(stream_of(10), 0)
+
+
+def test_a_subset_is_spread_over_the_text_and_counts_its_own_bytes():
+    documents = ["é" * 20 + "abc" * 10, "xy" * 40]
+    stream = packing.tokenize(documents, tokenizer := tokenizers.Bytes())
+    whole, _ = packing.chunks(stream, 5)
+    some, _ = packing.chunks(stream, 5, limit=4)
+    assert some.tolist() == whole[np.arange(4) * len(whole) // 4].tolist()
+    ends = int((some == tokenizer.eot).sum())
+    assert packing.tokens_per_byte(some, tokenizer, stream) == some.size / (some.size - ends)
+    assert packing.tokens_per_byte(np.full((1, 5), tokenizer.eot), tokenizer, stream) == stream.tokens_per_byte

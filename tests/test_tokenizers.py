@@ -71,6 +71,7 @@ def test_text_comes_back_exactly(tokenizer, text):
     assert tokens.dtype == np.int32 and tokens.ndim == 1
     assert tokenizer.eot not in tokens
     assert tokenizer.decode(tokens) == text
+    assert b"".join(tokenizer.pieces[token] for token in tokens) == text.encode()
 
 
 def test_the_embedded_corpus_comes_back_exactly(tokenizer):

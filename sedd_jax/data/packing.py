@@ -9,6 +9,7 @@ import tqdm
 
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
+from sedd_jax.typing import TokenRows
 
 
 class TokenStream(abc.ABC):
@@ -78,14 +79,23 @@ def progress_bar(description: str, num_bytes: int | None, *, show: bool, initial
 
 
 def chunks(stream: TokenStream, length: int, *, limit: int | None = None) -> tuple[np.ndarray, int]:
-    """Cuts the stream, from its start, into chunks that do not overlap; reads at most `limit`.
+    """Cuts the stream, from its start, into chunks that do not overlap; reads at most `limit`, spread evenly.
 
     Returns the chunks, int32 [num_chunks, length], and the number of tokens left at the end, fewer than `length`.
     Raises InputError as `check_length`.
     """
     check_length(stream, length)
     count, dropped = divmod(len(stream), length)
-    return stream.read(np.arange(count)[:limit] * length, length), dropped
+    read = min(count, limit or count)
+    return stream.read(np.arange(read) * count // read * length, length), dropped
+
+
+def tokens_per_byte(sequences: TokenRows, tokenizer: Tokenizer, stream: TokenStream) -> float:
+    """Of these sequences of the stream; of the whole stream for a tokenizer that does not say how long its pieces are,
+    and for sequences without text."""
+    sizes = np.array([len(piece) for piece in tokenizer.pieces or ()], np.int64)
+    num_bytes = sizes[sequences].sum() if len(sizes) else 0
+    return sequences.size / int(num_bytes) if num_bytes else stream.tokens_per_byte
 
 
 def check_length(stream: TokenStream, length: int) -> None:

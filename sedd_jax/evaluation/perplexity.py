@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from sedd_jax.config import build, check_same_data
 from sedd_jax.data import corpora, dataset, shards
-from sedd_jax.data.packing import TokenStream, chunks, tokenize
+from sedd_jax.data.packing import TokenStream, chunks, tokenize, tokens_per_byte
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
@@ -36,7 +36,7 @@ def bounds(trained: Trained, sequences: TokenRows, options: EvalOptions, *, seed
 
 
 def summary(trained: Trained, stream: TokenStream, options: EvalOptions, *, seed: int, name: str) -> dict[str, Any]:
-    """The figures of `likelihood.summarise` for the first chunks of the stream, which do not overlap.
+    """The figures of `likelihood.summarise` for chunks of the stream that do not overlap; bits per byte of their text.
 
     Raises InputError if the stream does not fill one chunk.
     """
@@ -44,7 +44,7 @@ def summary(trained: Trained, stream: TokenStream, options: EvalOptions, *, seed
     sequences, dropped = chunks(stream, length, limit=options.num_sequences or None)
     say(f"{name}: {len(sequences)} sequences of {length} tokens; {dropped} tokens at the end do not fill another")
     found = bounds(trained, sequences, options, seed=seed, name=name)
-    figures = summarise(found, length, stream.tokens_per_byte)
+    figures = summarise(found, length, tokens_per_byte(sequences, trained.tokenizer, stream))
     # An exact likelihood is no mean over noise levels.
     num_times = None if trained.experiment.model.causal else options.num_times
     return figures | {"num_sequences": len(sequences), "num_times": num_times, "step": trained.step}

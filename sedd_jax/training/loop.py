@@ -19,7 +19,7 @@ from sedd_jax.config import build
 from sedd_jax.data import dataset, tokenizers
 from sedd_jax.data.dataset import Dataset
 from sedd_jax.data.loader import Loader
-from sedd_jax.data.packing import chunks
+from sedd_jax.data.packing import chunks, tokens_per_byte
 from sedd_jax.devices import processes, sharding
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.stopping import Stopped, StopSignals, stop_signals
@@ -103,6 +103,7 @@ class Loop:
             shift=data.shift,
         )
         self.valid, _ = chunks(data.valid, data.length, limit=experiment.eval.num_sequences or None)
+        self.tokens_per_byte = tokens_per_byte(self.valid, data.tokenizer, data.valid)
         compile_together = processes.compile_together
         self.train_step = compile_together("train step", experiment.train_step_fn())
         self.bound = compile_together("bound", experiment.bound_fn(experiment.eval.num_times))
@@ -201,7 +202,7 @@ class Loop:
             self.experiment.eval.batch_size,
             progress=partial(tqdm, desc="evaluating", leave=False, delay=1, file=sys.stderr, disable=quiet),
         )
-        summary = likelihood.summarise(bounds, self.data.length, self.data.valid.tokens_per_byte)
+        summary = likelihood.summarise(bounds, self.data.length, self.tokens_per_byte)
         self.report.entry(self.step, **{f"eval_{name}": value for name, value in summary.items()})
         self.results["bits_per_byte"] = round(summary["bits_per_byte"], 3)
 

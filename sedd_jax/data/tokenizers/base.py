@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, SupportsIndex
 
@@ -90,6 +91,13 @@ class Tokenizer(abc.ABC):
         bounds = zip([0, *(ends + 1)], [*ends, len(ids)], strict=True)
         return END_OF_TEXT.join(self._decode(ids[start:end]) for start, end in bounds)
 
+    @functools.cached_property
+    def pieces(self) -> tuple[bytes, ...] | None:
+        """The bytes of every id, none for `eot`; None for a tokenizer whose text is not that of its ids in a row."""
+        pieces = self._pieces()
+        sound = all(b"".join(pieces[i] for i in self.encode(text)) == utf8(text) for text in _PROBES)
+        return pieces if sound else None
+
     def save(self, directory: epath.PathLike) -> None:
         """Writes the files that `tokenizers.load` reads, each in one move. Call it from one process only."""
         directory = epath.Path(directory)
@@ -113,6 +121,10 @@ class Tokenizer(abc.ABC):
         return self._encode(text)
 
     @abc.abstractmethod
+    def _pieces(self) -> tuple[bytes, ...]:
+        """See `pieces`, which checks them."""
+
+    @abc.abstractmethod
     def _decode(self, ids: np.ndarray) -> str:
         """Text of ids [n] that are in the vocabulary and not `eot`."""
 
@@ -134,6 +146,13 @@ def lossy_warning(tokenizer: Tokenizer) -> str | None:
         "the tokenizer does not give every text back (it may lower-case, strip accents or join spaces); what it loses "
         "costs no bits, so bits per byte do not compare with those of a lossless tokenizer"
     )
+
+
+def piece_bytes(name: str) -> bytes:
+    """What a piece in SentencePiece's spelling stands for: U+2581 for a space, <0x0A> for a byte."""
+    if re.fullmatch("<0x[0-9A-F]{2}>", name):
+        return bytes([int(name[3:5], 16)])
+    return name.replace("\u2581", " ").encode(errors="replace")
 
 
 def utf8(text: str) -> bytes:

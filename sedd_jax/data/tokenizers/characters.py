@@ -20,6 +20,9 @@ class Bytes(Tokenizer):
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
 
+    def _pieces(self) -> tuple[bytes, ...]:
+        return (*(bytes([i]) for i in range(256)), b"")
+
     def _decode(self, ids: np.ndarray) -> str:
         return ids.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
@@ -44,6 +47,13 @@ class Text8(Tokenizer):
                 f"{text[place]!r} at character {place} of a text: the tokenizer 'text8' knows a to z and the space only"
             )
         return ids.astype(np.int32)
+
+    @property
+    def pieces(self) -> tuple[bytes, ...]:
+        return self._pieces()  # unlike others, it cannot encode what would test them
+
+    def _pieces(self) -> tuple[bytes, ...]:
+        return tuple(bytes([byte]) for byte in _TEXT8)
 
     def _decode(self, ids: np.ndarray) -> str:
         return np.frombuffer(_TEXT8, np.uint8)[ids].tobytes().decode("ascii")

@@ -16,7 +16,7 @@ import tokenizers as library
 from etils import epath
 from huggingface_hub.errors import HFValidationError
 
-from sedd_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer
+from sedd_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer, piece_bytes
 from sedd_jax.errors import InputError, explained
 
 T = TypeVar("T")
@@ -31,6 +31,12 @@ _PLACES = (r"(?<=\S)(?= )", r"(?<=\S)(?=\n)", r"(?<=[^\W_])(?=\n)")
 _WORDS = "don't I'M 1234 x ... - _ é e\u0301 \u0301y 漢字 。 🙂 \ufb01 \ufeff \u2581 \x1c".split(" ")  # noqa: SIM905
 _SPACES = (" ", "  ", "\n", "\n\n", " \n", "\n  ", "\r\n", "\t", " \t ", "\u00a0", "\n\u3000", "")
 
+# The letters of byte-level vocabularies: printable ones of Latin-1 stand for themselves, other bytes for 256 and above.
+_PRINTABLE = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(256 + number): byte for number, byte in enumerate(sorted({*range(256)} - _PRINTABLE))
+}
+
 
 class Pipeline(Tokenizer):
     """A pipeline of the library `tokenizers`."""
@@ -39,6 +45,15 @@ class Pipeline(Tokenizer):
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _pieces(self) -> tuple[bytes, ...]:
+        names = [self._tokenizer.id_to_token(i) or "" for i in range(self.vocab_size)]
+        if isinstance(self._tokenizer.decoder, library.decoders.ByteLevel):
+            pieces = [bytes(_BYTES.get(letter, 0) for letter in name) for name in names]
+        else:
+            pieces = [piece_bytes(name) for name in names]
+        pieces[self.eot] = b""
+        return tuple(pieces)
 
     def _decode(self, ids: np.ndarray) -> str:
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)

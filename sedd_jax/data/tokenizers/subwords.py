@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import sentencepiece
 
-from sedd_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer
+from sedd_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer, piece_bytes
 from sedd_jax.errors import InputError, explained
 
 
@@ -48,6 +48,11 @@ class SentencePiece(Tokenizer):
     @property
     def model(self) -> bytes:
         return self.contents[0]
+
+    def _pieces(self) -> tuple[bytes, ...]:
+        pieces = [piece_bytes(self._processor.id_to_piece(i)) for i in range(self.vocab_size)]
+        pieces[self.eot] = b""
+        return tuple(pieces)
 
     def _decode(self, ids: np.ndarray) -> str:
         return self._processor.decode(ids.tolist())
