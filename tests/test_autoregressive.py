@@ -249,15 +249,16 @@ def test_evaluate_gives_the_exact_likelihood(workdir):
     assert found["num_times"] is None and not any(name.startswith("prior") for name in found)
     trained = load_trained(epath.Path(workdir), log=pytest.fail)
     data = build(dataset.load, "data", trained.config, directory=workdir)
-    rows, _ = chunks(data.valid, data.length)
+    rows, _ = chunks(data.valid, data.length, limit=7)
     model = trained.experiment.model
-    logits = model.apply({"params": trained.params}, jnp.asarray(rows[:7]), jnp.zeros(7))
-    at_token = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits), np.float64), rows[:7, :, None], -1)
+    logits = model.apply({"params": trained.params}, jnp.asarray(rows), jnp.zeros(7))
+    at_token = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits), np.float64), rows[:, :, None], -1)
     each = -at_token[..., 0].mean(1)
     assert found["nats_per_token"] == pytest.approx(each.mean(), rel=1e-5)
+    text = b"".join(data.tokenizer.pieces[token] for token in rows.ravel())
     # 1e-2: the sequences differ little, so their spread is a small difference of what is rounded to 1e-7.
     assert found["nats_per_token_stderr"] == pytest.approx(each.std(ddof=1) / 7**0.5, rel=1e-2)
-    assert found["bits_per_byte"] == pytest.approx(each.mean() / np.log(2) * data.valid.tokens_per_byte, rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(each.mean() / np.log(2) * rows.size / len(text), rel=1e-5)
     assert found["perplexity"] == pytest.approx(np.exp(each.mean()), rel=1e-4)
     assert found["bits_per_byte_stderr"] > 0 and found["perplexity_stderr"] > 0
 

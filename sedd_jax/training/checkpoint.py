@@ -198,7 +198,12 @@ class Checkpoints:
             for step in steps:
                 names = (f"{step}-{copies}" if copies else f"{step}" for copies in itertools.count())
                 free = next(name for name in names if not (aside / name).exists())
-                (self._directory / str(step)).rename(aside / free)
+                try:
+                    (self._directory / str(step)).rename(aside / free)
+                except OSError:
+                    with contextlib.suppress(OSError):  # which refuses to remove a folder that is not empty
+                        aside.rmdir()
+                    raise
         multihost_utils.sync_global_devices("damaged checkpoints moved aside")
         self._manager.reload()
 
