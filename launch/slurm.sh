@@ -27,7 +27,7 @@ fi
 name=$1
 shift
 
-# Since Slurm 22.05 srun does not take this over from sbatch, and gives each task one CPU.
+# Since Slurm 22.05 srun does not take this over from sbatch, and may bind each task to one CPU.
 [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 code=0
 "${dry_run[@]}" srun --kill-on-bad-exit=0 "${PYTHON:-python3}" -m "sedd_jax.$name" "$@" || code=$?
