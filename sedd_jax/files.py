@@ -100,8 +100,7 @@ class Log:
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
-    """Replaces the file in one move, so that a reader or a killed run never sees half of it. Buckets do so anyway.
-    Pipes and devices stay."""
+    """Replaces the file in one move, as buckets do, so that nobody ever sees half of it. Pipes and devices stay."""
     path = epath.Path(path)
     stays = in_bucket(path) or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path))
     temporary = path if stays else path.parent / f".{path.name}.new"

@@ -92,7 +92,7 @@ def _lease(path: epath.Path, me: dict, period: float) -> Callable[[], None]:
             with contextlib.suppress(Exception):  # a bucket that does not answer for a while
                 write()
         with contextlib.suppress(Exception):
-            path.unlink(missing_ok=True)
+            _ = token in _read(path) and path.unlink()
 
     with naming(path):
         write()

@@ -20,7 +20,18 @@ import pytest  # noqa: E402
 
 jaxtyping.install_import_hook("sedd_jax", "beartype.beartype")
 
-LONGEST = ("resume", "fuzz", "sampling", "multiprocess", "sharding", "autoregressive", "commands", "recipes", "sweep")
+LONGEST = (
+    "buckets",
+    "resume",
+    "fuzz",
+    "sampling",
+    "multiprocess",
+    "sharding",
+    "autoregressive",
+    "commands",
+    "recipes",
+    "sweep",
+)
 
 
 def pytest_collection_modifyitems(items) -> None:

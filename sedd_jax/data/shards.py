@@ -98,7 +98,7 @@ class Manifest:
         return json.dumps(content, indent=1) + "\n"
 
 
-def read_manifest(directory: pathlib.Path) -> Manifest:
+def read_manifest(directory: pathlib.Path | epath.Path) -> Manifest:
     """Raises InputError if it is missing, damaged or inconsistent. Does not look at the shards."""
     path = directory / MANIFEST
     unfinished = explained(f"no {path}", "give a directory in which `prepare` has come to its end", OSError)
@@ -150,7 +150,7 @@ def load(directory: str) -> Shards:
 class ShardedStream(TokenStream):
     """A `TokenStream` on disk. Memory does not grow with the number of tokens read."""
 
-    def __init__(self, root: pathlib.Path, manifest: Manifest, split: str):
+    def __init__(self, root: pathlib.Path | epath.Path, manifest: Manifest, split: str):
         self._shards = manifest.shards[split]
         for shard in self._shards:
             path = root / shard.name
@@ -216,7 +216,7 @@ class ShardedStream(TokenStream):
         )
 
 
-def _local(path: pathlib.Path, sha256: str) -> str:
+def _local(path: pathlib.Path | epath.Path, sha256: str) -> str:
     """The file; of one in a bucket, which ArrayRecord does not read, a copy that this machine makes once."""
     if not in_bucket(path):
         return str(path)

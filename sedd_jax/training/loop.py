@@ -55,7 +55,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
         stack.enter_context(jax.set_mesh(experiment.mesh))
         signals = stack.enter_context(stop_signals())
         loop = Loop(config, workdir, data, experiment, checkpoints, flops.peak_flops())
-        stack.callback(loop.report.flush)
+        # Nothing waits once more for a bucket that does not answer.
+        stack.push(lambda _, error, trace: None if isinstance(error, OSError) else loop.report.flush())
         return loop.run(signals)
 
 
