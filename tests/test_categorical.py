@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+import toy
 
 from sedd_jax.categorical import categorical, fine_uniform, quantile, truncated, usable
 
@@ -13,10 +14,8 @@ V = 50_257
 
 def counts(key, weights, draws, chunk=1 << 16):
     """Outcomes of many draws from one row of weights, by chunks that share a compilation."""
-    # Optimised, unlike what conftest.py asks for: there are billions of numbers to go through.
-    options = {"xla_backend_optimization_level": 3}
     draw = jax.jit(
-        lambda key: categorical(key, jnp.broadcast_to(weights, (chunk, len(weights)))), compiler_options=options
+        lambda key: categorical(key, jnp.broadcast_to(weights, (chunk, len(weights)))), compiler_options=toy.OPTIMISED
     )
     total = np.zeros(len(weights), np.int64)
     for i in range(-(-draws // chunk)):

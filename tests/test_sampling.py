@@ -35,7 +35,8 @@ def frequencies(case, steps, method, clamp=None, seed=0, draws=DRAWS, **options)
     run = jax.jit(
         lambda key, steps: sampling.simulate(
             key, score_fn, graph, noise, (draws, toy.L), steps=steps, sampler=sampler, clamp=clamp
-        )
+        ),
+        compiler_options=toy.OPTIMISED,
     )
     counts = []
     for number in np.atleast_1d(steps):
@@ -92,7 +93,8 @@ def distances(case, steps, method):
     score_fn, sampler = toy.exact_score_fn(graph, LARGER), sampling.Sampler(method=method, rows=10**6)
     shape = (DRAWS_OF_LARGER, 4)
     simulate = lambda key, n: sampling.simulate(key, score_fn, graph, noise, shape, steps=n, sampler=sampler)  # noqa: E731
-    run = jax.jit(lambda key, n: jnp.bincount(toy.number(simulate(key, n).tokens, 4), length=256))
+    count = lambda key, n: jnp.bincount(toy.number(simulate(key, n).tokens, 4), length=256)  # noqa: E731
+    run = jax.jit(count, compiler_options=toy.OPTIMISED)
     counts = np.stack([run(jax.random.key(0), n) for n in steps])
     return np.abs(counts / DRAWS_OF_LARGER - LARGER).sum(1) / 2
 
@@ -269,7 +271,8 @@ def unmasking_rate(precision, steps):
     state = jax.jit(
         lambda state: jax.lax.fori_loop(
             1, steps + 1, lambda number, state: sampling.advance(process, state, number), state
-        )
+        ),
+        compiler_options=toy.OPTIMISED,
     )(process.start())
     return np.mean(state.x != graph.mask) / (steps / 1024)
 

@@ -12,6 +12,9 @@ from sedd_jax.rates import Absorbing, Graph, Uniform
 
 V, L = 3, 2
 
+# As users compile, unlike what conftest.py asks for: for functions that go through millions of numbers.
+OPTIMISED = {"xla_backend_optimization_level": 3}
+
 
 def rate_matrix(graph: Graph) -> np.ndarray:
     return np.asarray(graph.rate(jnp.arange(graph.num_states)), np.float64).T
