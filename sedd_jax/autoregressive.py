@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.categorical import categorical, usable
+from sedd_jax.network import Network, sum_over_positions
 from sedd_jax.sampling import Sample
 from sedd_jax.sampling.sampler import Truncation
 from sedd_jax.score_entropy import Noised
-from sedd_jax.typing import Clamp, PRNGKey, Tokens
+from sedd_jax.typing import Clamp, Mask, PerSequence, PRNGKey, Tokens
 
 # (token before [B], position, cache) -> logits [B, V] at position, and the cache with that position added.
 StepFn = Callable[[Int[Array, " b"], Int[Array, ""], Any], tuple[Float[Array, "b v"], Any]]
@@ -27,6 +28,14 @@ def cross_entropy(logits: Float[Array, "*shape v"], x0: Int[Array, "*shape"]) ->
     # A masked sum, as in `rates.Absorbing.score_entropy`.
     at_x0 = jnp.arange(logits.shape[-1]) == x0[..., None]
     return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(logits, axis=-1, where=at_x0)
+
+
+def nats(network: Network, tokens: Tokens, active: Mask, *, shift: int = 0) -> PerSequence:
+    """-log p of the active tokens, summed over each sequence. shift: logits at a position are of the token that many
+    positions later; the first ones are then not active."""
+    x0, active = (jnp.roll(values, -shift, axis=1) for values in (tokens, active))
+    term = lambda logits, sigma, x, x0: cross_entropy(logits, x0)  # noqa: E731
+    return sum_over_positions(network, tokens, jnp.zeros(len(tokens)), active, term, x0)
 
 
 @dataclass(frozen=True)

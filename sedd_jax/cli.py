@@ -59,6 +59,19 @@ class _Output(flags.ArgumentParser):
     parse = staticmethod(output_path)
 
 
+def define_mesh() -> None:
+    """--mesh=AXIS:SIZE,... of a command that reads trained models: a dict, or None for their default."""
+    text = "How the devices are laid out, such as data:2,fsdp:4; by default as for the training, where that fits."
+    flags.DEFINE(_Mesh(), "mesh", None, text)
+
+
+class _Mesh(flags.ArgumentParser):
+    def parse(self, argument: str) -> dict[str, int]:
+        if not re.fullmatch(r"((^|,)(data|fsdp|tensor):(-1|\d{1,6}))+", argument):
+            raise InputError("give AXIS:SIZE,... of data, fsdp and tensor, such as data:2,fsdp:4")
+        return {axis: int(size) for axis, size in (part.split(":") for part in argument.split(","))}
+
+
 def define_processes() -> None:
     """The flags of a command that may run as several processes. All get the same ones, except for --process_id."""
     flags.DEFINE_string("coordinator", None, "host:port of process 0; found by itself on TPU VMs, Slurm and Open MPI.")

@@ -23,6 +23,7 @@ from sedd_jax.evaluation import perplexity, zeroshot
 from sedd_jax.training.experiment import load_trained
 
 cli.define_workdir("Directory of a trained model.")
+cli.define_mesh()
 cli.define_processes()
 flags.DEFINE_string(
     "data", None, "A file, a glob, shards:DIR, tfds:NAME ...; by default the validation part of the training data."
@@ -43,7 +44,7 @@ def main() -> dict[str, Any]:
     for name in ("corpora", "output"):
         if values[name].value and values.suite is None:
             raise InputError(f"--{name} belongs to --suite=zeroshot, which is missing")
-    trained = load_trained(workdir, log=say)
+    trained = load_trained(workdir, log=say, mesh=values.mesh)
     if warning := tokenizers.lossy_warning(trained.tokenizer):
         say(f"warning: {warning}")
     given = {name: values[name].value for name in ("num_times", "batch_size") if values[name].value}
@@ -56,6 +57,7 @@ def main() -> dict[str, Any]:
         stream = perplexity.validation_stream(trained, workdir, remedy="give --data")
     else:
         stream = perplexity.stream_of(trained, values.data)
+    options = perplexity.fit(options, stream, length=trained.config.data.length)
     return perplexity.summary(trained, stream, options, seed=values.seed, name="text")
 
 

@@ -22,9 +22,8 @@ from sedd_jax import cli, files
 from sedd_jax.data.packing import chunks
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.evaluation import perplexity, quality, tables
+from sedd_jax.evaluation import ledger, perplexity, quality, tables
 from sedd_jax.evaluation.judging import judge_samples, load_judge
-from sedd_jax.evaluation.ledger import Ledger
 from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE
 from sedd_jax.training.experiment import EvalOptions, SamplingOptions, Trained, load_trained
@@ -50,6 +49,7 @@ COLUMNS: tables.Columns = {
 }
 
 cli.define_workdir("Directory of a trained diffusion model.")
+cli.define_mesh()
 flags.DEFINE_list("methods", ["analytic"], "METHOD or METHOD:GRID, as in analytic,analytic:cosine,first_hitting.")
 flags.DEFINE_list("steps", ["8", "16", "32", "64", "128"], "Numbers of reverse steps.")
 flags.DEFINE_list("temperatures", ["1"], "Below 1 narrows the distribution, a bias.")
@@ -87,10 +87,10 @@ def make_measure(trained: Trained, values: flags.FlagValues) -> Callable[[TokenR
     """Tokens [B, L] -> how likely and how diverse they are: by the judge, in its tokens, or by the bound, in the
     model's. Raises InputError as `load_judge` does."""
     if values.judge is not None:
-        judge = load_judge(values.judge, values.tokenizer_path, flag="judge")
+        judge = load_judge(values.judge, values.tokenizer_path, flag="judge", mesh=values.mesh)
         decode = trained.tokenizer.decode
         return lambda tokens: judge_samples(judge, list(map(decode, tokens.tolist())), values.batch_size)
-    options = EvalOptions(num_times=values.num_times, batch_size=values.batch_size)
+    options = EvalOptions(num_times=values.num_times, batch_size=min(values.batch_size, values.num))
 
     def measure(tokens):
         nats = perplexity.bounds(trained, tokens, options, seed=values.seed, name="samples").total
@@ -122,7 +122,7 @@ def plot(path: epath.Path, table: Sequence[dict[str, Any]], measured_by: str) ->
 def main() -> dict[str, Any]:
     values, workdir = flags.FLAGS, cli.workdir()
     output = epath.Path(values.output) if values.output else workdir / "frontier"
-    trained = load_trained(workdir, log=say)
+    trained = load_trained(workdir, log=say, mesh=values.mesh)
     experiment, length = trained.experiment, trained.config.data.length
     if experiment.model.causal:
         raise InputError(f"--workdir={workdir} holds an autoregressive model; give that of a diffusion model")
@@ -134,7 +134,7 @@ def main() -> dict[str, Any]:
     shared = sorted(dataclasses.asdict(experiment.sampling).items())
     setting = {"weights": trained.fingerprint, "judge": values.judge, "num": values.num, "seed": values.seed}
     setting |= {name: value for name, value in shared if name not in (*FIELDS, "num", "rows")}
-    ledger = Ledger(output, setting if values.judge else setting | {"num_times": values.num_times})
+    setting |= {} if values.judge else {"num_times": values.num_times}
     generators: dict[SamplingOptions, Generator] = {}
 
     def compute(options: SamplingOptions | None, fields: dict[str, Any]) -> dict[str, Any]:
@@ -155,17 +155,18 @@ def main() -> dict[str, Any]:
         line = fields | {name: figures.get(name) for name in (*MEASURED, *COSTS)}
         return {"row": cli.to_json(line), "texts": [trained.tokenizer.decode(ids) for ids in tokens.tolist()]}
 
-    table = []
-    # None is the validation text.
-    for options in tqdm(([None] if values.data else []) + points, desc="frontier", unit="point"):
-        fields = {field: getattr(options, field, None) for field in FIELDS} | ({} if options else {"method": DATA})
-        parts = [value for value in fields.values() if value is not None]
-        name = "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in parts)
-        table.append(ledger.entry(name, partial(compute, options, fields))["row"])
     measured_by = "the model's own bound" if values.judge is None else f"the judge {epath.Path(values.judge).name}"
-    text = tables.markdown(table, COLUMNS)
-    tables.write(output, table, text)
-    plot(output / "results.png", table, measured_by)
+    with ledger.hold(output, setting) as held:
+        table = []
+        # None is the validation text.
+        for options in tqdm(([None] if values.data else []) + points, desc="frontier", unit="point"):
+            fields = {field: getattr(options, field, None) for field in FIELDS} | ({} if options else {"method": DATA})
+            parts = [value for value in fields.values() if value is not None]
+            name = "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in parts)
+            table.append(held.entry(name, partial(compute, options, fields))["row"])
+        text = tables.markdown(table, COLUMNS)
+        tables.write(output, table, text)
+        plot(output / "results.png", table, measured_by)
     say(text)
     return {"points": table, "measured_by": measured_by, "output": str(output)}
 

@@ -19,12 +19,14 @@ from etils import epath
 from sedd_jax import cli
 from sedd_jax.evaluation.judging import judge_samples, load_judge, mauve, read_samples
 from sedd_jax.files import write_atomically
+from sedd_jax.training.options import MOST
 
 cli.define_path("samples", "File of samples: JSON lines, or the output of `sample`.")
 cli.define_path("model", "Folder or hub id of a GPT-2, or the workdir of an AR baseline.")
 cli.define_path("tokenizer_path", "Folder of GPT-2's vocabulary; by default that of --model.")
 cli.define_path("references", "File of real texts, like --samples, for MAUVE.")
-flags.DEFINE_integer("batch_size", 8, "Samples per network call.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 8, "Samples per network call.", lower_bound=1, upper_bound=MOST)
+cli.define_mesh()
 cli.define_path("output", "File for the figures as well, JSON.", output=True)
 
 
@@ -32,7 +34,7 @@ def main() -> dict[str, Any]:
     values = flags.FLAGS
     texts = read_samples(epath.Path(cli.required("samples")))
     references = values.references and read_samples(epath.Path(values.references), flag="references")
-    judge = load_judge(cli.required("model"), values.tokenizer_path)
+    judge = load_judge(cli.required("model"), values.tokenizer_path, mesh=values.mesh)
     result = judge_samples(judge, texts, values.batch_size) | {"model": values.model}
     if references:
         result |= mauve(judge, texts, references, values.batch_size)

@@ -31,6 +31,7 @@ from sedd_jax.generation.trajectory import Frame, Trajectory
 from sedd_jax.training.experiment import SamplingOptions, load_trained
 
 cli.define_workdir("Directory of a trained model.")
+cli.define_mesh()
 cli.define_processes()
 flags.DEFINE_integer("num", None, "How many texts; by default sampling.num of the run's config.")
 flags.DEFINE_integer("steps", None, "Reverse steps; by default sampling.steps of the config.")
@@ -94,7 +95,7 @@ def watch(generator: Generator, trajectory: Trajectory, title: str) -> Generated
 
 def main() -> dict[str, Any]:
     values = flags.FLAGS
-    trained = load_trained(cli.workdir(), log=say)
+    trained = load_trained(cli.workdir(), log=say, mesh=values.mesh)
     causal, tokenizer = trained.experiment.model.causal, trained.tokenizer
     if causal:
         check_flags(name for name in values if values[name].value not in (None, False))

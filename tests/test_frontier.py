@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
 
 import pytest
-from running import run
+import running
+from running import files, run, start
+
+from sedd_jax import lock
 
 METHODS = "--methods=analytic,analytic:cosine,first_hitting"
 
@@ -13,10 +17,13 @@ def answer(out):
     return json.loads(out.splitlines()[-1])
 
 
-def test_points_are_those_of_sample_and_the_command_continues(models, tmp_path):
+def test_points_are_those_of_sample_and_the_command_continues(models, tmp_path, monkeypatch):
+    monkeypatch.setitem(running.ENVIRONMENT, "JAX_LOG_COMPILES", "1")
     workdir, output = models / "diffusion", tmp_path / "points"
     asked = [f"--workdir={workdir}", f"--output={output}", METHODS, "--num=3", "--num_times=4", "--seed=5"]
-    found = answer(run("frontier", *asked, "--steps=2,4", "--data")[0])
+    out, err = run("frontier", *asked, "--steps=2,4", "--data")
+    found = answer(out)
+    assert err.count("Finished XLA compilation of jit(bound)") == 1, err[-2000:]
     assert found["measured_by"] == "the model's own bound" and len(found["points"]) == 7
     data, *points = found["points"]
     assert data["method"] == "data" and data["network_evaluations"] is None
@@ -49,6 +56,21 @@ def test_points_are_those_of_sample_and_the_command_continues(models, tmp_path):
 
     _, err = run("frontier", *asked, "--steps=2", "--seed=6", expect=2)
     assert "whose seed is 5 and not 6" in err
+
+
+def test_one_output_has_one_command(models, tmp_path):
+    """And the one that is refused leaves everything as it is."""
+    workdir, before = f"--workdir={models}/diffusion", files(tmp_path)
+    corpora = ["--suite=zeroshot", f"--corpora=ptb={models}/text.txt", "--num_sequences=1"]
+    with lock.hold(tmp_path, "output"):
+        commands = [
+            start("frontier", workdir, f"--output={tmp_path}"),
+            start("evaluate", workdir, *corpora, f"--output={tmp_path}"),
+        ]
+        for process in commands:
+            _, err = process.communicate(timeout=300)
+            assert process.returncode == 2 and f"--output={tmp_path} is in use by process {os.getpid()} on" in err
+    assert files(tmp_path) == before
 
 
 def test_an_ar_baseline_judges(models, tmp_path):

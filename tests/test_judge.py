@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from etils import epath
 from running import run, train_here, write_text
 
 from sedd_jax.data.tokenizers import Bytes
+from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.evaluation import judging, quality
 from sedd_jax.interop import gpt2
@@ -21,7 +24,7 @@ from sedd_jax.training.experiment import load_trained
 
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the")]
 SYMBOLS = [*sorted(library.pre_tokenizers.ByteLevel.alphabet()), *map("".join, MERGES), "<|endoftext|>"]
-SIZES = {"vocab_size": len(SYMBOLS), "n_positions": 24, "n_embd": 12, "n_layer": 2, "n_head": 3}
+SIZES = {"vocab_size": len(SYMBOLS), "n_positions": 24, "n_embd": 24, "n_layer": 2, "n_head": 3}
 CONFIG = {"model_type": "gpt2", **SIZES, "layer_norm_epsilon": 1e-3, "activation_function": "gelu_new"}
 TEXTS = ["the cat is on the mat the end", "ab<|endoftext|>the th", "x", "a" * 40]
 
@@ -89,11 +92,16 @@ def reference_nats(tokens):
     return -np.take_along_axis(log_probs[:-1], np.asarray(tokens)[1:, None], -1)[:, 0]
 
 
+def logits(params, config, tokens):
+    network = gpt2.network(params, config, sharding.make_mesh())
+    return network.log_score(network.head, network.features(tokens, None), tokens, None)
+
+
 @pytest.mark.parametrize("prefix", ["", "transformer."])
 def test_gpt2_equals_the_reference(tmp_path, prefix):
     params, config, _ = gpt2.load(str(write_gpt2(tmp_path / "gpt2", prefix=prefix)))
     tokens = np.random.default_rng(1).integers(0, len(SYMBOLS), (2, 24))
-    found = gpt2.logits(params, config, jnp.asarray(tokens))
+    found = logits(params, config, jnp.asarray(tokens))
     for row, expected in zip(found, map(reference_logits, tokens), strict=True):
         # Float32 against float64: some hundred roundings of 2^-24 of logits of order 10.
         np.testing.assert_allclose(row, expected, atol=2e-4)
@@ -133,10 +141,19 @@ def test_command_judges_by_gpt2(folder, tmp_path):
 
 
 def test_padding_and_batch_size_change_nothing(folder):
+    """Nor does the mesh, though no device of it has a whole weight; and little is compiled."""
     judge = judging.load_judge(str(folder))
+    sizes = {
+        leaf.sharding.shard_shape(leaf.shape)[-1] * 8 == leaf.shape[-1] for leaf in jax.tree.leaves(judge.nats.args)
+    }
+    assert judge.mesh.shape["fsdp"] == 8 and sizes == {True}
     together, alone = (judging.judge_samples(judge, TEXTS, size) for size in (4, 1))
     # Only the order of float32 sums may differ.
     assert together == pytest.approx(alone, rel=1e-5)
+    assert judging.judge_samples(judge, TEXTS[:3], 1)["num_samples"] == 2
+    assert judge.nats.func._cache_size() == 1
+    other = judging.load_judge(str(folder), mesh={"data": 4, "tensor": 2})
+    assert judging.judge_samples(other, TEXTS, 10**30) == pytest.approx(together, rel=1e-5)
 
 
 def test_an_ar_baseline_as_judge(tmp_path):
@@ -222,7 +239,7 @@ def test_samples_too_short_to_judge(folder):
         ({"n_head": 5}, "make no GPT-2"),
         ({"n_embd": "12"}, "damaged"),
         ({"layer_norm_epsilon": math.nan}, "layer_norm_epsilon=nan"),
-        ({"n_positions": 25}, r"wpe.weight should be \[25, 12\] .* \[24, 12\]"),
+        ({"n_positions": 25}, r"wpe.weight should be \[25, 24\] .* \[24, 24\]"),
         ({"n_layer": 3}, "h.2.ln_1.weight should be .* no such weight"),
     ],
 )
@@ -237,11 +254,11 @@ def test_an_untied_head_is_used(folder, tmp_path):
     draw = np.random.default_rng(2)
     copy, tokens = write_gpt2(tmp_path / "copy"), jnp.asarray(draw.integers(0, len(SYMBOLS), (2, 24)))
     params, config, _ = gpt2.load(str(folder))
-    tied, states = gpt2.logits(params, config, tokens), gpt2.hidden(params, config, tokens)
-    for head in weights["transformer.wte.weight"], draw.normal(size=(len(SYMBOLS), 12)).astype(np.float32):
+    tied, states = logits(params, config, tokens), gpt2.hidden(params, config, tokens)
+    for head in weights["transformer.wte.weight"], draw.normal(size=(len(SYMBOLS), 24)).astype(np.float32):
         safetensors.numpy.save_file(weights | {"lm_head.weight": head}, copy / "model.safetensors")
         params, config, _ = gpt2.load(str(copy))
-        np.testing.assert_allclose(gpt2.logits(params, config, tokens), states @ head.T, atol=2e-4)
+        np.testing.assert_allclose(logits(params, config, tokens), states @ head.T, atol=2e-4)
     assert np.abs(states @ head.T - tied).max() > 1
     safetensors.numpy.save_file(weights | {"lm_head.weight": head[:-1]}, copy / "model.safetensors")
     with pytest.raises(InputError, match="lm_head.weight should be"):
@@ -287,9 +304,14 @@ def test_files_absent_or_damaged(tmp_path, name, content):
 
 def test_command_refuses_in_one_line(tmp_path):
     (tmp_path / "samples").write_text('{"text": "fine"}\n')
-    _, err = run("judge", f"--samples={tmp_path}/samples", f"--model={tmp_path}/absent", expect=2)
-    (line,) = err.splitlines()
-    assert line.startswith("error: ") and "absent" in line
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="--references=.*pipe cannot be read: a folder, pipe or device; name a file"):
+        judging.read_samples(epath.Path(tmp_path / "pipe"), flag="references")
+    samples, model = f"--samples={tmp_path}/samples", f"--model={tmp_path}/absent"
+    for more, named in (([], "absent"), (["--batch_size=9" + "9" * 30], "batch_size"), (["--mesh=4"], "data:2,fsdp:4")):
+        _, err = run("judge", samples, model, *more, expect=2)
+        (line,) = err.splitlines()
+        assert line.startswith("error: ") and named in line
 
 
 def test_mauve_is_one_for_the_same_texts_and_falls_with_their_distance(folder, tmp_path):

@@ -10,7 +10,7 @@ import scipy.signal
 import toy
 
 from sedd_jax import likelihood
-from sedd_jax.devices.sharding import map_batches
+from sedd_jax.devices.sharding import make_mesh, map_batches
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
@@ -171,9 +171,10 @@ def test_figures_do_not_depend_on_the_batch_size(graph):
     run = jax.jit(
         lambda x, i: likelihood.bound(jax.random.key(3), score_fn, graph, noise, x, num_times=8, first_index=i)
     )
-    whole = map_batches(run, chunks, len(chunks))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    whole = map_batches(run, chunks, len(chunks), mesh=mesh)
     for batch_size in (1, 2, 4):
-        parts = map_batches(run, chunks, batch_size)
+        parts = map_batches(run, chunks, batch_size, mesh=mesh)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts, whole)
 
 

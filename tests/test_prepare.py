@@ -121,6 +121,9 @@ def test_killed_at_any_moment_leaves_complete_shards_and_no_processes(plan, prep
     deadline = time.monotonic() + 60
     while not list(output.glob("*.array_record")) and time.monotonic() < deadline:
         time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)
+    with refused(f"--output={output} is in use by process {process.pid} on "):
+        preparation.prepare(plan, str(output))
     process.send_signal(signal.SIGKILL)
     # Its end of stderr closes when the last worker has ended.
     process.communicate(timeout=60)

@@ -1,23 +1,31 @@
 """Eight devices in any arrangement compute what one device does, and hold only their share."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from jax.sharding import AxisType, PartitionSpec
 from running import make_config
 
+from sedd_jax import config as configuration
 from sedd_jax.aot.costs import collectives
 from sedd_jax.aot.hlo import Program
+from sedd_jax.data.tokenizers import Bytes
 from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError
+from sedd_jax.evaluation import judging, perplexity
+from sedd_jax.generation.generate import Generator
+from sedd_jax.generation.templates import FREE
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.score_entropy import ScoreEntropy
-from sedd_jax.training.experiment import make_experiment
+from sedd_jax.training.checkpoint import Checkpoints
+from sedd_jax.training.experiment import EvalOptions, load_trained, make_experiment
 from sedd_jax.training.state import abstract_state, clip_by_global_norm, init_state, make_optimizer
 from sedd_jax.training.step import make_train_step
 from sedd_jax.transformer import Transformer
@@ -110,11 +118,10 @@ def test_bound_and_samples_are_those_of_one_device(objective, kind, meshes):
             params = random_params(experiment)
             bound, sample = experiment.bound_fn(4), experiment.sample_fn(experiment.sampling)
             bounds = experiment.map_batches(
-                lambda batch, first: bound(params, jax.random.key(2), experiment.place(batch), first), tokens, 4
+                lambda batch, first: bound(params, jax.random.key(2), batch, first), tokens, 4
             )
-            place = lambda clamp: tuple(map(experiment.place, clamp))  # noqa: E731
             samples = experiment.map_batches(
-                lambda clamp, first: sample(params, jax.random.key(3), place(clamp), 4, first).tokens,
+                lambda clamp, first: sample(params, jax.random.key(3), clamp, 4, first).tokens,
                 (given, tokens),
                 5,
             )
@@ -134,7 +141,7 @@ def test_no_device_waits_for_another_within_the_loop_over_chunks():
     experiment = experiment_of("sedd", "absorbing", (2, 4, 1))
     with jax.set_mesh(experiment.mesh):
         params = random_params(experiment)
-        tokens = experiment.place(TOKENS)
+        tokens = sharding.place(TOKENS, sharding.batch_sharding(experiment.mesh))
         calls = {
             "sample": (experiment.sample_fn(experiment.sampling, 4), (params, jax.random.key(0), (tokens > 3, tokens))),
             "bound": (experiment.bound_fn(4), (params, jax.random.key(0), tokens, 0)),
@@ -148,6 +155,115 @@ def test_no_device_waits_for_another_within_the_loop_over_chunks():
             assert program.data_dependent_loops >= 1
             assert counts[0] == counts[1]
             assert counts[0]  # the weights are split, so they are gathered
+
+
+TEXTS = ["Ein kurzer Text.", "no", "é" * 40, "A sample that is longer than the window of the model.", "The end"]
+
+
+def figures_of_trained(models, shape):
+    """What evaluation, sampling and a judge say on a mesh, with batch sizes that it does not divide. None: one device,
+    with whole weights."""
+    mesh = dict(zip(sharding.MESH_AXES, shape or (8, 1, 1), strict=True))
+    trained = load_trained(epath.Path(models / "diffusion"), log=pytest.fail, mesh=mesh)
+    judge = judging.load_judge(str(models / "ar"), mesh=mesh)
+    if shape is None:
+        config = trained.config.copy_and_resolve_references()
+        config.mesh = {"data": 1}
+        one = make_experiment(config, trained.tokenizer.vocab_size, jax.devices()[:1])
+        places = jax.tree.map(lambda leaf: leaf.sharding, one.abstract_state().params)
+        trained = dataclasses.replace(trained, experiment=one, params=jax.device_put(trained.params, places))
+    else:
+        assert dict(trained.experiment.mesh.shape) == dict(judge.mesh.shape) == mesh
+        for params in (trained.params, judge.nats.args[0]):
+            for path, leaf in jax.tree.leaves_with_path(params):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                # Biases of heads and MLPs, and the network of the noise level, have no axis for `fsdp`.
+                split = leaf.sharding.shard_shape(leaf.shape) != leaf.shape
+                assert split or shape[1] == 1 or name.startswith("sigma") or name.endswith("bias"), name
+    options = EvalOptions(num_times=3, num_sequences=11, batch_size=3)
+    stream = perplexity.stream_of(trained, str(models / "text.txt"))
+    windows = np.full((5, 32), FREE)
+    windows[:, 3:7] = [97, 98, 99, 32]
+    generated = Generator(trained, trained.experiment.sampling, 3).generate(windows, steps=4, seed=1)
+    judged = judging.judge_samples(judge, TEXTS, 3)
+    return perplexity.summary(trained, stream, options, seed=2, name="text"), judged, generated.tokens
+
+
+@pytest.fixture(scope="module")
+def trained_on_one_device(models):
+    return figures_of_trained(models, None)
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_a_trained_model_stays_split_and_says_what_it_says_on_one_device(models, trained_on_one_device, shape):
+    figures, judged, tokens = figures_of_trained(models, shape)
+    assert figures == pytest.approx(trained_on_one_device[0], rel=1e-4)
+    assert judged == pytest.approx(trained_on_one_device[1], rel=1e-4)
+    assert np.mean(tokens != trained_on_one_device[2]) < 0.02
+    assert (tokens[:, 3:7] == [97, 98, 99, 32]).all()
+
+
+def test_a_trained_mesh_that_does_not_fit_here_splits_the_weights_as_far_as_it_can():
+    shapes = {
+        (2, 2, 2): {"data": 2, "fsdp": 2, "tensor": 2},
+        (4, -1, 1): {"data": 4, "fsdp": 2, "tensor": 1},
+        (1, 16, 4): {"data": 1, "fsdp": 8, "tensor": 1},
+        (16, 1, 1): {"data": 8, "fsdp": 1, "tensor": 1},
+        (2, 6, 1): {"data": 4, "fsdp": 2, "tensor": 1},
+    }
+    for sizes, expected in shapes.items():
+        assert dict(sharding.fitting_mesh(**dict(zip(sharding.MESH_AXES, sizes, strict=True))).shape) == expected
+
+
+def bytes_read():
+    """So far by this process, from files that the system may hold in memory."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count the bytes")
+def test_only_the_averages_are_read_and_split_as_in_training(tmp_path):
+    config = make_config(model__dim=256, model__num_layers=2, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    experiment = make_experiment(config, Bytes().vocab_size)
+    state = random_state(experiment)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(3, state, position=0, config=config.to_dict())
+    configuration.save(config, epath.Path(tmp_path), "data")
+    Bytes().save(epath.Path(tmp_path))
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(state.ema))
+
+    before = bytes_read()
+    trained = load_trained(epath.Path(tmp_path), log=pytest.fail)
+    read = bytes_read() - before
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        before = bytes_read()
+        checkpoints.restore(experiment.abstract_state(), log=pytest.fail)
+        # The whole state is the parameters, their averages and two moments of each.
+        assert 0.7 * held < read < 1.5 * held < 2.8 * held < bytes_read() - before
+    assert trained.step == 3
+    jax.tree.map(np.testing.assert_array_equal, trained.params, state.ema)
+    assert jax.tree.map(lambda leaf: leaf.sharding, trained.params) == jax.tree.map(
+        lambda leaf: leaf.sharding, state.ema
+    )
+
+
+def random_state(experiment):
+    """Of bits that no compression makes shorter, and other ones in each leaf."""
+    state, draw = experiment.init_state(jax.random.key(0)), np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jax.device_put(np.asarray(1e-2 * draw.standard_normal(leaf.shape), leaf.dtype), leaf.sharding),
+        state,
+    )
+
+
+@pytest.mark.parametrize("objective", ["sedd", "ar"])
+def test_evaluation_holds_no_log_scores_of_all_positions(objective):
+    config = make_config(objective=objective, model__dim=16, model__num_heads=1, data__length=256)
+    experiment = make_experiment(config, 4096, jax.devices()[:1])
+    tokens = jax.ShapeDtypeStruct((32, 256), jnp.int32)
+    inputs = experiment.abstract_state().params, jax.eval_shape(lambda: jax.random.key(0)), tokens, 0
+    with jax.set_mesh(experiment.mesh):
+        memory = experiment.bound_fn(2).lower(*inputs).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 32 * 256 * 4096 * 4 / 4
 
 
 def test_every_weight_and_moment_is_split():

@@ -37,8 +37,7 @@ def prepare(plan: Plan, output: str, *, options: list[str]) -> Manifest:
         for split, source in zip(corpora.SPLITS, (plan.data, plan.valid_data), strict=True)
         for number, part in enumerate(plan.parts(source))
     ]
-    preparation.begin(plan, root)
-    with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
+    with preparation.begin(plan, root), beam.Pipeline(options=PipelineOptions(options)) as pipeline:
         _ = (
             pipeline
             | "Parts" >> beam.Create(parts)

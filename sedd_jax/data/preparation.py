@@ -4,6 +4,7 @@ Neighbouring documents of about `shard_bytes` are a block, and a block becomes a
 the documents and the plan, shards can be made in any order, and existing ones are kept.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,6 +14,7 @@ import os
 import pathlib
 from collections.abc import Collection, Iterable, Iterator
 
+from sedd_jax import lock
 from sedd_jax.data import corpora, shards, tokenizers
 from sedd_jax.data.packing import progress_bar, tokenize
 from sedd_jax.data.shards import Manifest, Shard
@@ -94,17 +96,20 @@ def prepare(plan: Plan, output: str, *, workers: int = 1, progress: bool = False
     kept = {name: shard for name, shard in there.items() if shards.is_sound(root, shard)}
     if there and len(kept) == len(there) and (root / shards.MANIFEST).exists():
         return shards.load(output).manifest, len(kept)
+    if (root / JOURNAL).exists():
+        with lock.hold(root, "output"):  # before the text is read, which takes long
+            pass
     num_bytes, cut = survey(plan, progress=progress)
     made = [*kept.values()]
-    begin(plan, root, kept=made, cut=cut)
-    make = functools.partial(make_shard, root, plan.record_tokens)
-    bar = progress_bar("tokenizing", num_bytes, show=progress, initial=sum(shard.bytes for shard in made))
-    with bar, open(root / JOURNAL, "a") as journal:
-        for shard in map_unordered(make, _missing(plan, cut, there, kept), workers):
-            made.append(shard)
-            print(json.dumps(dataclasses.asdict(shard)), file=journal, flush=True)
-            bar.update(shard.bytes)
-    return finish(plan, root, made), len(kept)
+    with begin(plan, root, kept=made, cut=cut):
+        make = functools.partial(make_shard, root, plan.record_tokens)
+        bar = progress_bar("tokenizing", num_bytes, show=progress, initial=sum(shard.bytes for shard in made))
+        with bar, open(root / JOURNAL, "a") as journal:
+            for shard in map_unordered(make, _missing(plan, cut, there, kept), workers):
+                made.append(shard)
+                print(json.dumps(dataclasses.asdict(shard)), file=journal, flush=True)
+                bar.update(shard.bytes)
+        return finish(plan, root, made), len(kept)
 
 
 def find(plan: Plan, root: pathlib.Path) -> list[Shard]:
@@ -137,8 +142,9 @@ def find(plan: Plan, root: pathlib.Path) -> list[Shard]:
     return found
 
 
-def begin(plan: Plan, root: pathlib.Path, *, kept: Collection[Shard] = (), cut: int | None = None) -> None:
-    """Writes the journal and the tokenizer, and removes temporary files of killed processes.
+@contextlib.contextmanager
+def begin(plan: Plan, root: pathlib.Path, *, kept: Collection[Shard] = (), cut: int | None = None) -> Iterator[None]:
+    """Writes the journal and the tokenizer, removes temporary files of killed processes, and holds `root` meanwhile.
 
     cut: see `survey`; needed to train a tokenizer, on the training text, or on evenly spread documents of a long one.
     """
@@ -155,13 +161,15 @@ def begin(plan: Plan, root: pathlib.Path, *, kept: Collection[Shard] = (), cut: 
     )
     if kept and tokenizers.load(saved).fingerprint != tokenizer.fingerprint:
         raise InputError(f"{saved} is another tokenizer than that of the flags: put the old file back or prepare anew")
-    make_directory(root, "output")
-    for path in (*root.glob(".*.tmp"), *root.glob(".*.new")):
-        path.unlink()
-    lines = [dataclasses.asdict(plan), *map(dataclasses.asdict, kept)]
-    write_atomically(root / JOURNAL, "".join(json.dumps(line) + "\n" for line in lines))
-    tokenizer.save(saved)
-    load_tokenizer.cache_clear()
+    with lock.hold(make_directory(root, "output"), "output"):
+        find(plan, root)  # again, since another preparation may have been here meanwhile
+        for path in (*root.glob(".*.tmp"), *root.glob(".*.new")):
+            path.unlink()
+        lines = [dataclasses.asdict(plan), *map(dataclasses.asdict, kept)]
+        write_atomically(root / JOURNAL, "".join(json.dumps(line) + "\n" for line in lines))
+        tokenizer.save(saved)
+        load_tokenizer.cache_clear()
+        yield
 
 
 def finish(plan: Plan, root: pathlib.Path, made: Iterable[Shard]) -> Manifest:

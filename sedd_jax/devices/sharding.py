@@ -67,6 +67,18 @@ def make_mesh(
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def fitting_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = -1) -> Mesh:
+    """`make_mesh` of these sizes over all devices. Where they do not fit, one that splits the weights into as many
+    parts as they ask for or the largest divisor of them that fits, by `fsdp`."""
+    try:
+        return make_mesh(data=data, fsdp=fsdp, tensor=tensor, slices=slices)
+    except InputError:
+        devices = jax.devices()
+        inside = len(devices) // _num_slices(-1, devices)
+        parts = math.prod(inside if size == -1 else size for size in (fsdp, tensor))
+        return make_mesh(fsdp=math.gcd(parts, inside))
+
+
 def _num_slices(asked: int, devices: Sequence[Any]) -> int:
     found = len({getattr(device, "slice_index", 0) for device in devices})
     if asked == -1:
@@ -207,6 +219,11 @@ def batch_shards(mesh: Mesh) -> int:
     return _parts(mesh, RULES["batch"])
 
 
+def whole_shards(batch_size: int, mesh: Mesh) -> int:
+    """The next multiple of the parts that a batch is split into."""
+    return -(-batch_size // batch_shards(mesh)) * batch_shards(mesh)
+
+
 def local_sequences(batch_size: int, mesh: Mesh) -> np.ndarray:
     """The numbers of the sequences of a global batch that the devices of this process hold, ascending.
 
@@ -239,16 +256,21 @@ def map_batches(
     sequences: Any,
     batch_size: int,
     *,
+    mesh: Mesh,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Any:
     """`function(batch, number of its first sequence)` over all sequences, a tree of arrays [N, ...]: a tree of NumPy
-    arrays [N, ...].
+    arrays [N, ...]. The batches are split over the mesh, which is set meanwhile.
 
-    The last batch is filled up with repeats of its last sequence, so that all have batch_size sequences; their results
-    are dropped. progress: wraps the iterable of batches, as `tqdm` does.
+    batch_size: sequences per batch, rounded up to a multiple of the parts that the mesh splits. The last batch is
+        filled up with repeats of its last sequence, so that all are of one shape; their results are dropped.
+    progress: wraps the iterable of batches, as `tqdm` does.
     """
-    count, parts = len(jax.tree.leaves(sequences)[0]), []
-    for first in progress(range(0, count, batch_size)):
-        numbers = np.minimum(np.arange(first, first + batch_size), count - 1)
-        parts.append(jax.device_get(function(jax.tree.map(lambda a: a[numbers], sequences), first)))  # noqa: B023
+    count, size, parts = len(jax.tree.leaves(sequences)[0]), whole_shards(batch_size, mesh), []
+    where = batch_sharding(mesh)
+    with jax.set_mesh(mesh):
+        for first in progress(range(0, count, size)):
+            numbers = np.minimum(np.arange(first, first + size), count - 1)
+            batch = jax.tree.map(lambda a: place(a[numbers], where), sequences)  # noqa: B023
+            parts.append(jax.device_get(function(batch, first)))
     return jax.tree.map(lambda *values: np.concatenate(values)[:count], *parts)

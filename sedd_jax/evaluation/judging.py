@@ -1,8 +1,9 @@
-"""Samples in a file, a judge, and its figures of the samples: all in the judge's tokens, on one device."""
+"""Samples in a file, a judge, and its figures of the samples: all in the judge's tokens."""
 
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,42 +12,71 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from sedd_jax.autoregressive import cross_entropy
+from sedd_jax.autoregressive import nats
 from sedd_jax.data import tokenizers
 from sedd_jax.data.tokenizers import END_OF_TEXT, Tokenizer
+from sedd_jax.devices import sharding
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.sharding import map_batches
 from sedd_jax.errors import InputError, require_finite
 from sedd_jax.evaluation import quality
 from sedd_jax.interop import gpt2
 from sedd_jax.training.experiment import load_trained
-from sedd_jax.typing import TokenRows
+from sedd_jax.transformer import attention
 
 
 @dataclass(frozen=True)
 class Judge:
-    """length: the most tokens it reads at once. nats: jitted, tokens [B, L] -> [B, L - 1], -log p of each token but the
-    first, given those before it. features: jitted, (tokens [B, L], indices [B]) -> [B, D], the last hidden state at
-    one position of each sequence; an AR baseline has none."""
+    """length: the most tokens it reads at once. mesh: its devices. nats: jitted, (tokens [B, L], lengths [B]) -> [B],
+    -log p of each token but the first, given those before it, summed over the first tokens of each sequence, as many as
+    its length. features: jitted, (tokens, lengths) -> [B, D], the last hidden state at the last of them; an AR baseline
+    has none."""
 
     tokenizer: Tokenizer
     length: int
-    nats: Callable[[Any], jax.Array]
+    mesh: Mesh
+    nats: Callable[[Any, Any], jax.Array]
     features: Callable[[Any, Any], jax.Array] | None = None
 
+    def read(self, function: Callable, samples: list[np.ndarray], batch_size: int, what: str) -> np.ndarray:
+        """function(tokens, lengths) of all samples, each [at most L], in batches of one shape.
 
-def load_judge(name: str, tokenizer_path: str | None = None, *, flag: str = "model") -> Judge:
+        The padding comes after the tokens of a sample, so that none of them sees it. Lengths are rounded up to a power
+        of two, so that few programs are compiled, and to what kernels of TPUs accept.
+        """
+        lengths = np.array([len(tokens) for tokens in samples], np.int32)
+        length = min(self.length, max(attention.LANES, 1 << (int(lengths.max()) - 1).bit_length()))
+        padded = np.stack([np.pad(tokens, (0, length - len(tokens))) for tokens in samples], dtype=np.int32)
+        run = lambda batch, first: function(*batch)  # noqa: E731
+        return map_batches(
+            run, (padded, lengths), batch_size, mesh=self.mesh, progress=partial(tqdm, desc=what, unit="batch")
+        )
+
+
+def _judged(tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    number = jnp.arange(tokens.shape[1])
+    return (number > 0) & (number < lengths[:, None])
+
+
+def load_judge(
+    name: str, tokenizer_path: str | None = None, *, flag: str = "model", mesh: Mapping[str, int] | None = None
+) -> Judge:
     """A GPT-2 by its folder or hub id, or the AR baseline of a workdir. Raises InputError for anything else, a model
-    without an exact likelihood, or a vocabulary that does not fit the model. flag: that gave the name."""
+    without an exact likelihood, or a vocabulary that does not fit the model. flag: that gave the name.
+
+    mesh: as in `load_trained`; by default a GPT-2 is split over all devices by `fsdp`.
+    """
     if (epath.Path(name) / "checkpoints").exists():
-        trained = load_trained(epath.Path(name), log=say)
+        trained = load_trained(epath.Path(name), log=say, mesh=mesh)
         if not trained.experiment.model.causal:
             raise InputError(f"--{flag}={name} holds a diffusion model, which gives no exact likelihood; give a GPT-2")
-        score_fn = trained.experiment.score_fn
-        nats = jax.jit(lambda params, x: cross_entropy(score_fn(params)(x, jnp.zeros(len(x)))[:, 1:], x[:, 1:]))
-        return Judge(trained.tokenizer, trained.config.data.length, partial(nats, trained.params))
+        experiment = trained.experiment
+        score = lambda params, x, lengths: nats(experiment.network(params), x, _judged(x, lengths))  # noqa: E731
+        score = jax.jit(score, out_shardings=sharding.replicated(experiment.mesh))
+        return Judge(trained.tokenizer, trained.config.data.length, experiment.mesh, partial(score, trained.params))
     params, config, folder = gpt2.load(name)
     vocabulary = epath.Path(tokenizer_path or folder)
     alone = (vocabulary / "tokenizer.json").exists() and not (vocabulary / "vocab.json").exists()
@@ -56,16 +86,25 @@ def load_judge(name: str, tokenizer_path: str | None = None, *, flag: str = "mod
             f"the vocabulary in {vocabulary} has {tokenizer.vocab_size} tokens, --{flag}={name} only "
             f"{config.vocab_size}; give its own with --tokenizer_path"
         )
-    params = jax.device_put(params)
-    nats = jax.jit(lambda params, x: cross_entropy(gpt2.logits(params, config, x)[:, :-1], x[:, 1:]))
-    features = jax.jit(lambda params, x, indices: gpt2.hidden(params, config, x)[jnp.arange(len(x)), indices])
-    return Judge(tokenizer, config.n_positions, partial(nats, params), partial(features, params))
+    devices = sharding.make_mesh(**mesh) if mesh else sharding.fitting_mesh(data=1, fsdp=-1)
+    params = jax.tree.map(sharding.place, params, gpt2.places(params, devices))
+
+    def score(params, tokens, lengths):
+        return nats(gpt2.network(params, config, devices), tokens, _judged(tokens, lengths), shift=1)
+
+    def features(params, tokens, lengths):
+        return gpt2.hidden(params, config, tokens)[jnp.arange(len(tokens)), lengths - 1]
+
+    jitted = (jax.jit(function, out_shardings=sharding.replicated(devices)) for function in (score, features))
+    return Judge(tokenizer, config.n_positions, devices, *(partial(function, params) for function in jitted))
 
 
 def read_samples(path: epath.Path, *, flag: str = "samples") -> list[str]:
     """The texts in a file, which `flag` names: JSON lines, or the output of `sample`. Raises InputError if the file is
     absent, empty, or neither of them."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(0, "a folder, pipe or device; name a file")
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--{flag}={path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
@@ -105,27 +144,17 @@ def judge_samples(judge: Judge, texts: list[str], batch_size: int) -> dict[str, 
     if not samples:
         raise InputError("none of the samples has two tokens or more, so there is nothing to judge")
     lengths = np.array([len(tokens) for tokens in samples])
-    # The padding comes after the tokens of a sample, so that none of them sees it.
-    padded = _pad(samples)
-    bar = partial(tqdm, desc="judging", unit="batch")
-    nats = map_batches(lambda batch, first: judge.nats(batch), padded, batch_size, progress=bar)
-    judged = np.arange(padded.shape[1] - 1) < lengths[:, None] - 1
+    found = judge.read(judge.nats, samples, min(batch_size, len(texts)), "judging")
     return {
-        **quality.perplexity(np.sum(nats, axis=1, where=judged, dtype=np.float64), lengths - 1),
+        **quality.perplexity(found, lengths - 1),
         **quality.diversity(samples),
         "num_samples": len(samples),
         "num_too_short": len(texts) - len(samples),
         "tokens": int(lengths.sum()),
-        "tokens_judged": int(judged.sum()),
+        "tokens_judged": int((lengths - 1).sum()),
         "tokens_cut": sum(len(tokens[judge.length :]) for tokens in encoded),
         "tokens_per_sample": float(lengths.mean()),
     }
-
-
-def _pad(samples: list[np.ndarray]) -> TokenRows:
-    """[number of samples, length of the longest], filled up with zeros."""
-    longest = max(map(len, samples))
-    return np.stack([np.pad(tokens, (0, longest - len(tokens))) for tokens in samples], dtype=np.int32)
 
 
 def mauve(judge: Judge, texts: list[str], references: list[str], batch_size: int) -> dict[str, Any]:
@@ -145,10 +174,7 @@ def mauve(judge: Judge, texts: list[str], references: list[str], batch_size: int
         samples = [ids for text in texts if len(ids := encode(text, judge.tokenizer)[: judge.length])]
         if len(samples) < 2:
             raise InputError(f"MAUVE compares distributions: {len(samples)} of the {name} have text; give many")
-        padded, last = _pad(samples), np.array([len(ids) - 1 for ids in samples])
-        bar = partial(tqdm, desc=f"reading {name}", unit="batch")
-        read = lambda batch, first: judge.features(padded[batch], last[batch])  # noqa: E731
-        states = map_batches(read, np.arange(len(samples)), batch_size, progress=bar)
+        states = judge.read(judge.features, samples, min(batch_size, len(texts)), f"reading {name}")
         return require_finite(states, f"hidden states of {name}")
 
     score = compute_mauve(features(texts, "samples"), features(references, "references"), verbose=False)

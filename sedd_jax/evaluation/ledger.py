@@ -1,22 +1,34 @@
 """Results that take long to compute, one file each, so that a command that was stopped continues."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
 
+from sedd_jax import lock
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.files import make_directory, read_json, write_atomically
 
 
+@contextlib.contextmanager
+def hold(folder: epath.Path, setting: dict[str, Any]) -> Iterator["Ledger"]:
+    """Gives the ledger of --output=folder, where no other command writes meanwhile. Raises InputError as `lock.hold`
+    and `Ledger` do."""
+    with contextlib.ExitStack() as stack:
+        held = lambda: lock.hold(make_directory(folder, "output"), "output")  # noqa: E731
+        processes.from_leader("ledger", lambda: stack.enter_context(held()) or b"held")
+        yield Ledger(folder, setting)
+
+
 class Ledger:
     """Entries in `folder`/points, all of one setting. Every process makes the same calls; only the first one writes."""
 
     def __init__(self, folder: epath.Path, setting: dict[str, Any]):
-        """Raises InputError if the folder holds entries of another setting, or cannot be made."""
+        """Raises InputError if the folder holds entries of another setting."""
         record = folder / "setting.json"
         held = _read("setting", record) or setting
         for name, value in setting.items():

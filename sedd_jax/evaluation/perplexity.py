@@ -1,5 +1,6 @@
 """How likely held-out text is under a trained model: the complete bound, or the likelihood itself of an AR model."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -12,27 +13,32 @@ from sedd_jax.data import corpora, dataset, shards
 from sedd_jax.data.packing import TokenStream, chunks, tokenize, tokens_per_byte
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
+from sedd_jax.devices.sharding import map_batches
 from sedd_jax.errors import InputError
 from sedd_jax.likelihood import Bound, Exact, summarise
 from sedd_jax.training.experiment import EvalOptions, Trained
+from sedd_jax.training.options import MOST
 from sedd_jax.typing import TokenRows
 
 
 def bounds(trained: Trained, sequences: TokenRows, options: EvalOptions, *, seed: int, name: str) -> Bound | Exact:
     """One entry per sequence, which depends on the seed and the sequence's number, and not on the batch size.
 
+    options: its batch size is that of each call, even of a single sequence: one shape for all calls.
     name: of these sequences; several processes need a new one for each call.
     """
-    bound = processes.compile_together(f"bound of {name}", trained.experiment.bound_fn(options.num_times))
+    experiment = trained.experiment
+    bound = processes.compile_together(f"bound of {name}", experiment.bound_fn(options.num_times))
     key = jax.random.key(seed)
     bar = partial(tqdm, desc=f"evaluating {name}", unit="batch", disable=not processes.is_leader())
-    with jax.set_mesh(trained.experiment.mesh):
-        return trained.experiment.map_batches(
-            lambda batch, first: bound(trained.params, key, trained.experiment.place(batch), first),
-            sequences,
-            options.batch_size,
-            progress=bar,
-        )
+    measure = lambda batch, first: bound(trained.params, key, batch, first)  # noqa: E731
+    return map_batches(measure, sequences, options.batch_size, mesh=experiment.mesh, progress=bar)
+
+
+def fit(options: EvalOptions, *streams: TokenStream, length: int) -> EvalOptions:
+    """The options for `summary` of these streams, with a batch size that is no larger than the longest takes."""
+    most = min(options.num_sequences or MOST, max(len(stream) for stream in streams) // length)
+    return dataclasses.replace(options, batch_size=max(1, min(options.batch_size, most)))
 
 
 def summary(trained: Trained, stream: TokenStream, options: EvalOptions, *, seed: int, name: str) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from sedd_jax.data.packing import Stream, tokenize
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.evaluation import detokenize, perplexity, tables
-from sedd_jax.evaluation.ledger import Ledger
+from sedd_jax.evaluation import detokenize, ledger, perplexity, tables
 from sedd_jax.training.experiment import EvalOptions, Trained
 
 
@@ -93,17 +92,18 @@ def evaluate(
     causal, figures = trained.experiment.model.causal, {}
     show = tables.number("perplexity", ".2f", prefix="" if causal else "≤ ")
     streams = {name: _stream(name, source, trained) for name, source in sources.items()}
+    options = perplexity.fit(options, *streams.values(), length=trained.config.data.length)
     setting = {"weights": trained.fingerprint, "tokenizer": trained.tokenizer.fingerprint, "seed": seed}
     setting |= {"length": trained.config.data.length, "num_times": None if causal else options.num_times}
-    ledger = Ledger(output, setting | {"limit": options.num_sequences or None})
-    for name, stream in streams.items():
-        digest = hashlib.sha256(stream.content()).hexdigest()[:12]
-        compute = partial(perplexity.summary, trained, stream, options, seed=seed, name=name)
-        figures[name] = ledger.entry(f"{name}-{digest}", compute)
-        say(f"{TEST_SETS[name].title}: perplexity {show(figures[name])}")
-    text = _markdown(figures, show)
-    if processes.is_leader():
-        tables.write(output, [{"corpus": name} | line for name, line in figures.items()], text)
+    with ledger.hold(output, setting | {"limit": options.num_sequences or None}) as held:
+        for name, stream in streams.items():
+            digest = hashlib.sha256(stream.content()).hexdigest()[:12]
+            compute = partial(perplexity.summary, trained, stream, options, seed=seed, name=name)
+            figures[name] = held.entry(f"{name}-{digest}", compute)
+            say(f"{TEST_SETS[name].title}: perplexity {show(figures[name])}")
+        text = _markdown(figures, show)
+        if processes.is_leader():
+            tables.write(output, [{"corpus": name} | line for name, line in figures.items()], text)
     say(text)
     return figures
 

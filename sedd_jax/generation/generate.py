@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sedd_jax import sampling
-from sedd_jax.devices import processes
+from sedd_jax.devices import processes, sharding
 from sedd_jax.generation.templates import FREE
 from sedd_jax.generation.trajectory import Frame
 from sedd_jax.training.experiment import Trained
@@ -41,12 +41,15 @@ class Generator:
 
     def generate(self, windows: TokenRows, *, steps: int, seed: int) -> Generated:
         """Compiles once per shape; another number of steps, or other windows, do not compile again."""
-        shape = self.trained.experiment.batch_size(self.batch_size, len(windows)), windows.shape[1]
+        mesh = self.trained.experiment.mesh
+        shape = sharding.whole_shards(min(self.batch_size, len(windows)), mesh), windows.shape[1]
         if shape not in self._compiled:
-            with jax.set_mesh(self.trained.experiment.mesh):
+            with jax.set_mesh(mesh):
                 sample_fn = self.trained.experiment.sample_fn(self.options)
-                arguments = self._arguments(np.repeat(windows[:1], shape[0], axis=0), steps, seed)
-                self._compiled[shape] = sample_fn.lower(*arguments, 0).compile()
+                abstract = partial(jax.ShapeDtypeStruct, shape, sharding=sharding.batch_sharding(mesh))
+                clamp = abstract(dtype=bool), abstract(dtype=np.int32)
+                arguments = self.trained.params, jax.random.key(seed), clamp, steps, 0
+                self._compiled[shape] = sample_fn.lower(*arguments).compile()
         processes.barrier("compiled")
         bar = partial(tqdm, desc="sampling", unit="batch", delay=2, disable=not processes.is_leader(), leave=False)
         return self._map(self._compiled[shape], windows, steps, seed, progress=bar)
@@ -69,24 +72,18 @@ class Generator:
 
         return self._map(run, windows, steps, seed)
 
-    def _arguments(self, windows: TokenRows, steps: int, seed: int) -> tuple[Any, ...]:
-        """The arguments of `Experiment.sample_fn` for one batch, without the index of its first window."""
-        place = self.trained.experiment.place
-        clamp = place(windows != FREE), place(np.maximum(windows, 0))
-        return self.trained.params, jax.random.key(seed), clamp, steps
-
     def _map(
         self, run: Callable[..., sampling.Sample], windows: TokenRows, steps: int, seed: int, **options: Any
     ) -> Generated:
-        start, costs = time.perf_counter(), []
+        start, costs, key = time.perf_counter(), [], jax.random.key(seed)
 
-        def batch(windows: TokenRows, first: int) -> tuple[jax.Array, jax.Array]:
-            sample = run(*self._arguments(windows, steps, seed), first)
+        def batch(clamp: tuple[jax.Array, jax.Array], first: int) -> tuple[jax.Array, jax.Array]:
+            sample = run(self.trained.params, key, clamp, steps, first)
             costs.append((sample.calls, sample.clipped, sample.failed))
             return sample.tokens, sample.changed
 
-        with jax.set_mesh(self.trained.experiment.mesh):
-            tokens, changed = self.trained.experiment.map_batches(batch, windows, self.batch_size, **options)
+        clamp = windows != FREE, np.maximum(windows, 0).astype(np.int32)
+        tokens, changed = self.trained.experiment.map_batches(batch, clamp, self.batch_size, **options)
         calls, clipped, failed = zip(*jax.device_get(costs), strict=True)
         sampling.require_sound(np.array(failed))
         return Generated(tokens, changed, int(max(calls)), float(np.mean(clipped)), time.perf_counter() - start)

@@ -7,17 +7,21 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
+from sedd_jax.devices.sharding import constrain, on_shards, spec
 from sedd_jax.errors import InputError
 from sedd_jax.files import read_json
 from sedd_jax.interop.sources import check_finite, download, read_safetensors, without_prefixes
+from sedd_jax.network import Network
 from sedd_jax.transformer import attention
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -44,20 +48,19 @@ class Config:
     layer_norm_epsilon: float
 
 
-def logits(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l v"]:
-    """log p(tokens[i + 1] | tokens[:i + 1]), not normalised, at [i]. L is at most n_positions."""
-    return hidden(params, config, tokens) @ params.get("lm_head", params["wte"]).T
-
-
 def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-    """The input of the head: activations after the last normalisation."""
+    """The input of the head: activations after the last normalisation. L is at most n_positions."""
+
+    def gathered(weights):
+        return jax.tree.map(lambda weight: constrain(weight, *[None] * weight.ndim), weights)
 
     def norm(x, weights):
-        x = x - x.mean(-1, keepdims=True)
+        x, weights = x - x.mean(-1, keepdims=True), gathered(weights)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + config.layer_norm_epsilon)
         return x * weights["weight"] + weights["bias"]
 
     def linear(x, weights):
+        weights = gathered(weights)
         return x @ weights["weight"] + weights["bias"]
 
     def block(x, weights):
@@ -65,11 +68,31 @@ def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"])
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, config.n_head, -1), 2, 0)
         x = x + linear(attention.xla(q, k, v, causal=True).reshape(x.shape), weights["attn.c_proj"])
         h = jax.nn.gelu(linear(norm(x, weights["ln_2"]), weights["mlp.c_fc"]), approximate=True)
-        return x + linear(h, weights["mlp.c_proj"]), None
+        return constrain(x + linear(h, weights["mlp.c_proj"]), "batch", None, None), None
 
-    x = params["wte"][tokens] + params["wpe"][: tokens.shape[1]]
+    params = jax.tree.map(jnp.asarray, params)
+    # As in our Transformer, each device looks its columns up.
+    x = constrain(params["wte"][constrain(tokens, "replica", None)], "replica", None, "embed")
+    x = constrain(x + params["wpe"][: tokens.shape[1]], "batch", None, None)
     x, _ = jax.lax.scan(block, x, params["blocks"])
     return norm(x, params["ln_f"])
+
+
+def places(params: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Shardings of the weights: all are split along their last axis, which is a multiple of the model width."""
+    axes = lambda leaf: (*[None] * (leaf.ndim - 1), "embed")  # noqa: E731
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf.shape, axes(leaf), mesh)), params)
+
+
+def network(params: Mapping[str, Any], config: Config, mesh: Mesh) -> Network:
+    """log p(tokens[i + 1] | tokens[:i + 1]), not normalised, at [i], by each device for its own sequences."""
+    head = {"head": params.get("lm_head", params["wte"])}
+    return Network(
+        features=lambda tokens, sigma: hidden(params, config, tokens),
+        log_score=lambda head, features, tokens, sigma: features @ head["head"].T,
+        head=head,
+        on_shards=partial(on_shards, places=places(head, mesh), dtype="float32"),
+    )
 
 
 def load(name: str) -> tuple[dict[str, Any], Config, Path]:

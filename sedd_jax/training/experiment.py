@@ -1,8 +1,8 @@
 """A config as objects: what training, evaluation and sampling of one run have in common."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -21,7 +22,7 @@ from sedd_jax.data import tokenizers
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError, require_finite
-from sedd_jax.network import Network, sum_over_positions
+from sedd_jax.network import Network
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
 from sedd_jax.score_entropy import Objective, ScoreEntropy, ScoreFn
@@ -49,6 +50,7 @@ class Experiment:
     train: TrainOptions
     eval: EvalOptions
     sampling: SamplingOptions
+    _bounds: dict[int, jax.stages.Wrapped] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def score_fn(self, params: Any) -> ScoreFn:
         return lambda tokens, sigma: self.model.apply({"params": params}, tokens, sigma)
@@ -88,21 +90,17 @@ class Experiment:
 
     def bound_fn(self, num_times: int) -> Callable[..., likelihood.Bound | likelihood.Exact]:
         """(params, key, tokens [B, L], number of the first sequence) -> `likelihood.Bound`, or for a causal model the
-        likelihood itself."""
+        likelihood itself. The same function at every call, so that it compiles once for a shape."""
 
         def exact(params, key, tokens, first_index):
-            term = lambda logits, sigma, x, x0: autoregressive.cross_entropy(logits, x0)  # noqa: E731
-            return likelihood.Exact(
-                sum_over_positions(
-                    self.network(params), tokens, jnp.zeros(len(tokens)), jnp.ones_like(tokens, bool), term, tokens
-                )
-            )
+            return likelihood.Exact(autoregressive.nats(self.network(params), tokens, jnp.ones_like(tokens, bool)))
 
         def bound(params, key, tokens, first_index):
             graph, noise, network = self.graph, self.noise, self.network(params)
             return likelihood.bound(key, network, graph, noise, tokens, num_times=num_times, first_index=first_index)
 
-        return jax.jit(exact if self.model.causal else bound, out_shardings=sharding.replicated(self.mesh))
+        made = jax.jit(exact if self.model.causal else bound, out_shardings=sharding.replicated(self.mesh))
+        return self._bounds.setdefault(num_times, made)
 
     def sample_fn(self, sampler: sampling.Sampler, steps: int | None = None) -> jax.stages.Wrapped:
         """(params, key, (given [B, L], values [B, L]), steps, number of the first sequence) -> `sampling.Sample`.
@@ -148,21 +146,10 @@ class Experiment:
         options = {"steps": steps, "sampler": sampler, "clamp": clamp, "first_index": first_index}
         return process | options | {"shape": clamp[1].shape}
 
-    def place(self, batch: np.ndarray) -> jax.Array:
-        """A batch [B, ...], the same on every process; split over the mesh if that divides B, else replicated, which
-        `map_batches` never has."""
-        split = len(batch) % sharding.batch_shards(self.mesh) == 0
-        return sharding.place(batch, sharding.batch_sharding(self.mesh) if split else sharding.replicated(self.mesh))
-
-    def batch_size(self, asked: int, count: int) -> int:
-        """Sequences per batch, of `count` in all: about `asked`, and a multiple of the parts that the mesh splits."""
-        shards = sharding.batch_shards(self.mesh)
-        return -(-min(asked, count) // shards) * shards
-
     def map_batches(self, function: Callable[..., Any], sequences: Any, batch_size: int, **options: Any) -> Any:
-        """`sharding.map_batches` in batches of about batch_size: see `batch_size`."""
-        count = len(jax.tree.leaves(sequences)[0])
-        return sharding.map_batches(function, sequences, self.batch_size(batch_size, count), **options)
+        """`sharding.map_batches` on the mesh; no batch is larger than all sequences take."""
+        size = min(batch_size, len(jax.tree.leaves(sequences)[0]))
+        return sharding.map_batches(function, sequences, size, mesh=self.mesh, **options)
 
 
 def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Experiment:
@@ -224,25 +211,30 @@ class Trained:
         digest = hashlib.sha256()
         for path, leaf in jax.tree.leaves_with_path(self.params):
             digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+            whole = leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True)
+            digest.update(np.ascontiguousarray(jax.device_get(whole)).tobytes())
         return digest.hexdigest()
 
 
-def load_trained(workdir: epath.Path, *, log: Callable[[str], None]) -> Trained:
-    """The newest sound checkpoint of a workdir, on all devices of this machine and whatever mesh it was trained on.
+def load_trained(workdir: epath.Path, *, log: Callable[[str], None], mesh: Mapping[str, int] | None = None) -> Trained:
+    """The averaged weights of the newest sound checkpoint of a workdir, split over all devices. Nothing else of it is
+    read.
 
-    Raises InputError if workdir holds no run, no checkpoint, or another tokenizer than the run's, and TrainingError for
-    weights that are not finite.
+    mesh: sizes of the mesh. By default those of the training, since weights that had to be split there would not fit
+        whole here; where these sizes do not fit the devices, see `sharding.fitting_mesh`.
+    Raises InputError if workdir holds no run, no checkpoint, or another tokenizer than the run's, for sizes that do not
+    fit, and TrainingError for weights that are not finite.
     """
     config = configuration.load(workdir)
     tokenizer = tokenizers.load(workdir)
     configuration.check_same_tokenizer(tokenizer.fingerprint, workdir)
-    # The mesh and kernels of the training run may not fit this machine; a forward pass only needs its batch split.
-    config.mesh = ConfigDict({"data": -1})
+    # The mesh and kernels of the training run may not fit this machine.
     config.update({"model": {"attention": "auto"}})
+    config.mesh = config.get("mesh", ConfigDict())
+    config.mesh = ConfigDict(mesh or dict(build(sharding.fitting_mesh, "mesh", config).shape))
     experiment = make_experiment(config, tokenizer.vocab_size)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore(experiment.abstract_state(), log=log)
+        restored = checkpoints.restore(experiment.abstract_state(), log=log, only="ema/")
     if restored is None:
         raise InputError(f"--workdir={workdir} has no checkpoint yet; let the training get to its first one")
     require_finite(restored.state.ema, f"--workdir={workdir}, step {restored.step}, weights")

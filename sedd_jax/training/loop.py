@@ -196,9 +196,9 @@ class Loop:
         self.losses.clear()
 
     def _evaluate(self) -> None:
-        place, quiet = self.experiment.place, not processes.is_leader()
+        quiet = not processes.is_leader()
         bounds = self.experiment.map_batches(
-            lambda batch, first: self.bound(self.state.ema, self.eval_key, place(batch), first),
+            lambda batch, first: self.bound(self.state.ema, self.eval_key, batch, first),
             self.valid,
             self.experiment.eval.batch_size,
             progress=partial(tqdm, desc="evaluating", leave=False, delay=1, file=sys.stderr, disable=quiet),
@@ -208,12 +208,12 @@ class Loop:
         self.results["bits_per_byte"] = round(summary["bits_per_byte"], 3)
 
     def _sample(self) -> None:
-        options, place = self.experiment.sampling, self.experiment.place
+        options = self.experiment.sampling
         shape = (options.num, self.data.length)
         key = jax.random.fold_in(self.sample_key, self.step)
 
         def draw(clamp: Any, first: int) -> jax.Array:
-            sample = self.sample(self.state.ema, key, tuple(map(place, clamp)), options.steps, first)
+            sample = self.sample(self.state.ema, key, clamp, options.steps, first)
             sampling.require_sound(sample.failed)
             return sample.tokens
 
