@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import sedd_jax
 
-COMMANDS = ("train", "evaluate", "sample", "prepare", "convert", "compile", "sweep", "judge", "frontier")
+COMMANDS = ("train", "evaluate", "sample", "prepare", "convert", "compile", "sweep", "judge", "frontier", "compare")
 NOBODY = 65534
 LONGEST_LINE = 350
 
