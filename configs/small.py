@@ -89,7 +89,7 @@ def get_config(form: str = "") -> ConfigDict:
                 "keep_period": 50_000,
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "slices": -1},
-            "eval": {"num_times": 128, "num_sequences": 1024, "batch_size": 64},
+            "eval": {"num_times": 128, "num_sequences": 1024, "batch_size": 64, "estimator": "auto"},
             "sampling": {
                 "num": 8,
                 "steps": 256,

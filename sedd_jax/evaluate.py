@@ -20,6 +20,7 @@ from sedd_jax.data import tokenizers
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.evaluation import perplexity, zeroshot
+from sedd_jax.likelihood import ESTIMATORS
 from sedd_jax.training.experiment import load_trained
 
 cli.define_workdir("Directory of a trained model.")
@@ -28,27 +29,38 @@ cli.define_processes()
 flags.DEFINE_string(
     "data", None, "A file, a glob, shards:DIR, tfds:NAME ...; by default the validation part of the training data."
 )
-flags.DEFINE_integer("num_times", None, "Noise levels per sequence; by default eval.num_times.", lower_bound=1)
-flags.DEFINE_integer("num_sequences", None, "Only the first ones (of each test set); by default all.", lower_bound=1)
+flags.DEFINE_integer("num_times", None, "Draws per sequence; by default eval.num_times.", lower_bound=1)
+flags.DEFINE_integer("num_sequences", None, "So many, spread over each text; by default all.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Sequences per network call; by default eval.batch_size.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
 flags.DEFINE_enum("suite", None, ["zeroshot"], "Several test sets by the protocol of the published figures.")
 flags.DEFINE_list("corpora", [], "With --suite: NAME=SOURCE, where SOURCE is a value of --data.")
 cli.define_path("output", "With --suite: directory of the results.")
+cli.define_path("prompts", "JSON lines {prompt, text}, and perhaps suffix: how likely the texts are given the rest.")
+flags.DEFINE_enum("estimator", None, ESTIMATORS, "How the bound is estimated; by default eval.estimator.")
+flags.DEFINE_integer("orders", 8, "With --estimator=orders: random orders per sequence.", lower_bound=1)
 
 
 def main() -> dict[str, Any]:
     values, workdir = flags.FLAGS, cli.workdir()
     if values.suite and values.data is not None:
         raise InputError(f"--suite has its own data; leave --data={values.data} out and give --corpora")
+    if values.prompts and (values.suite or values.data is not None):
+        raise InputError(f"--prompts={values.prompts} holds the texts; leave --data and --suite out")
     for name in ("corpora", "output"):
         if values[name].value and values.suite is None:
             raise InputError(f"--{name} belongs to --suite=zeroshot, which is missing")
     trained = load_trained(workdir, log=say, mesh=values.mesh)
     if warning := tokenizers.lossy_warning(trained.tokenizer):
         say(f"warning: {warning}")
-    given = {name: values[name].value for name in ("num_times", "batch_size") if values[name].value}
+    given = {name: values[name].value for name in ("num_times", "batch_size", "estimator") if values[name].value}
+    if values.estimator == "orders":
+        given["num_times"] = values.orders
+        calls = values.orders * trained.config.data.length
+        say(f"--orders={values.orders}: {calls} network calls for each batch of sequences")
     options = dataclasses.replace(trained.experiment.eval, num_sequences=values.num_sequences or 0, **given)
+    if values.prompts:
+        return perplexity.summary_given(trained, epath.Path(values.prompts), options, seed=values.seed)
     if values.suite:
         sources, output = zeroshot.parse(values.corpora), epath.Path(cli.required("output"))
         figures = zeroshot.evaluate(trained, sources, output, options, seed=values.seed)

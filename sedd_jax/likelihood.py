@@ -58,7 +58,9 @@ class Weighted(NamedTuple):
     mean: PerSequence
 
 
-ESTIMATORS = ("auto", "count", "time")
+Estimate = Bound | Exact | Weighted
+
+ESTIMATORS = ("auto", "count", "time", "published", "orders")
 
 
 def bound(
@@ -80,24 +82,25 @@ def bound(
     first_index: index of the first sequence in its data set. The noise of a sequence depends only on the key and its
         index, so batches of any size on any mesh give the same estimates up to rounding.
     estimator: 'time' draws noise levels, stratified in time; 'count', for the absorbing graph, how many positions are
-        masked, which varies less and leaves nothing to the prior; 'auto' is 'count' where it can be.
+        masked, which varies less and leaves nothing to the prior; 'auto' is 'count' where it can be. 'published' is the
+        figure of SEDD's code, which is no bound: the diffusion part alone, as a mean over t in [0.001, 1].
     given, never: [B, L], for the absorbing graph: bounds -log p(the other positions | those given), with those of
         `never` unknown.
     Raises InputError for an estimator or a condition that the graph does not have.
     """
     absorbing, conditional = isinstance(graph, Absorbing), given is not None or never is not None
-    if estimator not in ESTIMATORS:
-        raise InputError(f"estimator={estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}")
+    if estimator not in ESTIMATORS[:-1]:
+        raise InputError(f"estimator={estimator!r} is unknown; choose one of {', '.join(ESTIMATORS[:-1])}")
     if not absorbing and (conditional or estimator == "count"):
         raise InputError(
             "a bound given some tokens, or by counts, needs the absorbing graph: others have no clean ones"
         )
-    if estimator == "time" and conditional:
-        raise InputError("estimator='time' bounds whole sequences; with given tokens choose 'count'")
+    if estimator in ("time", "published") and conditional:
+        raise InputError(f"estimator={estimator!r} is of whole sequences; with given tokens choose 'count'")
     network, keys = as_network(score_fn), _keys(key, tokens, first_index)
-    if absorbing and estimator != "time":
-        return _by_count(keys, network, graph, noise, tokens, num_times, *_roles(tokens, given, never))
-    return _by_time(keys, network, graph, noise, tokens, num_times)
+    if absorbing and estimator in ("auto", "count"):
+        return _by_count(keys, network, graph, noise, tokens, num_times, *roles(tokens, given, never))
+    return _by_time(keys, network, graph, noise, tokens, num_times, 1e-3 if estimator == "published" else 0.0)
 
 
 def _keys(key: PRNGKey, tokens: Tokens, first_index: Int[Array, ""] | int) -> Keys:
@@ -105,8 +108,8 @@ def _keys(key: PRNGKey, tokens: Tokens, first_index: Int[Array, ""] | int) -> Ke
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(len(tokens)))
 
 
-def _roles(tokens: Tokens, given: Mask | None, never: Mask | None) -> tuple[Mask, Mask]:
-    """Which positions are asked for, and which are masked throughout."""
+def roles(tokens: Tokens, given: Mask | None, never: Mask | None) -> tuple[Mask, Mask]:
+    """Of `bound`: which positions are asked for, and which are masked throughout."""
     none = jnp.zeros_like(tokens, bool)
     given, never = (none if mask is None else jnp.asarray(mask) for mask in (given, never))
     return ~(given | never), never & ~given
@@ -171,10 +174,9 @@ def orders(
     p(token | tokens before it). `total` is above -log p(x) on average, and falls with num_orders (Burda et al., arXiv
     1509.00519). Arguments as for `bound`.
     """
-    if not isinstance(graph, Absorbing):
-        raise InputError("the likelihood by orders needs the absorbing graph: elsewhere tokens change more than once")
+    check_orders(graph)
     network, keys = as_network(score_fn), _keys(key, tokens, first_index)
-    targets, hidden = _roles(tokens, given, never)
+    targets, hidden = roles(tokens, given, never)
 
     def draw(index):
         levels, rank = _levels(keys, index, targets)
@@ -194,6 +196,11 @@ def orders(
     return Weighted(total=-jax.nn.logsumexp(-costs, axis=0, b=1 / num_orders), mean=costs.mean(0))
 
 
+def check_orders(graph: Graph) -> None:
+    if not isinstance(graph, Absorbing):
+        raise InputError("the likelihood by orders needs the absorbing graph: elsewhere tokens change more than once")
+
+
 def _denoising_cost(graph: Graph) -> Callable:
     """-log of the probability that the last denoising step gives to the token."""
 
@@ -207,10 +214,11 @@ def _denoising_cost(graph: Graph) -> Callable:
     return cost
 
 
-def _by_time(keys: Keys, network: Network, graph: Graph, noise: Noise, tokens: Tokens, num: int) -> Bound:
-    """The prior, the diffusion as an integral over time, and the reconstruction."""
+def _by_time(keys: Keys, network: Network, graph: Graph, noise: Noise, tokens: Tokens, num: int, start: float) -> Bound:
+    """The prior, the diffusion as an integral over time, and the reconstruction; from a time `start` on the diffusion
+    alone."""
     batch, length = tokens.shape
-    times = jax.vmap(lambda k: stratified_times(jax.random.fold_in(k, 0), num))(keys)
+    times = start + (1 - start) * jax.vmap(lambda k: stratified_times(jax.random.fold_in(k, 0), num))(keys)
 
     def corrupt(draw, sigma):
         transition = lambda k, x0, s: graph.sample_transition(jax.random.fold_in(k, draw), x0, s)  # noqa: E731
@@ -229,14 +237,14 @@ def _by_time(keys: Keys, network: Network, graph: Graph, noise: Noise, tokens: T
         return sum_over_positions(network, x, sigma, jnp.ones_like(x, bool), _denoising_cost(graph), tokens)
 
     parts = [_mean_and_variance(diffusion_at, num)]
-    if noise.at_start > 0:
+    if noise.at_start > 0 and not start:
         # Few tokens are noised at sigma(0), so this part needs far fewer samples than the integral.
         parts.append(_mean_and_variance(reconstruction_at, max(2, num // 8)))
     else:
         parts.append((jnp.zeros(batch), jnp.zeros(batch)))
     (diffusion, diffusion_variance), (reconstruction, reconstruction_variance) = parts
     return Bound(
-        prior=jnp.full(batch, length * graph.prior_kl(noise.total(jnp.ones(())))),
+        prior=jnp.full(batch, 0.0 if start else length * graph.prior_kl(noise.total(jnp.ones(())))),
         diffusion=diffusion,
         reconstruction=reconstruction,
         stderr=jnp.sqrt(diffusion_variance + reconstruction_variance),
@@ -265,7 +273,7 @@ def standard_errors(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
     return errors[0], max(errors)
 
 
-def summarise(bounds: Bound | Exact, length: int, tokens_per_byte: float | None) -> dict[str, float]:
+def summarise(bounds: Estimate, length: int, tokens_per_byte: float | None) -> dict[str, float]:
     """The figures that papers quote, each with its standard error by `standard_errors` (NaN for a single sequence).
 
     Two more errors of nats per token: `_plain`, as if sequences were independent; `monte_carlo`, of the draws alone.
@@ -286,6 +294,6 @@ def summarise(bounds: Bound | Exact, length: int, tokens_per_byte: float | None)
     if isinstance(bounds, Bound):
         draws = np.square(np.asarray(bounds.stderr, np.float64) / length)
         summary["monte_carlo_nats_per_token_stderr"] = float(np.sqrt(draws.sum()) / len(nats))
-    for part in () if isinstance(bounds, Exact) else ("prior", "diffusion", "reconstruction"):
-        summary[f"{part}_nats_per_token"] = float(np.mean(getattr(bounds, part), dtype=np.float64) / length)
+        for part in ("prior", "diffusion", "reconstruction"):
+            summary[f"{part}_nats_per_token"] = float(np.mean(getattr(bounds, part), dtype=np.float64) / length)
     return summary

@@ -147,7 +147,7 @@ def test_conditions_that_a_graph_does_not_have_are_refused():
     for options in ({"given": masks([0])}, {"never": masks([0])}, {"estimator": "count"}):
         with pytest.raises(InputError, match="needs the absorbing graph"):
             run(GRAPHS[1], **options)
-    with pytest.raises(InputError, match="estimator='time' bounds whole sequences"):
+    with pytest.raises(InputError, match="estimator='time' is of whole sequences"):
         run(GRAPHS[0], estimator="time", given=masks([0]))
     with pytest.raises(InputError, match="'elbo' is unknown"):
         run(GRAPHS[0], estimator="elbo")

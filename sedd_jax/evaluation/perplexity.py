@@ -1,10 +1,12 @@
 """How likely held-out text is under a trained model: the complete bound, or the likelihood itself of an AR model."""
 
 import dataclasses
+import json
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from tqdm import tqdm
 
@@ -14,25 +16,36 @@ from sedd_jax.data.packing import TokenStream, chunks, tokenize, tokens_per_byte
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.sharding import map_batches
-from sedd_jax.errors import InputError
-from sedd_jax.likelihood import Bound, Exact, summarise
+from sedd_jax.errors import InputError, explained, require_finite
+from sedd_jax.evaluation import quality
+from sedd_jax.likelihood import Estimate, summarise
 from sedd_jax.training.experiment import EvalOptions, Trained
 from sedd_jax.training.options import MOST
 from sedd_jax.typing import TokenRows
 
 
-def bounds(trained: Trained, sequences: TokenRows, options: EvalOptions, *, seed: int, name: str) -> Bound | Exact:
+def bounds(
+    trained: Trained,
+    sequences: TokenRows,
+    options: EvalOptions,
+    *,
+    seed: int,
+    name: str,
+    given: np.ndarray | None = None,
+    never: np.ndarray | None = None,
+) -> Estimate:
     """One entry per sequence, which depends on the seed and the sequence's number, and not on the batch size.
 
+    given, never: [N, L], as for `likelihood.bound`.
     options: its batch size is that of each call, even of a single sequence: one shape for all calls.
     name: of these sequences; several processes need a new one for each call.
     """
     experiment = trained.experiment
-    bound = processes.compile_together(f"bound of {name}", experiment.bound_fn(options.num_times))
+    bound = processes.compile_together(f"bound of {name}", experiment.bound_fn(options.num_times, options.estimator))
     key = jax.random.key(seed)
     bar = partial(tqdm, desc=f"evaluating {name}", unit="batch", disable=not processes.is_leader())
-    measure = lambda batch, first: bound(trained.params, key, batch, first)  # noqa: E731
-    return map_batches(measure, sequences, options.batch_size, mesh=experiment.mesh, progress=bar)
+    measure = lambda batch, first: bound(trained.params, key, batch[0], first, *batch[1:])  # noqa: E731
+    return map_batches(measure, (sequences, given, never), options.batch_size, mesh=experiment.mesh, progress=bar)
 
 
 def fit(options: EvalOptions, *streams: TokenStream, length: int) -> EvalOptions:
@@ -52,8 +65,50 @@ def summary(trained: Trained, stream: TokenStream, options: EvalOptions, *, seed
     found = bounds(trained, sequences, options, seed=seed, name=name)
     figures = summarise(found, length, tokens_per_byte(sequences, trained.tokenizer, stream))
     # An exact likelihood is no mean over noise levels.
-    num_times = None if trained.experiment.model.causal else options.num_times
-    return figures | {"num_sequences": len(sequences), "num_times": num_times, "step": trained.step}
+    causal = trained.experiment.model.causal
+    how = {"num_times": None if causal else options.num_times, "estimator": "exact" if causal else options.estimator}
+    return figures | how | {"num_sequences": len(sequences), "step": trained.step}
+
+
+def summary_given(trained: Trained, path: epath.Path, options: EvalOptions, *, seed: int) -> dict[str, Any]:
+    """How likely texts are given a prompt: the figures of all records {"prompt": ..., "text": ...} in a file of JSON
+    lines, whose optional "suffix" is given too. What is behind a record in its window is unknown.
+
+    Raises InputError for a line that is no such record or has no text, and one that is longer than the model's windows.
+    """
+    length, rows, num_bytes = trained.config.data.length, [], 0
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        where = f"--prompts={path}, line {number}"
+        with explained(where, 'give {"prompt": ..., "text": ...}', ValueError, TypeError, KeyError, AttributeError):
+            record = json.loads(line)
+            parts = [record.get("prompt", ""), record["text"], record.get("suffix", "")]
+            ids = [trained.tokenizer.encode(part) for part in parts]
+        if not len(ids[1]) or sum(map(len, ids)) > length:
+            raise InputError(f"{where}: {len(ids[1])} tokens of text, {sum(map(len, ids))} in all; give 1 to {length}")
+        if len(ids[2]) and trained.experiment.model.causal:
+            raise InputError(f"{where}: the AR baseline cannot be given a suffix; give prompt and text alone")
+        num_bytes += len(parts[1].encode())
+        # 0: given, 1: text, 2: given, 3: unknown
+        role = np.repeat(range(4), [*map(len, ids), length - sum(map(len, ids))])
+        rows.append((np.pad(np.concatenate(ids), (0, length - sum(map(len, ids)))), role))
+    if not rows:
+        raise InputError(f"--prompts={path} holds no record")
+    tokens, role = (np.stack(part).astype(np.int32) for part in zip(*rows, strict=True))
+    options = dataclasses.replace(options, batch_size=min(options.batch_size, len(rows)))
+    found = bounds(trained, tokens, options, seed=seed, name="texts", given=role % 2 == 0, never=role == 3)
+    nats = np.asarray(require_finite(found.total, f"nats of {len(rows)} texts"), np.float64)
+    mean, error = quality.ratio(nats, (role == 1).sum(1))
+    bits = nats.sum() / np.log(2)
+    return {
+        "nats_per_token": mean,
+        "nats_per_token_stderr": error,
+        "bits": float(bits),
+        "bits_per_byte": float(bits / num_bytes),
+        "bits_per_byte_stderr": float(error / mean * bits / num_bytes),
+        "num_sequences": len(rows),
+        "num_tokens": int((role == 1).sum()),
+        "step": trained.step,
+    }
 
 
 def validation_stream(trained: Trained, workdir: epath.Path, *, remedy: str) -> TokenStream:

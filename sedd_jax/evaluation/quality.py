@@ -44,19 +44,24 @@ def diversity(samples: Sequence[Int[np.ndarray, " _"]]) -> dict[str, float]:
     return figures | {f"distinct_{n}_of_all": distinct(samples, n) for n in N_GRAMS}
 
 
+def ratio(values: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> tuple[float, float]:
+    """The sum of values over the sum of counts, and its error to first order; NaN for a single pair."""
+    num, total = len(values), counts.sum()
+    rate = float(values.sum() / total)
+    spread = np.sum((values - rate * counts) ** 2) * num / (num - 1) if num > 1 else np.nan
+    return rate, float(np.sqrt(spread) / total)
+
+
 def perplexity(nats: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> dict[str, float]:
     """Generative perplexity: exp of nats per token over all samples, from the nats and the number of tokens of each.
 
     The standard errors are over samples: of a ratio of two means, to first order. NaN for a single sample.
     Raises TrainingError for nats that are not finite.
     """
-    nats, total = np.asarray(require_finite(nats, f"nats of {len(nats)} samples"), np.float64), counts.sum()
-    rate = nats.sum() / total
-    spread = np.sum((nats - rate * counts) ** 2) * len(nats) / (len(nats) - 1) if len(nats) > 1 else np.nan
-    error = float(np.sqrt(spread) / total)
+    rate, error = ratio(np.asarray(require_finite(nats, f"nats of {len(nats)} samples"), np.float64), counts)
     return {
         "generative_perplexity": float(np.exp(rate)),
         "generative_perplexity_stderr": float(np.exp(rate) * error),
-        "nats_per_token": float(rate),
+        "nats_per_token": rate,
         "nats_per_token_stderr": error,
     }

@@ -4,6 +4,7 @@ Protocol (docs/evaluation.md): each document is taken back to plain text and clo
 laid end to end and cut into chunks of the model's length that do not overlap.
 """
 
+import dataclasses
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -95,16 +96,26 @@ def evaluate(
     options = perplexity.fit(options, *streams.values(), length=trained.config.data.length)
     setting = {"weights": trained.fingerprint, "tokenizer": trained.tokenizer.fingerprint, "seed": seed}
     setting |= {"length": trained.config.data.length, "num_times": None if causal else options.num_times}
+    setting |= {"estimator": None if causal else options.estimator}
     with ledger.hold(output, setting | {"limit": options.num_sequences or None}) as held:
         for name, stream in streams.items():
             digest = hashlib.sha256(stream.content()).hexdigest()[:12]
-            compute = partial(perplexity.summary, trained, stream, options, seed=seed, name=name)
-            figures[name] = held.entry(f"{name}-{digest}", compute)
+            figures[name] = held.entry(f"{name}-{digest}", partial(_figures, trained, stream, options, seed, name))
             say(f"{TEST_SETS[name].title}: perplexity {show(figures[name])}")
         text = _markdown(figures, show)
         if processes.is_leader():
             tables.write(output, [{"corpus": name} | line for name, line in figures.items()], text)
     say(text)
+    return figures
+
+
+def _figures(trained: Trained, stream: Stream, options: EvalOptions, seed: int, name: str) -> dict[str, Any]:
+    """Those of `perplexity.summary`, and for a diffusion model its perplexity as SEDD's was computed."""
+    measure = partial(perplexity.summary, trained, stream, seed=seed)
+    figures = measure(options, name=name)
+    if not trained.experiment.model.causal:
+        theirs = measure(dataclasses.replace(options, estimator="published"), name=f"{name}, as published")
+        figures |= {f"published_{key}": theirs[key] for key in ("perplexity", "perplexity_stderr")}
     return figures
 
 
@@ -120,6 +131,9 @@ def _markdown(figures: Mapping[str, Mapping[str, Any]], show: Callable[[Mapping[
     columns: dict[str, Callable[[str], str]] = {
         "test set": lambda name: TEST_SETS[name].title,
         "this model": lambda name: show(figures[name]) if name in figures else "not given",
+        "as SEDD's": lambda name: (
+            f"{found:.2f}" if (found := figures.get(name, {}).get("published_perplexity")) else ""
+        ),
         "its bits per byte": lambda name: f"{figures[name]['bits_per_byte']:.3f}" if name in figures else "",
     }
     for index, model in enumerate(MODELS):

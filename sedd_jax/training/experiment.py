@@ -50,7 +50,9 @@ class Experiment:
     train: TrainOptions
     eval: EvalOptions
     sampling: SamplingOptions
-    _bounds: dict[int, jax.stages.Wrapped] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _bounds: dict[tuple[int, str], jax.stages.Wrapped] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def score_fn(self, params: Any) -> ScoreFn:
         return lambda tokens, sigma: self.model.apply({"params": params}, tokens, sigma)
@@ -88,19 +90,29 @@ class Experiment:
         inputs = jnp.zeros((1, 2), jnp.int32), jnp.ones(1)
         return sharding.unsharded(jax.eval_shape(self.model.init, jax.random.key(0), *inputs)["params"], self.mesh)
 
-    def bound_fn(self, num_times: int) -> Callable[..., likelihood.Bound | likelihood.Exact]:
-        """(params, key, tokens [B, L], number of the first sequence) -> `likelihood.Bound`, or for a causal model the
-        likelihood itself. The same function at every call, so that it compiles once for a shape."""
+    def bound_fn(self, num_times: int, estimator: str = "auto") -> Callable[..., likelihood.Estimate]:
+        """(params, key, tokens [B, L], number of the first sequence, given=None, never=None) -> `likelihood.Bound`, or
+        for a causal model the likelihood itself. The same function at every call, so that it compiles once for a shape.
 
-        def exact(params, key, tokens, first_index):
-            return likelihood.Exact(autoregressive.nats(self.network(params), tokens, jnp.ones_like(tokens, bool)))
+        num_times, estimator: those of `likelihood.bound`; with 'orders' it is `likelihood.orders`.
+        """
+        if estimator == "orders":
+            likelihood.check_orders(self.graph)
 
-        def bound(params, key, tokens, first_index):
-            graph, noise, network = self.graph, self.noise, self.network(params)
-            return likelihood.bound(key, network, graph, noise, tokens, num_times=num_times, first_index=first_index)
+        def exact(params, key, tokens, first_index, given=None, never=None):
+            # A causal model sees nothing that is behind a position.
+            targets, _ = likelihood.roles(tokens, given, never)
+            return likelihood.Exact(autoregressive.nats(self.network(params), tokens, targets))
+
+        def bound(params, key, tokens, first_index, given=None, never=None):
+            process, options = (self.network(params), self.graph, self.noise), {"given": given, "never": never}
+            options |= {"first_index": first_index}
+            if estimator == "orders":
+                return likelihood.orders(key, *process, tokens, num_orders=num_times, **options)
+            return likelihood.bound(key, *process, tokens, num_times=num_times, estimator=estimator, **options)
 
         made = jax.jit(exact if self.model.causal else bound, out_shardings=sharding.replicated(self.mesh))
-        return self._bounds.setdefault(num_times, made)
+        return self._bounds.setdefault((num_times, estimator), made)
 
     def sample_fn(self, sampler: sampling.Sampler, steps: int | None = None) -> jax.stages.Wrapped:
         """(params, key, (given [B, L], values [B, L]), steps, number of the first sequence) -> `sampling.Sample`.

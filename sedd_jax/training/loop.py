@@ -107,7 +107,9 @@ class Loop:
         self.tokens_per_byte = tokens_per_byte(self.valid, data.tokenizer, data.valid)
         compile_together = processes.compile_together
         self.train_step = compile_together("train step", experiment.train_step_fn())
-        self.bound = compile_together("bound", experiment.bound_fn(experiment.eval.num_times))
+        self.bound = compile_together(
+            "bound", experiment.bound_fn(experiment.eval.num_times, experiment.eval.estimator)
+        )
         self.sample = compile_together("sample", experiment.sample_fn(experiment.sampling))
         self.report, self.watch = Report(workdir, step=self.step), Stopwatch()
         self.losses: list[float] = []

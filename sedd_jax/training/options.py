@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from sedd_jax import sampling
 from sedd_jax.devices.sharding import batch_shards
 from sedd_jax.errors import InputError
+from sedd_jax.likelihood import ESTIMATORS
 
 # Of what is held or counted for each sequence; no figure asks for more, and a slip of the finger does.
 MOST = 1 << 20
@@ -69,15 +70,19 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """num_times: noise levels per sequence. num_sequences: of the validation part during training, 0 for all.
-    batch_size: sequences per network call."""
+    """num_times: draws of noise per sequence, or orders. num_sequences: of the validation part during training, 0 for
+    all. batch_size: sequences per network call. estimator: one of `likelihood.ESTIMATORS`."""
 
     num_times: int = 1000
     num_sequences: int = 0
     batch_size: int = 32
+    estimator: str = "auto"
 
     def __post_init__(self):
         _require("eval", self, "num_times batch_size", most=MOST)
+        if self.estimator not in ESTIMATORS:
+            known = ", ".join(ESTIMATORS)
+            raise InputError(f"eval.estimator={self.estimator!r} is unknown; choose one of {known}")
         _require("eval", self, "num_sequences", least=0, or_else=", or 0 for all")
 
 
