@@ -46,6 +46,8 @@ def get_config(form: str = "") -> ConfigDict:
                 # None: the absorbing graph's models divide out e^sigma - 1, the uniform graph's do not.
                 "scale_by_sigma": config_dict.placeholder(bool),
                 "dtype": "bfloat16",
+                # Devices sum gradients of weights in it; 'bfloat16' sends half the bytes.
+                "gradient_dtype": "float32",
                 "attention": "auto",
                 "remat": "none",
             },

@@ -17,7 +17,8 @@ T = TypeVar("T")
 # What may differ when a run is resumed: where and how long it runs and what it reports, not what it computes.
 _EVERY = ("log_every", "eval_every", "sample_every", "checkpoint_every")
 _TRAIN = ("steps", "microbatches", "keep_last", "keep_period", *_EVERY)
-MAY_CHANGE = ("mesh", "eval", "sampling", "model.attention", "model.remat", *(f"train.{name}" for name in _TRAIN))
+_MODEL = ("attention", "remat", "gradient_dtype")
+MAY_CHANGE = ("mesh", "eval", "sampling", *(f"model.{name}" for name in _MODEL), *(f"train.{name}" for name in _TRAIN))
 # Where the data lies. What it is, its fingerprint says (`check_same_data`).
 PLACES = ("data.source", "data.valid_source", "data.tokenizer_path")
 

@@ -8,13 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.devices.sharding import spec
+from sedd_jax.devices.sharding import LANES, spec
 from sedd_jax.errors import InputError
+from sedd_jax.transformer.linear import precision
 
 Heads = Float[Array, "b l h d"]
-
-# The splash kernel's blocks of positions are multiples of this.
-LANES = 128
 
 
 @jax.custom_jvp
@@ -36,11 +34,12 @@ def xla(q: Heads, k: Heads, v: Heads, *, causal: bool = False) -> Heads:
     `jax.nn.dot_product_attention` (`python -m benchmarks.attention`); elsewhere the compiler chooses the layout.
     """
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v))
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    products = {"precision": precision(v.dtype), "preferred_element_type": jnp.float32}
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, **products)
     if causal:
         scores = jnp.where(jnp.tri(q.shape[2], dtype=bool), scores, -jnp.inf)
     weights = _softmax(scores).astype(v.dtype)
-    return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v), 1, 2)
+    return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, v, precision=precision(v.dtype)), 1, 2)
 
 
 def cudnn(q: Heads, k: Heads, v: Heads, *, causal: bool = False) -> Heads:
@@ -49,15 +48,13 @@ def cudnn(q: Heads, k: Heads, v: Heads, *, causal: bool = False) -> Heads:
 
 
 def splash(q: Heads, k: Heads, v: Heads, *, causal: bool = False, interpret: bool = False) -> Heads:
-    """The Pallas kernel for TPUs that ships with JAX; L must be a multiple of 128.
+    """The Pallas kernel for TPUs that ships with JAX; L must be a multiple of 128, that of its blocks.
 
     interpret: run it as JAX operations, on any device and slowly, for tests.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention  # half a second that only TPUs need
 
     length, dim = q.shape[1], q.shape[-1]
-    if length % LANES:
-        raise InputError(f"data.length={length} must be a multiple of {LANES} for model.attention='splash'")
     block = next(size for size in (512, 256, 128) if length % size == 0)
     sizes = dict.fromkeys(("block_q", "block_kv", "block_q_dkv", "block_kv_dkv"), block)
     blocks = splash_attention.BlockSizes(**sizes, use_fused_bwd_kernel=True)
@@ -79,9 +76,10 @@ def splash(q: Heads, k: Heads, v: Heads, *, causal: bool = False, interpret: boo
 
 def cached(q: Float[Array, "b 1 h d"], k: Heads, v: Heads, position: Int[Array, ""]) -> Float[Array, "b 1 h d"]:
     """Causal attention of the query at `position` over the keys and values up to there. k, v: of all positions."""
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    products = {"precision": precision(v.dtype), "preferred_element_type": jnp.float32}
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, **products)
     weights = jax.nn.softmax(jnp.where(jnp.arange(k.shape[1]) <= position, scores, -jnp.inf))
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v, precision=precision(v.dtype))
 
 
 IMPLEMENTATIONS = {"plain": xla, "cudnn": cudnn, "splash": splash}
@@ -94,9 +92,8 @@ def choose(kind: str, *, platform: str, dtype: str, length: int) -> str:
     platform: of the devices, 'cpu', 'gpu' or 'tpu'. Raises InputError for a kind that is unknown or not for them.
     """
     if kind == "auto":
-        if platform == "tpu" and length % LANES == 0:
-            return "splash"
-        return "cudnn" if platform == "gpu" and dtype == "bfloat16" else "plain"
+        fused = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "plain")
+        return "plain" if dtype != "bfloat16" or (fused == "splash" and length % LANES) else fused
     if kind not in IMPLEMENTATIONS:
         raise InputError(f"model.attention={kind!r} is unknown; choose 'auto', 'plain', 'cudnn' or 'splash'")
     needed = PLATFORMS.get(kind, platform)
@@ -104,8 +101,10 @@ def choose(kind: str, *, platform: str, dtype: str, length: int) -> str:
         raise InputError(
             f"model.attention={kind!r} needs a {needed.upper()}, and the devices are {platform}s; give 'auto'"
         )
-    if kind == "cudnn" and dtype != "bfloat16":
-        raise InputError(f"model.attention='cudnn' needs model.dtype='bfloat16', not {dtype!r}")
+    if kind in PLATFORMS and dtype != "bfloat16":
+        raise InputError(
+            f"model.attention={kind!r} multiplies in bfloat16 and needs model.dtype='bfloat16', not {dtype!r}"
+        )
     if kind == "splash" and length % LANES:
         raise InputError(f"data.length={length} must be a multiple of {LANES} for model.attention='splash'")
     return kind

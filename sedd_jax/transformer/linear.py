@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,8 +24,18 @@ def bias_init(fan_in: int) -> Callable:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x: Array, kernel: Array, axes: tuple[str | None, ...], out_dtype: str) -> Array:
+def precision(dtype: Any) -> jax.lax.Precision | None:
+    """Of products of this dtype: float32 is float32. By default a TPU takes 8 bits of the operands, a GPU 11."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def _dot(a: Array, b: Array, contracted: tuple[tuple[int, ...], tuple[int, ...]], dtype: Any) -> Array:
+    options = {"precision": precision(a.dtype), "preferred_element_type": dtype}
+    return jax.lax.dot_general(a, b, (contracted, ((), ())), **options)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _product(x: Array, kernel: Array, axes: tuple[str | None, ...], out_dtype: str, gradient_dtype: str) -> Array:
     """x [..., in], kernel [in, ...] with the logical names `axes` -> [..., ...] in out_dtype.
 
     The backward pass differs from JAX's own in three ways. (1) It casts and gathers the kernel again, from the
@@ -33,27 +44,25 @@ def _product(x: Array, kernel: Array, axes: tuple[str | None, ...], out_dtype: s
     the float32 gradient of a wider output the products would run at a fraction of the speed.
     """
     kernel = gathered(kernel.astype(x.dtype), axes)
-    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=out_dtype)
+    return _dot(x, kernel, ((x.ndim - 1,), (0,)), out_dtype)
 
 
-def _product_backward(axes, _, operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _product_backward(axes, _, gradient_dtype, operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = operands
     gradient = gradient.astype(x.dtype)
     rows, columns = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, gradient.ndim))
     whole = gathered(kernel.astype(x.dtype), axes)
-    d_x = jax.lax.dot_general(gradient, whole, ((columns, tuple(range(1, kernel.ndim))), ((), ())))
-    over_rows = ((rows, rows), ((), ()))
+    d_x = _dot(gradient, whole, (columns, tuple(range(1, kernel.ndim))), x.dtype)
+    # The compiler sums over devices what comes out of the product, in its dtype.
     if x.shape[-1] * kernel.shape[0] > kernel.size:
-        d_kernel = jnp.moveaxis(jax.lax.dot_general(gradient, x, over_rows), -1, 0)
+        d_kernel = jnp.moveaxis(_dot(gradient, x, (rows, rows), gradient_dtype), -1, 0)
     else:
-        d_kernel = jax.lax.dot_general(x, gradient, over_rows)
+        d_kernel = _dot(x, gradient, (rows, rows), gradient_dtype)
     # The gradient is split like the weight: by itself the compiler would all-reduce and replicate it.
     return d_x, constrain(d_kernel, *axes).astype(kernel.dtype)
 
 
-_product.defvjp(
-    lambda x, kernel, axes, out_dtype: (_product(x, kernel, axes, out_dtype), (x, kernel)), _product_backward
-)
+_product.defvjp(lambda x, kernel, *options: (_product(x, kernel, *options), (x, kernel)), _product_backward)
 
 
 @jax.custom_vjp
@@ -65,8 +74,7 @@ def _add_bias(y: Array, bias: Array) -> Array:
 
 def _add_bias_backward(features: int, gradient: Array) -> tuple[Array, Array]:
     rows = tuple(range(gradient.ndim - features))
-    ones = jnp.ones(gradient.shape[: len(rows)], gradient.dtype)
-    return gradient, jax.lax.dot_general(ones, gradient, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return gradient, _dot(jnp.ones(gradient.shape[: len(rows)], gradient.dtype), gradient, (rows, rows), jnp.float32)
 
 
 _add_bias.defvjp(lambda y, bias: (_add_bias(y, bias), bias.ndim), _add_bias_backward)
@@ -77,6 +85,7 @@ class Linear(nn.Module):
 
     axes: the logical names of the weight's axes, input first.
     before: a cheap function of x (a norm, an activation). The backward pass recomputes it and stores no result.
+    gradient_dtype: in which the kernel's gradient is summed over devices.
     """
 
     features: tuple[int, ...]
@@ -85,6 +94,7 @@ class Linear(nn.Module):
     zero_init: bool = False
     dtype: str = "float32"
     out_dtype: str | None = None
+    gradient_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."], before: Callable[[Array], Array] = lambda x: x) -> Float[Array, "..."]:
@@ -96,7 +106,8 @@ class Linear(nn.Module):
         # Inside a scan XLA cannot merge the recomputation with the forward pass, so nothing has to prevent it.
         @partial(jax.checkpoint, prevent_cse=False)
         def product(x, kernel):
-            return _product(before(x).astype(self.dtype), kernel, self.axes, self.out_dtype or self.dtype)
+            dtypes = self.out_dtype or self.dtype, self.gradient_dtype
+            return _product(before(x).astype(self.dtype), kernel, self.axes, *dtypes)
 
         y = checkpoint_name(product(x, kernel), PRODUCT)
         if self.use_bias:

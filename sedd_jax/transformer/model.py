@@ -82,6 +82,7 @@ class Block(nn.Module):
     mlp_ratio: int
     dropout: float
     dtype: str
+    gradient_dtype: str
     attention: str
     train: bool
     causal: bool
@@ -96,6 +97,7 @@ class Block(nn.Module):
         numbers: Numbers,
     ) -> tuple[Float[Array, "b l d"], Cache | None]:
         batch, length, dim = x.shape
+        linear = partial(Linear, dtype=self.dtype, gradient_dtype=self.gradient_dtype)
 
         def drop(h: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
             """Dropout by a key of each sequence, so that a batch may be computed in any parts."""
@@ -109,11 +111,11 @@ class Block(nn.Module):
             shift1 = scale1 = shift2 = scale2 = jnp.zeros((batch, dim))
             gate1 = gate2 = jnp.ones((batch, dim))
         else:
-            modulation = Linear((6, dim), ("cond", None, "embed"), zero_init=True, dtype=self.dtype, name="modulation")
+            modulation = linear((6, dim), ("cond", None, "embed"), zero_init=True, name="modulation")
             shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation(condition), 1, 0)
 
         norm = ModulatedNorm(name="norm1")(shift1, scale1)
-        qkv = Linear((3, dim), ("embed", None, "heads"), use_bias=False, dtype=self.dtype, name="qkv")(x, norm)
+        qkv = linear((3, dim), ("embed", None, "heads"), use_bias=False, name="qkv")(x, norm)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, self.num_heads, -1), 2, 0)
         if cache is None:
             h = IMPLEMENTATIONS[self.attention](rotary(q), rotary(k), v, causal=self.causal)
@@ -122,12 +124,12 @@ class Block(nn.Module):
             cache = jax.tree.map(lambda known, one: known.at[:, position].set(one[:, 0]), cache, new)
             h = cached(rotary(q, position), *cache, position)
         h = h.reshape(batch, length, dim)
-        h = Linear((dim,), ("heads", "embed"), use_bias=False, dtype=self.dtype, name="attention_out")(h)
+        h = linear((dim,), ("heads", "embed"), use_bias=False, name="attention_out")(h)
         x = x + gate1[:, None] * drop(h)
 
         norm = ModulatedNorm(name="norm2")(shift2, scale2)
-        h = Linear((self.mlp_ratio * dim,), ("embed", "mlp"), dtype=self.dtype, name="mlp_in")(x, norm)
-        h = Linear((dim,), ("mlp", "embed"), dtype=self.dtype, name="mlp_out")(h, gelu)
+        h = linear((self.mlp_ratio * dim,), ("embed", "mlp"), name="mlp_in")(x, norm)
+        h = linear((dim,), ("mlp", "embed"), name="mlp_out")(h, gelu)
         x = x + gate2[:, None] * drop(h)
         return constrain(x, "batch", None, None), cache
 
@@ -156,6 +158,7 @@ class Transformer(nn.Module):
         graph's scores, so that the untrained network starts near it. True for absorbing, False for uniform.
     dtype: of the matrix products and activations ('float32' or 'bfloat16'); parameters, the residual stream, norms
         and the log-score are always float32.
+    gradient_dtype: in which devices sum the gradients of weights, 'float32', or 'bfloat16' as dtype is.
     attention: a name in `attention.IMPLEMENTATIONS`; a config may also say 'auto', see `attention.choose`.
     remat: what the backward pass recomputes instead of storing it: 'none', all but each block's input ('blocks'),
         or all but the products with weights ('dots').
@@ -176,6 +179,7 @@ class Transformer(nn.Module):
     score_of_mean: Callable[..., Float[Array, "b l n"]] | None = None
     scale_by_sigma: bool | None = True
     dtype: str = "float32"
+    gradient_dtype: str = "float32"
     attention: str = "plain"
     remat: str = "none"
 
@@ -188,7 +192,8 @@ class Transformer(nn.Module):
             raise InputError(
                 f"model.num_heads={self.num_heads} must divide model.dim={self.dim} into heads of an even width"
             )
-        for name, choices in {"dtype": DTYPES, "remat": REMAT, "parametrisation": PARAMETRISATIONS}.items():
+        choices_of = {"dtype": DTYPES, "remat": REMAT, "parametrisation": PARAMETRISATIONS}
+        for name, choices in (choices_of | {"gradient_dtype": DTYPES[: 1 + (self.dtype != "float32")]}).items():
             if (value := getattr(self, name)) not in choices:
                 raise InputError(f"model.{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}")
         if not 0 <= self.dropout < 1:
@@ -196,7 +201,8 @@ class Transformer(nn.Module):
 
     def setup(self):
         axes = ("embed", "vocab")
-        self.head = Linear((self.num_states,), axes, zero_init=True, dtype=self.dtype, out_dtype="float32")
+        dtypes = {"dtype": self.dtype, "out_dtype": "float32", "gradient_dtype": self.gradient_dtype}
+        self.head = Linear((self.num_states,), axes, zero_init=True, **dtypes)
 
     def __call__(self, tokens: Tokens, sigma: PerSequence, train: bool = False) -> LogScore:
         return self.log_score(self.features(tokens, sigma, train), tokens, sigma)
@@ -252,6 +258,7 @@ class Transformer(nn.Module):
         elif self.causal:
             x = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
+        options = self.num_heads, self.mlp_ratio, self.dropout, self.dtype, self.gradient_dtype, self.attention
         blocks = nn.scan(
             REMAT[self.remat](Block),
             variable_axes={"params": 0},
@@ -259,14 +266,15 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast),
             length=self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(self.num_heads, self.mlp_ratio, self.dropout, self.dtype, self.attention, train, self.causal, name="blocks")
+        )(*options, train, self.causal, name="blocks")
         x, cache = blocks(x, condition, cache, position, jnp.arange(len(x)) if numbers is None else numbers)
 
         if condition is None:
             shift = scale = jnp.zeros((len(x), self.dim))
         else:
             axes = ("cond", None, "embed")
-            modulation = Linear((2, self.dim), axes, zero_init=True, dtype=self.dtype, name="modulation")
+            linear = partial(Linear, dtype=self.dtype, gradient_dtype=self.gradient_dtype)
+            modulation = linear((2, self.dim), axes, zero_init=True, name="modulation")
             shift, scale = jnp.moveaxis(modulation(condition), 1, 0)
         norm = jax.checkpoint(ModulatedNorm(name="norm")(shift, scale))
         return norm(x).astype(self.dtype), cache
