@@ -1,9 +1,12 @@
-"""Ahead-of-time compilation of the paper's models for TPU slices, as a table: see docs/tpu.md.
+"""Ahead-of-time compilation of every recipe for TPU slices, as a table: see docs/tpu.md.
 
     python -m benchmarks.aot [--only=small/v5e-16] [--write] [-- --config.model.remat=blocks ...]
 
-One `sedd_jax.compile` per line, each in its own process; a line takes one to several minutes. --write puts the table
-between the two markers in docs/benchmarks.md, otherwise it goes to stdout. Arguments after -- apply to every line.
+Training step, evaluation and sampler of a line are compiled by `sedd_jax.compile`, one after the other, each in its own
+process and in one to several minutes; the config's own sections `eval` and `sampling` apply. Figures are kept in
+.cache/aot, and a command that was stopped goes on there; delete it to start afresh. --write puts the table between the
+two markers in docs/benchmarks.md, otherwise it goes to stdout. Arguments after -- apply to every line, and nothing is
+kept then.
 """
 
 import json
@@ -18,7 +21,7 @@ flags.DEFINE_string("only", "", "Lines whose name has this prefix.")
 flags.DEFINE_bool("write", False, "Put the table into docs/benchmarks.md.")
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENT = ROOT / "docs" / "benchmarks.md"
+DOCUMENT, KEPT = ROOT / "docs" / "benchmarks.md", ROOT / ".cache" / "aot"
 BATCH = 512  # As in the paper, in microbatches of at most 16 sequences per chip.
 MARKERS = ("<!-- aot: start -->", "<!-- aot: end -->")
 
@@ -30,54 +33,63 @@ SLICES = {
     "v5p-512": "v5p:4x8x8",
     "v6e-256": "v6e:16x16",
 }
+CONFIGS = ("small", "medium", "text8", "lm1b", "fineweb_edu")
 # Weights are split over 16 chips, at least 48 columns each; the groups of 16 are replicas.
-LINES = {f"{model}/{name}": (model, shape) for model in ("small", "medium") for name, shape in SLICES.items()}
+LINES = {f"{config}/{name}": (config, shape) for config in CONFIGS for name, shape in SLICES.items()}
+TARGETS = ("train", "evaluate", "sample")
 COLUMNS = (
-    "model",
+    "recipe",
     "slice",
     "chips",
-    "GB per chip: state + temporaries = total",
-    "left, GB",
-    "TFLOPs per chip (useful)",
-    "collectives, GB sent per chip (of the least)",
-    "ms: compute, HBM, links",
-    "MFU: all overlap, none",
+    "GB per chip",
+    "TFLOPs per chip (by the formula)",
+    "GB sent per chip (of the least)",
+    "ms at least",
+    "MFU",
 )
 
 
-def compile_line(model: str, shape: str, overrides: list[str]) -> tuple[dict | None, str]:
+def compiled(name: str, what: str, overrides: list[str]) -> tuple[dict | None, str]:
     """The figures, or None and the error line."""
-    command = [sys.executable, "-m", "sedd_jax.compile", f"--config=configs/{model}.py", f"--topology={shape}"]
+    kept = KEPT / f"{name.replace('/', '.')}.{what}.json"
+    if kept.exists() and not overrides:
+        return json.loads(kept.read_text()), ""
+    config, shape = LINES[name]
+    options = [f"--config=configs/{config}.py", f"--topology={shape}", f"--what={what}"]
     per_chip = BATCH // math.prod(map(int, shape.partition(":")[2].split("x")))
     fixed = {"mesh.data": -1, "mesh.fsdp": 16, "train.batch_size": BATCH, "train.microbatches": max(1, per_chip // 16)}
-    options = [f"--config.{name}={value}" for name, value in fixed.items()]
-    done = subprocess.run([*command, *options, *overrides], cwd=ROOT, capture_output=True, text=True)
+    options += [f"--config.{field}={value}" for field, value in fixed.items()]
+    command = [sys.executable, "-m", "sedd_jax.compile", *options, *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         return None, done.stderr.strip().splitlines()[-1].removeprefix("error: ")
+    if not overrides:
+        KEPT.mkdir(parents=True, exist_ok=True)
+        kept.write_text(done.stdout.splitlines()[-1])
     return json.loads(done.stdout.splitlines()[-1]), ""
 
 
-def cells(name: str, figures: dict | None, error: str) -> list[str]:
-    model, slice_name = name.split("/")
-    if figures is None:
-        return [model, slice_name, "", error.partition(";")[0], *[""] * (len(COLUMNS) - 4)]
-    train = figures["train"]
-    held, roof = train["bytes_per_chip"], train["roofline"]
-    milliseconds = ", ".join(
-        f"{roof[part] * 1e3:.0f}" for part in ("compute_seconds", "memory_seconds", "link_seconds")
-    )
-    return [
-        model,
-        slice_name,
-        str(figures["chips"]),
-        " + ".join(f"{held[part] / 1e9:.2f}" for part in ("arguments", "temporaries"))
-        + f" = {held['total'] / 1e9:.2f}",
-        f"{train['headroom'] / 1e9:.2f}",
-        f"{train['program_flops_per_chip'] / 1e12:.2f} ({train['flops_per_step'] / figures['chips'] / 1e12:.2f})",
-        f"{train['collective_bytes'] / 1e9:.2f} ({train['collective_bytes_ratio']:.2f})",
-        milliseconds,
-        f"{roof['mfu']:.0%}, {roof['mfu_serial']:.0%}",
-    ]
+def cells(name: str, overrides: list[str]) -> list[str]:
+    """One line of the table; the programs of a cell are in the order of TARGETS."""
+    parts, chips, errors = [], "", []
+    for what in TARGETS:
+        result, error = compiled(name, what, overrides)
+        if result is None:
+            errors.append(f"{what}: {error.partition(';')[0]}")
+            continue
+        figures, chips = result[what], str(result["chips"])
+        ratio, useful = figures["collective_bytes_ratio"] or 0, figures["flops_per_step"] / result["chips"]
+        parts.append(
+            (
+                f"{figures['bytes_per_chip']['total'] / 1e9:.2f}",
+                f"{figures['program_flops_per_chip'] / 1e12:.2f} ({useful / 1e12:.2f})",
+                f"{figures['collective_bytes'] / 1e9:.2f} ({ratio:.2f})",
+                f"{figures['roofline']['step_seconds'] * 1e3:,.0f}",
+                f"{figures['roofline']['mfu']:.0%}",
+            )
+        )
+    columns = [", ".join(cell) for cell in zip(*parts, strict=True)] or [""] * 5
+    return [*name.split("/"), chips, *columns[:4], "; ".join([columns[4], *errors])]
 
 
 def write(table: str) -> None:
@@ -88,9 +100,9 @@ def write(table: str) -> None:
 
 def main(argv):
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
-    for name, (model, shape) in LINES.items():
+    for name in LINES:
         if name.startswith(flags.FLAGS.only):
-            lines.append(cells(name, *compile_line(model, shape, argv[1:])))
+            lines.append(cells(name, argv[1:]))
             print(" | ".join(lines[-1]), file=sys.stderr, flush=True)
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     if flags.FLAGS.write:

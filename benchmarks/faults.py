@@ -45,7 +45,7 @@ def arguments(workdir: Path, **fields: Any) -> list[str]:
 def outcome(workdir: Path, steps: int = STEPS) -> dict[str, Any]:
     """The last state, the metrics but for how fast it went, and the samples."""
     record = json.loads((workdir / "checkpoints" / str(steps) / "record" / "metadata").read_text())
-    rates = ("tokens_per_second", "mfu")
+    rates = ("tokens_per_second", "mfu", "mfu_full")
     entries = [{name: entry[name] for name in entry if name not in rates} for entry in running.metrics(workdir)]
     return {"state": record["manifest"], "metrics": entries, "samples": running.files(workdir / "samples")}
 

@@ -21,7 +21,6 @@ from ml_collections import config_flags
 from benchmarks.rounds import medians, passes, products
 from benchmarks.trace import milliseconds
 from sedd_jax.devices import sharding
-from sedd_jax.rates import Absorbing
 from sedd_jax.score_entropy import dwdse
 from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.flops import train_flops_per_token
@@ -97,9 +96,9 @@ def main(_):
             profile = {"milliseconds": milliseconds(compiled["step"].as_text(), lambda: run(steps["step"]), 10)}
     rate = flops / seconds.pop("matmul") * jax.device_count()
     bandwidth = moved / seconds.pop("pass_over") * jax.device_count()
-    head = 6 * model.dim * model.num_states
-    needed = train_flops_per_token(model, length) - (head / 2 if isinstance(experiment.graph, Absorbing) else 0)
-    floor = needed * tokens.size / rate + OPTIMIZER_BYTES * parameters / bandwidth
+    needed = train_flops_per_token(model, length, experiment.head_share().mean()) * tokens.size
+    full = train_flops_per_token(model, length) * tokens.size
+    floor = needed / rate + OPTIMIZER_BYTES * parameters / bandwidth
     figures = {
         "tokens_per_second": {name: tokens.size / value for name, value in seconds.items()},
         "seconds": seconds,
@@ -109,7 +108,8 @@ def main(_):
         "floor_seconds": floor,
         "step_over_floor": seconds["step"] / floor,
         "step_over_forward": seconds["step"] / seconds["forward"],
-        "mfu": train_flops_per_token(model, length) * tokens.size / seconds["step"] / rate,
+        "mfu": needed / seconds["step"] / rate,
+        "mfu_full": full / seconds["step"] / rate,
         "device": jax.devices()[0].device_kind,
     }
     if flags.FLAGS.plain:

@@ -140,6 +140,7 @@ def _by_count(
     count = targets.sum(-1)
     shares = jax.vmap(lambda k: stratified_times(jax.random.fold_in(k, 0), num))(keys)
 
+    @jax.named_scope("diffusion")
     def draw(index):
         levels, rank = _levels(keys, index, targets)
         k = jnp.clip(jnp.ceil(shares[:, index] * count), 1, count).astype(jnp.int32)
@@ -224,12 +225,14 @@ def _by_time(keys: Keys, network: Network, graph: Graph, noise: Noise, tokens: T
         transition = lambda k, x0, s: graph.sample_transition(jax.random.fold_in(k, draw), x0, s)  # noqa: E731
         return jax.vmap(transition)(keys, tokens, sigma)
 
+    @jax.named_scope("diffusion")
     def diffusion_at(index):
         sigma = noise.total(times[:, index])
         x = corrupt(1 + index, sigma)
         total = sum_over_positions(network, x, sigma, graph.contributes(x), graph.score_entropy, tokens)
         return noise.rate(times[:, index]) * total
 
+    @jax.named_scope("reconstruction")
     def reconstruction_at(index):
         sigma = jnp.full(batch, noise.at_start)
         x = corrupt(1 + num + index, sigma)

@@ -118,7 +118,7 @@ def scalars(folder: Path) -> dict[tuple[int, str], float]:
 def test_train_answers_in_one_line_and_leaves_a_complete_workdir(trained):
     assert len(trained.out.splitlines()) == 1
     assert trained.answer["step"] == STEPS
-    for name in ("train_loss", "eval_bits_per_byte", "tokens_per_second", "mfu"):
+    for name in ("train_loss", "eval_bits_per_byte", "tokens_per_second", "mfu", "mfu_full"):
         assert 0 < trained.answer[name] < math.inf
     saved = json.loads((trained.workdir / "config.json").read_text())
     assert (saved["model"]["dim"], saved["data"]["length"], saved["train"]["steps"]) == (32, LENGTH, STEPS)
@@ -133,7 +133,7 @@ def test_metrics_file_and_tensorboard_tell_the_same(trained):
     assert [line["step"] for line in lines if "train_loss" in line] == list(range(1, STEPS + 1))
     reported = {(line["step"], name): value for line in lines for name, value in line.items() if name != "step"}
     # The rate of the first step, which is compilation, is not known.
-    missing = {(1, "tokens_per_second"), (1, "mfu")}
+    missing = {(1, "tokens_per_second"), (1, "mfu"), (1, "mfu_full")}
     assert {entry for entry, value in reported.items() if value is None} == missing
     events = scalars(trained.workdir / "tensorboard")
     assert {entry: events[entry] for entry in reported.keys() - missing} == pytest.approx(

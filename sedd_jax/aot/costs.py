@@ -29,23 +29,20 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while
 
 
 class Collective(NamedTuple):
-    """One collective of the program. bytes: least bytes that a device sends in one execution, see COLLECTIVES."""
+    """One collective of the program. bytes: least bytes that a device sends in one execution, see COLLECTIVES.
+    loop: the scope of the loop around it whose end depends on the data, if any."""
 
     kind: str
     bytes: float
-    executions: int
+    executions: int | float
     dtype: str
-    op_name: str
+    loop: str
 
 
-def flops(program: Program, *, loops_once: bool = False) -> float:
-    """FLOPs of matrix products and convolutions (the form of matrix products on a TPU), 2 per multiply-add.
-
-    loops_once: count like XLA's cost analysis.
-    """
+def flops(program: Program) -> float:
+    """FLOPs of matrix products and convolutions (the form of matrix products on a TPU), 2 per multiply-add."""
     total = 0.0
-    for _, computation, instruction, executions in program.executed():
-        times = 1 if loops_once else executions
+    for _, computation, instruction, times in program.executed():
         if instruction.opcode == "dot":
             lhs = computation[instruction.operands[0]].arrays[0].dims
             depth = math.prod(lhs[axis] for axis in instruction.numbers("lhs_contracting_dims"))
@@ -73,15 +70,25 @@ def collectives(program: Program) -> list[Collective]:
             kind = "reduce-scatter"
         operands = [array for operand in instruction.operands for array in computation[operand].arrays]
         size, group = sum(array.bytes for array in operands), _group_size(program, instruction)
-        op_name = re.search(r'op_name="([^"]*)"', instruction.attributes)
-        entry = Collective(
-            kind, size * COLLECTIVES[kind](group), times, operands[0].dtype, op_name[1] if op_name else ""
-        )
+        sent, dtype = size * COLLECTIVES[kind](group), operands[0].dtype
+        entry = Collective(kind, sent, times, dtype, program.loop_of[name])
         chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
         key = (instruction.attribute("channel_id"), chain[1]) if chain else (name, instruction.name)
         if key not in found or times < found[key].executions:
             found[key] = entry
     return [entry for entry in found.values() if entry.bytes]
+
+
+def between_slices(program: Program, num_slices: int) -> float:
+    """Bytes that a device sends to other slices, by a ring of slices as in COLLECTIVES. XLA sums within a slice first
+    and hands each device's part to its host; the program that it writes is that of one slice."""
+    total = 0.0
+    for _, computation, instruction, times in program.executed():
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+        if kind and instruction.opcode == "send":
+            size = sum(array.bytes for array in computation[instruction.operands[0]].arrays)
+            total += times * size * COLLECTIVES[kind[1].lower().replace("_", "-")](num_slices)
+    return total
 
 
 def _group_size(program: Program, instruction: Instruction) -> int:

@@ -7,7 +7,7 @@ operands only: neither shapes nor attributes, such as trip counts.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,15 +57,17 @@ Computation = dict[str, Instruction]
 class Program:
     """The computations of one HLO module, and how often each is executed per run of the whole.
 
-    num_devices: of the module. data_trips: iterations of loops whose end depends on the data.
+    num_devices: of the module. trips: iterations of the loops whose end depends on the data, by the innermost named
+    scope that they stand in. loop_of: the scope of such a loop around a computation.
     """
 
-    def __init__(self, text: str, num_devices: int, *, data_trips: int = 1):
-        self.num_devices, self._data_trips = num_devices, data_trips
+    def __init__(self, text: str, num_devices: int, *, trips: Mapping[str, int | float] | None = None):
+        self.num_devices, self._trips = num_devices, trips or {}
         self.computations: dict[str, Computation] = {}
         self._executions: Counter[str] = Counter()
-        self.data_dependent_loops = 0
+        self.loop_of: dict[str, str] = {}
         self.unknown_trip_counts = 0
+        self.conditionals = 0
         entry, current = "", {}
         for line in text.splitlines():
             if header := _HEADER.match(line):
@@ -76,26 +78,25 @@ class Program:
                 current[instruction.name] = instruction
         self._count(entry, 1)
 
-    def _count(self, name: str, times: int) -> None:
+    def _count(self, name: str, times: int | float, loop: str = "") -> None:
         self._executions[name] += times
-        computation = self.computations[name]
+        computation, self.loop_of[name] = self.computations[name], loop
         for instruction in computation.values():
-            trips = self._trip_count(computation, instruction) if instruction.opcode == "while" else 1
+            trips, scope = self._trip_count(computation, instruction) if instruction.opcode == "while" else (1, "")
+            self.conditionals += instruction.opcode == "conditional"
             for name in called(instruction):
-                self._count(name, times * trips)
+                self._count(name, times * trips, scope or loop)
 
-    def _trip_count(self, computation: Computation, loop: Instruction) -> int:
-        """Iterations of a loop: as noted by the compiler, or from the counter, its start, step and bound."""
+    def _trip_count(self, computation: Computation, loop: Instruction) -> tuple[int | float, str]:
+        """Iterations of a loop: as noted by the compiler, or from the counter, its start, step and bound, or of the
+        scope that it stands in, whose name is then returned too."""
         if known := re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes):
-            return int(known[1])
+            return int(known[1]), ""
         condition = self.computations[loop.attribute("condition").lstrip("%")]
         body = self.computations[loop.attribute("body").lstrip("%")]
         try:
             compare = next(entry for entry in condition.values() if entry.root)
             counter, bound = (_behind_copies(condition, name) for name in compare.operands)
-            if bound.opcode == "get-tuple-element":
-                self.data_dependent_loops += 1
-                return self._data_trips
             index = counter.numbers("index")[0]
             start = _behind_copies(computation, computation[loop.operands[0]].operands[index])
             after = _behind_copies(body, next(entry for entry in body.values() if entry.root).operands[index])
@@ -105,12 +106,14 @@ class Program:
             step = next(addend for addend in addends if addend.opcode == "constant")
             first, last, by = (int(constant.arguments) for constant in (start, bound, step))
             steps = {"LT": last - first, "LE": last - first + 1}[compare.attribute("direction")]
-            return max(0, -(-steps // by))
+            return max(0, -(-steps // by)), ""
         except (KeyError, IndexError, StopIteration, ValueError):
-            self.unknown_trip_counts += 1
-            return 1
+            path = re.findall(r"[\w\-]+", (re.search(r'op_name="[^"]*', loop.attributes) or [""])[0])
+            scope = next((part for part in reversed(path) if part in self._trips), "")
+            self.unknown_trip_counts += not scope
+            return self._trips.get(scope, 1), scope
 
-    def executed(self) -> Iterator[tuple[str, Computation, Instruction, int]]:
+    def executed(self) -> Iterator[tuple[str, Computation, Instruction, int | float]]:
         """(name of its computation, the computation, instruction, executions) of every executed instruction."""
         for name, times in self._executions.items():
             for instruction in self.computations[name].values():

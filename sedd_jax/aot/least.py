@@ -1,15 +1,15 @@
 """The least that a program needs: bytes between chips, which follow from the shardings, and seconds.
 
     fsdp (n)    every weight that it splits is gathered in the forward and in the backward pass, and its gradient is
-                scattered: 3 (n - 1)/n bytes(weight) per microbatch. For the embedding, its table or the rows looked up
-                move, whichever is smaller, and their gradient.
+                scattered: (n - 1)/n of twice its bytes and of its gradient's, per microbatch. For the embedding, its
+                table or the rows looked up move, whichever is smaller, and their gradient.
     data (d)    the gradient is all-reduced once per step: 2 (d - 1)/d bytes(its part on a chip); over n d chips for
-                weights that fsdp does not split.
+                weights that fsdp does not split. Results of evaluation and sampling are gathered on all chips.
     tensor (t)  activations [B / (n d), L, dim] are all-reduced twice per block in the forward pass and twice in the
                 backward pass, and once before a head that is split: 2 (t - 1)/t bytes each.
 
-Bytes are those that one chip sends, in the compute dtype. Sources: Rajbhandari et al. 2020 (ZeRO), section 7; Shoeybi
-et al. 2019 (Megatron-LM), section 3; Patarasuk and Yuan 2009 for the rings.
+Bytes are those that one chip sends, weights in model.dtype and gradients in model.gradient_dtype. Sources: Rajbhandari
+et al. 2020 (ZeRO), section 7; Shoeybi et al. 2019 (Megatron-LM), section 3; Patarasuk and Yuan 2009 for the rings.
 """
 
 import math
@@ -23,9 +23,10 @@ from sedd_jax.devices.chips import Chip
 from sedd_jax.training.experiment import Experiment
 
 
-def roofline(chip: Chip, *, flops: float, traffic: float, sent: float, useful_flops: float) -> dict[str, float]:
+def roofline(chip: Chip, *, flops: float, traffic: float, sent: float, useful: float, full: float) -> dict[str, float]:
     """Seconds of one run on one chip: `step_seconds` if computing, HBM and links work at once and at their peaks (the
-    least that is possible), `step_seconds_serial` if they take turns. mfu: the share of the peak for useful FLOPs."""
+    least that is possible), `step_seconds_serial` if they take turns. mfu: the share of the peak for useful FLOPs;
+    mfu_full: with the head at every position."""
     parts = {
         "compute_seconds": flops / chip.flops,
         "memory_seconds": traffic / chip.memory_bandwidth,
@@ -35,38 +36,40 @@ def roofline(chip: Chip, *, flops: float, traffic: float, sent: float, useful_fl
     return parts | {
         "step_seconds": longest,
         "step_seconds_serial": together,
-        "mfu": useful_flops / chip.flops / longest,
-        "mfu_serial": useful_flops / chip.flops / together,
+        "mfu": useful / chip.flops / longest,
+        "mfu_serial": useful / chip.flops / together,
+        "mfu_full": full / chip.flops / longest,
     }
 
 
 def least_traffic(
-    params: Any, experiment: Experiment, *, tokens: int, microbatches: int, training: bool = True
+    params: Any, experiment: Experiment, *, batch: int, calls: int, results: int = 0, training: bool = True
 ) -> dict[str, float]:
-    """Bytes that a chip must send per run, by mesh axis: the formulas above. tokens: of the global batch.
+    """Bytes that a chip must send per run, by mesh axis: the formulas above. batch: global tokens of a network call.
+    calls: of the network; microbatches. results: bytes that every chip gets, of which each has computed its share.
 
-    For the sampler (training=False) a microbatch is a network call: weights are gathered once in each, there are no
-    gradients, and activations are all-reduced in the forward pass only.
+    Without training, weights are gathered once per call and activations all-reduced in the forward pass only.
     """
     mesh, model = experiment.mesh, experiment.model
     data, fsdp, tensor = (mesh.shape[axis] for axis in sharding.MESH_AXES)
-    width = jnp.dtype(model.dtype).itemsize
-    local = tokens // (data * fsdp) // (microbatches if training else 1)  # tokens of one chip, at a time
+    width, summed = (jnp.dtype(dtype).itemsize for dtype in (model.dtype, model.gradient_dtype))
+    local = batch // (data * fsdp)  # tokens of one chip, at a time
     least = {"data": 0.0, "fsdp": 0.0, "tensor": 0.0}
     ring = lambda group: (group - 1) / group  # noqa: E731
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         axes = [axis for axes in leaf.sharding.spec if axes for axis in ((axes,) if isinstance(axes, str) else axes)]
-        size = math.prod(leaf.shape) * width / (tensor if "tensor" in axes else 1)
+        size = math.prod(leaf.shape) / (tensor if "tensor" in axes else 1)
         split = "fsdp" in axes
         if path[0].key == "embedding":
-            moved = min(size, local * model.dim * width) * (2 if training else 1)
+            moved = min(size, local * model.dim) * (width + (summed if training else 0))
         else:
-            moved = size * (3 if training else 1)
-        least["fsdp"] += microbatches * moved * ring(fsdp) if split else 0
+            moved = size * (2 * width + summed if training else width)
+        least["fsdp"] += calls * moved * ring(fsdp) if split else 0
         if training:
             group = data if split else data * fsdp
-            least["data"] += 2 * ring(group) * size / (fsdp if split else 1)
+            least["data"] += 2 * ring(group) * size * summed / (fsdp if split else 1)
+    least["data"] += results * ring(data * fsdp)
     head_is_split = "tensor" in str(params["head"]["kernel"].sharding.spec)
     reductions = 4 * model.num_layers + head_is_split if training else 2 * model.num_layers
-    least["tensor"] = microbatches * reductions * 2 * ring(tensor) * local * model.dim * width
+    least["tensor"] = calls * reductions * 2 * ring(tensor) * local * model.dim * width
     return least

@@ -1,6 +1,6 @@
-"""Compiles a training step and the sampler for TPU topologies ahead of time, and reports what they need.
+"""Compiles a training step, the evaluation and the sampler for TPU topologies, and reports what they need.
 
-The functions are those of training and sampling; only their arguments are abstract. XLA reports the bytes per chip. The
+The functions are those that run; only their arguments are abstract. XLA reports the bytes per chip. The
 text of the program gives FLOPs, bytes to and from HBM and bytes between chips (`costs`), which are compared with the
 least possible (`least`).
 """
@@ -10,26 +10,31 @@ import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sedd_jax.aot import costs
+from sedd_jax.aot import costs, trips
 from sedd_jax.aot.hlo import Program
 from sedd_jax.aot.least import least_traffic, roofline
+from sedd_jax.aot.trips import Loop
 from sedd_jax.devices import chips, sharding
 from sedd_jax.devices.chips import Chip
 from sedd_jax.errors import InputError, TrainingError
-from sedd_jax.network import chunk_size
 from sedd_jax.training import flops
 from sedd_jax.training.experiment import Experiment, make_experiment
+from sedd_jax.training.options import MOST
+from sedd_jax.transformer.model import DTYPES
 
-TARGETS = ("train", "sample", "both")
+TARGETS = ("train", "evaluate", "sample", "all")
+_key = partial(jax.eval_shape, partial(jax.random.key, 0))
 
 
 def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
@@ -61,8 +66,21 @@ def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
         raise InputError(f"--topology={name} is not known to libtpu, unlike v5e:4x4 ({reason})") from error
 
 
+class _Program(NamedTuple):
+    """What `report` compiles. num: sequences. loops: see `trips`. parts: network calls that their tokens are dealt out
+    to; without it each call has all. held: what training holds beside the parameters."""
+
+    name: str
+    function: jax.stages.Wrapped
+    arguments: tuple
+    num: int
+    loops: dict[str, Loop]
+    parts: int = 1
+    held: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+
+
 def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: int, what: str) -> dict[str, Any]:
-    """Compiles `what` ('train', 'sample' or 'both') and returns the figures of the final line.
+    """Compiles `what`, one of TARGETS, and returns the figures of the final line.
 
     Raises InputError for a config that does not fit the topology, TrainingError for a program that does not fit a chip.
     """
@@ -83,133 +101,111 @@ def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: in
         "mesh": dict(mesh.shape),
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract_state().params)),
         "length": length,
+        "warnings": experiment.unsharded(),
     }
-    if what != "sample":
-        experiment.train.check(mesh)
-        chunks = mean_chunks(experiment, length)
+    makers = {"train": _train, "evaluate": _evaluate, "sample": _sample}
+    # Before the mesh is set: they compute their loops' trips, which its abstract devices cannot.
+    programs = {name: make(experiment, length) for name, make in makers.items() if what in (name, "all")}
     with jax.set_mesh(mesh):
-        if what != "sample":
-            result["train"] = _train(experiment, length, chip, chunks)
-        if what != "train":
-            result["sample"] = _sample(experiment, length, chip)
-    return result
+        return result | {name: _figures(program, experiment, length, chip) for name, program in programs.items()}
 
 
-def mean_chunks(experiment: Experiment, length: int) -> int:
-    """Chunks of the loss on one chip for a microbatch of average noise: its loop ends with the last position that
-    contributes (`score_entropy.loss_and_grads`)."""
-    noised = experiment.objective.noised(jax.random.key(0), jnp.zeros((512, 128), jnp.int32))
-    share = float(experiment.objective.contributes(noised.x).mean())
-    options = experiment.train
-    positions = options.batch_size * length // sharding.batch_shards(experiment.mesh) // options.microbatches
-    return math.ceil(share * positions / chunk_size(positions))
+def _train(experiment: Experiment, length: int) -> _Program:
+    options, state = experiment.train, experiment.abstract_state()
+    options.check(experiment.mesh)
+    arguments = state, _key(), _batch(experiment, options.batch_size, length)
+    held = {"ema": state.ema, "moments": state.opt_state, "batch": arguments[2]}
+    step, loops = experiment.train_step_fn(), trips.training(experiment, length)
+    return _Program("the training step", step, arguments, options.batch_size, loops, options.microbatches, held)
 
 
-def _train(experiment: Experiment, length: int, chip: Chip, chunks: int) -> dict[str, Any]:
-    mesh, state, options = experiment.mesh, experiment.abstract_state(), experiment.train
-    tokens = jax.ShapeDtypeStruct((options.batch_size, length), jnp.int32, sharding=sharding.batch_sharding(mesh))
-    flops_per_token = flops.train_flops_per_token(experiment.model, length)
-    useful, step = flops_per_token * tokens.size, experiment.train_step_fn()
-    figures = _figures(step, (state, _key(), tokens), "the training step", mesh, chip, useful, data_trips=chunks)
-    held = {"params": state.params, "ema": state.ema, "moments": state.opt_state, "batch": tokens}
-    minimum = least_traffic(state.params, experiment, tokens=tokens.size, microbatches=options.microbatches)
-    return _compared(figures, held, minimum) | {
-        "batch_size": options.batch_size,
-        "microbatches": options.microbatches,
-        "flops_per_step": useful,
-        "flops_per_token": flops_per_token,
-        "tokens_per_second": tokens.size / figures["roofline"]["step_seconds"],
-    }
+def _evaluate(experiment: Experiment, length: int) -> _Program:
+    options, params = experiment.eval, experiment.abstract_state().params
+    num = sharding.whole_shards(min(options.batch_size, options.num_sequences or MOST), experiment.mesh)
+    arguments = params, _key(), _batch(experiment, num, length), jax.ShapeDtypeStruct((), jnp.int32)
+    loops = trips.evaluation(experiment, length, num)
+    return _Program("the evaluation", experiment.bound_fn(options.num_times), arguments, num, loops)
 
 
-def _sample(experiment: Experiment, length: int, chip: Chip) -> dict[str, Any]:
-    mesh, options = experiment.mesh, experiment.sampling
-    split = options.num % sharding.batch_shards(mesh) == 0
-    place = sharding.batch_sharding(mesh) if split else sharding.replicated(mesh)
-    clamp = [jax.ShapeDtypeStruct((options.num, length), dtype, sharding=place) for dtype in (jnp.bool_, jnp.int32)]
-    params = experiment.abstract_state().params
-    causal = experiment.model.causal  # One position of each sequence per call.
-    calls, tokens = (length, options.num) if causal else (options.steps + 1, options.num * length)
-    # A forward pass is a third of a step. If the mesh does not divide the samples, every chip computes all of them.
-    flops_per_call = flops.train_flops_per_token(experiment.model, length) // 3 * tokens
-    copies = 1 if split else sharding.batch_shards(mesh)
-    function, useful = experiment.sample_fn(options, options.steps), flops_per_call * calls * copies
-    figures = _figures(function, (params, _key(), tuple(clamp)), "the sampler", mesh, chip, useful)
-    minimum = least_traffic(params, experiment, tokens=tokens * copies, microbatches=calls, training=False)
-    return _compared(figures, {"params": params}, minimum) | {
-        "num": options.num,
-        "split": split,
-        "network_calls": calls,
-        "flops_per_call": flops_per_call,
-        "program_flops_per_chip_per_call": figures["program_flops_per_chip"] / calls,
-        "memory_traffic_per_call": figures["memory_traffic"] / calls,
-        "seconds_per_call": figures["roofline"]["step_seconds"] / calls,
-    }
+def _sample(experiment: Experiment, length: int) -> _Program:
+    options, params = experiment.sampling, experiment.abstract_state().params
+    num = sharding.whole_shards(options.num, experiment.mesh)
+    arguments = params, _key(), tuple(_batch(experiment, num, length, dtype) for dtype in (jnp.bool_, jnp.int32))
+    loops, parts = trips.sampling(experiment, length, num), length if experiment.model.causal else 1
+    return _Program("the sampler", experiment.sample_fn(options, options.steps), arguments, num, loops, parts)
 
 
-def _key() -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(lambda: jax.random.key(0))
+def _batch(experiment: Experiment, num: int, length: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((num, length), dtype, sharding=sharding.batch_sharding(experiment.mesh))
 
 
-def _figures(
-    function: jax.stages.Wrapped,
-    arguments: tuple,
-    name: str,
-    mesh: Mesh,
-    chip: Chip,
-    useful_flops: float,
-    data_trips: int = 1,
-) -> dict[str, Any]:
-    """The needs of the compiled function on one chip."""
-    lowered, start = function.lower(*arguments), time.perf_counter()
+def _figures(program: _Program, experiment: Experiment, length: int, chip: Chip) -> dict[str, Any]:
+    """The needs of the compiled program on one chip."""
+    lowered, start = program.function.lower(*program.arguments), time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        raise _out_of_memory(name, error) from error
+        raise _out_of_memory(program.name, error) from error
     seconds = time.perf_counter() - start
-    memory, program = compiled.memory_analysis(), Program(compiled.as_text(), mesh.size, data_trips=data_trips)
+    mesh, params, loops = experiment.mesh, experiment.abstract_state().params, program.loops
+    memory, slices = compiled.memory_analysis(), len({getattr(chip, "slice_index", 0) for chip in mesh.devices.flat})
+    counted = Program(compiled.as_text(), mesh.size // slices, trips={name: loops[name].trips for name in loops})
     kinds = {"arguments": "argument", "outputs": "output", "aliased": "alias", "temporaries": "temp"}
     held = {kind: getattr(memory, f"{own}_size_in_bytes") for kind, own in kinds.items()}
     held["code"] = memory.generated_code_size_in_bytes
     held["total"] = sum(held.values()) - 2 * held["aliased"]  # Outputs in the place of arguments count once.
-    collectives: dict[str, dict[str, float]] = {}
-    for entry in costs.collectives(program):
-        figures = collectives.setdefault(entry.kind, {"count": 0, "bytes": 0.0})
-        figures["count"] += entry.executions
-        figures["bytes"] += entry.executions * entry.bytes
-    flops, sent = costs.flops(program), sum(figures["bytes"] for figures in collectives.values())
-    traffic = costs.memory_traffic(program)
+    collectives: dict[str, Counter[str]] = {}
+    found = costs.collectives(counted)
+    for entry in found:
+        size = entry.executions * entry.bytes
+        figures = {"count": entry.executions, "bytes": size, f"bytes_{entry.dtype}": size}
+        collectives.setdefault(entry.kind, Counter()).update(figures)
+    per_chip = lambda tree: sum(  # noqa: E731
+        math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)
+    )
+    done, sent = costs.flops(counted), sum(figures["bytes"] for figures in collectives.values())
+    traffic = costs.memory_traffic(counted)
+    tokens, calls = program.num * length, sum(loop.calls for loop in loops.values())
+    batch, passes = tokens // program.parts, 3 if program.held else 1
+    per_token = partial(flops.flops_per_token, experiment.model, length)
+    full = passes * calls * batch * per_token()
+    useful = passes * batch * sum(loop.calls * per_token(loop.share) for loop in loops.values())
+    results = 0 if program.held else sum(math.prod(a.shape) * 4 for a in jax.tree.leaves(lowered.out_info))
+    options = {"batch": batch, "calls": calls, "results": results, "training": bool(program.held)}
+    minimum = {}
+    for dtype in DTYPES[: DTYPES.index(experiment.model.dtype) + 1]:
+        other = replace(experiment, model=experiment.model.clone(gradient_dtype=dtype))
+        minimum[dtype] = least_traffic(params, other, **options)
+    least = sum(minimum[experiment.model.gradient_dtype].values())
+    roof = roofline(chip, flops=done, traffic=traffic, sent=sent, useful=useful / mesh.size, full=full / mesh.size)
     return {
-        "bytes_per_chip": held,
+        "num": program.num,
+        "microbatches": program.parts,
+        "bytes_per_chip": {kind: per_chip(tree) for kind, tree in ({"params": params} | program.held).items()} | held,
         "memory": chip.memory,
         "fits": held["total"] <= chip.memory,
         "headroom": chip.memory - held["total"],
-        "program_flops_per_chip": flops,
-        "xla_flops_per_chip": compiled.cost_analysis()["flops"],
-        "program_flops_per_chip_loops_once": costs.flops(program, loops_once=True),
-        "data_dependent_loops": program.data_dependent_loops,
-        "data_dependent_trips": data_trips,
-        "unknown_trip_counts": program.unknown_trip_counts,
+        "network_calls": calls,
+        "flops_per_step": useful,
+        "flops_per_step_full": full,
+        "flops_per_token": useful / tokens,
+        "flops_per_token_full": full / tokens,
+        "program_flops_per_chip": done,
+        "chunk_loops": {name: loop._asdict() for name, loop in loops.items()},
+        "unknown_trip_counts": counted.unknown_trip_counts,
+        "conditionals": counted.conditionals,
         "memory_traffic": traffic,
         "collectives": collectives,
+        "collectives_in_chunk_loops": sum(entry.loop not in ("", "events") for entry in found),
         "collective_bytes": sent,
-        "roofline": roofline(chip, flops=flops, traffic=traffic, sent=sent, useful_flops=useful_flops / mesh.size),
-        "compile_seconds": round(seconds, 1),
-    }
-
-
-def _compared(figures: dict[str, Any], held: dict[str, Any], minimum: dict[str, float]) -> dict[str, Any]:
-    """The figures with the bytes of the trees that a chip holds, and its collectives against the least possible."""
-    sizes = {
-        kind: sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-        for kind, leaves in ((kind, jax.tree.leaves(tree)) for kind, tree in held.items())
-    }
-    least = sum(minimum.values())
-    return figures | {
-        "bytes_per_chip": sizes | figures["bytes_per_chip"],
         "collective_bytes_minimum": least,
-        "collective_bytes_minimum_by_axis": minimum,
-        "collective_bytes_ratio": figures["collective_bytes"] / least if least else None,
+        "collective_bytes_minimum_by_axis": minimum[experiment.model.gradient_dtype],
+        "collective_bytes_minimum_by_gradient_dtype": {dtype: sum(axes.values()) for dtype, axes in minimum.items()},
+        "collective_bytes_ratio": sent / least if least else None,
+        "bytes_between_slices": costs.between_slices(counted, slices),
+        "roofline": roof,
+        "tokens_per_second": tokens / roof["step_seconds"],
+        "compile_seconds": round(seconds, 1),
     }
 
 
@@ -229,39 +225,38 @@ def _out_of_memory(name: str, error: jax.errors.JaxRuntimeError) -> Exception:
 def describe(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Prints the figures for people."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
+    for line in result["warnings"]:
+        say(f"warning: {line}")
     say(f"{result['parameters']:,} parameters on {result['chips']} x {result['device_kind']} ({mesh})")
-    for name, figures in ((name, result[name]) for name in ("train", "sample") if name in result):
+    for name, figures in ((name, result[name]) for name in TARGETS if name in result):
         held, roof = figures["bytes_per_chip"], figures["roofline"]
-        say(f"{name}: compiled in {figures['compile_seconds']} s")
+        fits = f"{'fits' if figures['fits'] else 'DOES NOT FIT'}, {figures['headroom'] / 1e9:.2f} GB left"
+        say(f"{name}: {fits}; {figures['network_calls']} network calls, compiled in {figures['compile_seconds']} s")
         say("  memory per chip, GB: " + ", ".join(f"{kind} {size / 1e9:.3f}" for kind, size in held.items()))
+        useful, full = (figures[f"flops_per_step{kind}"] / result["chips"] / 1e12 for kind in ("", "_full"))
         say(
-            f"  {'fits' if figures['fits'] else 'DOES NOT FIT'}: {held['total'] / 1e9:.2f} of "
-            f"{figures['memory'] / 1e9:.0f} GB, {figures['headroom'] / 1e9:.2f} GB left"
+            f"  TFLOPs per chip: {figures['program_flops_per_chip'] / 1e12:.3f} in matrix products; by the formula "
+            f"{useful:.3f}, with the head at every position {full:.3f}"
         )
-        once, xla = figures["program_flops_per_chip_loops_once"], figures["xla_flops_per_chip"]
-        say(
-            f"  TFLOPs per chip: {figures['program_flops_per_chip'] / 1e12:.3f} in matrix products, loops multiplied "
-            f"out ({once / 1e12:.3f} with each loop body once; XLA's cost analysis, which counts so too, with other "
-            f"operations and without kernels, says {xla / 1e12:.3f})"
-        )
-        if name == "train":
-            share = figures["flops_per_step"] / result["chips"]
-            say(
-                f"  by the formula, with the head at every position: {share / 1e12:.3f} "
-                f"({figures['flops_per_token'] / 1e9:.3f} GFLOPs per token)"
-            )
         for kind, entry in figures["collectives"].items():
-            say(f"  {kind}: {entry['count']:,} per run, {entry['bytes'] / 1e9:.4f} GB sent per chip")
-        least, ratio = figures["collective_bytes_minimum"], figures["collective_bytes_ratio"]
-        times = f"{ratio:.2f} times the least" if ratio else "more than the least"
-        say(f"  collectives in all: {figures['collective_bytes'] / 1e9:.4f} GB, {times}, {least / 1e9:.4f} GB")
+            say(f"  {kind}: {entry['count']:,.0f} per run, {entry['bytes'] / 1e9:.4f} GB sent per chip")
+        sent, least = (figures[f"collective_bytes{kind}"] / 1e9 for kind in ("", "_minimum"))
+        say(f"  collectives in all: {sent:.4f} GB, at the least {least:.4f} GB")
+        if name == "train":
+            price = figures["collective_bytes_minimum_by_gradient_dtype"].items()
+            say("  the least by model.gradient_dtype, GB: " + ", ".join(f"{k} {size / 1e9:.4f}" for k, size in price))
+        if result["num_slices"] > 1:
+            say(f"  between slices: {figures['bytes_between_slices'] / 1e9:.4f} GB sent per chip, over the hosts")
         say(
             f"  at published peaks: compute {roof['compute_seconds'] * 1e3:.1f} ms, HBM "
             f"{roof['memory_seconds'] * 1e3:.1f} ms, links {roof['link_seconds'] * 1e3:.1f} ms; MFU "
-            f"{roof['mfu']:.0%} if all overlap, "
-            f"{roof['mfu_serial']:.0%} if nothing does"
+            f"{roof['mfu']:.0%} if all overlap, {roof['mfu_serial']:.0%} if nothing does"
         )
-        if figures["data_dependent_loops"]:
-            say(f"  loops over noised positions were counted {figures['data_dependent_trips']} times: average noise")
-        if figures["unknown_trip_counts"]:
-            say(f"  {figures['unknown_trip_counts']} loops of unknown length were counted once")
+        assumed = [
+            f"loop '{scope}' has {loop['trips']:.3g} chunks, {loop['slowest']:.3g} on the slowest chip (mean noise)"
+            for scope, loop in figures["chunk_loops"].items()
+        ]
+        counts = figures["unknown_trip_counts"], figures["conditionals"]
+        texts = "loops of unknown length were counted once", "conditionals take every branch"
+        for line in assumed + [f"{count} {text}" for count, text in zip(counts, texts, strict=True) if count]:
+            say(f"  assumed: {line}")

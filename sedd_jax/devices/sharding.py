@@ -19,6 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from sedd_jax.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
+LANES = 128  # columns of a TPU's tile
 
 # Logical axis -> the mesh axes that split it. Axes that are not named here (layers, length, cond) are not split.
 RULES: Mapping[str, tuple[str, ...]] = {
@@ -158,6 +159,16 @@ def unsharded(abstract: Any, mesh: Mesh) -> list[str]:
                     f"{held:.3g} MB per device instead of {held / parts:.3g}, its average and moments too"
                 )
     return lines
+
+
+def narrow(width: int, mesh: Mesh) -> list[str]:
+    """A line if fsdp leaves less than a TPU's tile of this many columns to a device."""
+    parts = mesh.shape["fsdp"]
+    line = (
+        f"mesh.fsdp={parts} leaves {width / parts:.3g} of {width} columns of a weight to a chip, less than a tile's "
+        f"{LANES}: the compiler may send more than needed (docs/tpu.md). Give mesh.data what a smaller fsdp leaves"
+    )
+    return [line] if mesh.devices.flat[0].platform == "tpu" and parts > 1 and width < parts * LANES else []
 
 
 def batch_axes(place: NamedSharding) -> list[tuple[str, ...]]:

@@ -70,7 +70,8 @@ def simulate(*arguments: Any, **options: Any) -> Sample:
     first_hitting = process.sampler.method == "first_hitting"
     # Not `advance`, which would put a second network into the loop.
     event, count = (advance, num_events(process)) if first_hitting else (methods.step, process.steps)
-    state = jax.lax.fori_loop(1, count + 1, lambda number, state: event(process, state, number), process.start())
+    with jax.named_scope("events"):
+        state = jax.lax.fori_loop(1, count + 1, lambda number, state: event(process, state, number), process.start())
     return as_sample(state if first_hitting else methods.denoise(process, state, process.steps + 1))
 
 

@@ -72,6 +72,7 @@ def correct(process: Process, state: State, number: Count, index: int, t: Scalar
     return _leap(process, state, number, 3 + 2 * index, process.noise.total(t) + dsigma, dsigma)
 
 
+@jax.named_scope("step")
 def step(process: Process, state: State, number: Count) -> State:
     """Step `number`, from 1, and its corrector steps."""
     sampler, t, t_next = process.sampler, process.time(number - 1), process.time(number)
@@ -82,6 +83,7 @@ def step(process: Process, state: State, number: Count) -> State:
     return state
 
 
+@jax.named_scope("denoise")
 def denoise(process: Process, state: State, number: Count) -> State:
     """Event `number`, after the last step: the analytic step all the way to sigma = 0, MASK excluded."""
     sigma = process.noise.total(process.time(number - 1))
@@ -104,6 +106,7 @@ def hitting_levels(process: Process) -> tuple[Float[Array, "b l"], Tokens]:
     return level, jnp.argsort(-level, axis=1)
 
 
+@jax.named_scope("first_hitting")
 def first_hitting(process: Process, state: State, number: Count) -> State:
     """Call `number` of the first-hitting sampler (Zheng et al., arXiv 2409.02908), for the absorbing graph.
 

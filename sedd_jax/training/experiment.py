@@ -86,9 +86,21 @@ class Experiment:
         return make_train_step(self.model, self.objective, self.optimizer, self.mesh, **options)
 
     def unsharded(self) -> list[str]:
-        """The weights that the mesh should split and does not: see `sharding.unsharded`."""
+        """The weights that the mesh should split and does not, or too finely: see `sharding.unsharded`, `narrow`."""
         inputs = jnp.zeros((1, 2), jnp.int32), jnp.ones(1)
-        return sharding.unsharded(jax.eval_shape(self.model.init, jax.random.key(0), *inputs)["params"], self.mesh)
+        plain = self.model.clone(attention="plain")  # other kernels may not accept this length
+        boxed = jax.eval_shape(plain.init, jax.random.key(0), *inputs)["params"]
+        return sharding.unsharded(boxed, self.mesh) + sharding.narrow(self.model.dim, self.mesh)
+
+    def head_share(self, sigma: Any = None) -> np.ndarray:
+        """The share of positions at noise sigma that contribute, and so go through the head. Without sigma: at the
+        noise levels of a training step, one entry per sequence."""
+        objective, key = self.objective, jax.random.key(0)
+        if sigma is None:
+            sigma = objective.noised(key, jnp.zeros((self.train.batch_size, 1), jnp.int32)).sigma
+        kinds = jnp.zeros(1, jnp.int32), self.graph.sample_limit(key, (1,))
+        clean, noise = (float(objective.contributes(x)[0]) for x in kinds)
+        return noise + (clean - noise) * np.exp(-np.asarray(sigma, np.float64))
 
     def bound_fn(self, num_times: int, estimator: str = "auto") -> Callable[..., likelihood.Estimate]:
         """(params, key, tokens [B, L], number of the first sequence, given=None, never=None) -> `likelihood.Bound`, or
@@ -99,6 +111,7 @@ class Experiment:
         if estimator == "orders":
             likelihood.check_orders(self.graph)
 
+        @jax.named_scope("exact")
         def exact(params, key, tokens, first_index, given=None, never=None):
             # A causal model sees nothing that is behind a position.
             targets, _ = likelihood.roles(tokens, given, never)

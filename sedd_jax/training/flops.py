@@ -10,17 +10,21 @@ from sedd_jax.devices import chips
 from sedd_jax.transformer import Transformer
 
 
-def train_flops_per_token(model: Transformer, length: int) -> int:
-    """FLOPs of the matrix products of a training step, per token: 6 per weight, and attention's 12 L dim per layer.
+def flops_per_token(model: Transformer, length: int, head_share: float = 1.0) -> float:
+    """FLOPs of the matrix products of a forward pass, per token: 2 per weight, and attention's 4 L dim per layer.
 
+    head_share: of the positions that go through the head. With the absorbing graph the others add nothing to the loss.
     Of a causal model's attention half: its queries have (L + 1) / 2 keys on average.
-
-    Three times the forward pass (2 per weight, 4 L dim per layer). The embedding is a look-up and the conditioning is
-    per sequence: neither counts. Recomputation (remat) is not counted either, so MFU is a share of useful work.
+    The embedding is a look-up and the conditioning is per sequence: neither counts.
     """
     keys = (length + 1) // 2 if model.causal else length
-    weights = model.num_layers * (4 + 2 * model.mlp_ratio) * model.dim**2 + model.dim * model.num_states
-    return 6 * weights + 12 * model.num_layers * keys * model.dim
+    weights = model.num_layers * (4 + 2 * model.mlp_ratio) * model.dim**2 + head_share * model.dim * model.num_states
+    return 2 * weights + 4 * model.num_layers * keys * model.dim
+
+
+def train_flops_per_token(model: Transformer, length: int, head_share: float = 1.0) -> float:
+    """Three times the forward pass. Recomputation (remat) is not counted, so MFU is a share of useful work."""
+    return 3 * flops_per_token(model, length, head_share)
 
 
 def matmul_rate(size: int = 1536, dtype: str = "float32", seconds: float = 0.3) -> float:

@@ -111,6 +111,8 @@ class Loop:
             "bound", experiment.bound_fn(experiment.eval.num_times, experiment.eval.estimator)
         )
         self.sample = compile_together("sample", experiment.sample_fn(experiment.sampling))
+        of_token = partial(flops.train_flops_per_token, experiment.model, data.length)
+        self.flops_per_token, self.flops_per_token_full = of_token(experiment.head_share().mean()), of_token()
         self.report, self.watch = Report(workdir, step=self.step), Stopwatch()
         self.losses: list[float] = []
         self.results: dict[str, float] = {}
@@ -193,7 +195,8 @@ class Loop:
             train_loss=float(np.mean(self.losses)),
             grad_norm=self.grad_norm,
             tokens_per_second=rate,
-            mfu=rate * flops.train_flops_per_token(self.experiment.model, self.data.length) / self.peak,
+            mfu=rate * self.flops_per_token / self.peak,
+            mfu_full=rate * self.flops_per_token_full / self.peak,
         )
         self.losses.clear()
 

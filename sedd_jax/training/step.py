@@ -45,8 +45,8 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
     def reduce(name, grad):
         rest = {axis for axis in batch_axes if mesh.shape[axis] > 1}
         for dim, axes in enumerate(split[name]):
-            if axes:  # Half the bytes to move, as in `on_shards`; the sum itself stays float32.
-                parts = jax.lax.all_to_all(grad.astype(model.dtype), axes, dim, dim, tiled=True)
+            if axes:  # Moved in gradient_dtype and summed in float32.
+                parts = jax.lax.all_to_all(grad.astype(model.gradient_dtype), axes, dim, dim, tiled=True)
                 parts = parts.reshape(*grad.shape[:dim], jax.lax.axis_size(axes), -1, *grad.shape[dim + 1 :])
                 grad = parts.sum(dim, dtype=grad.dtype)
                 rest = rest - set(axes)
@@ -54,9 +54,10 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
 
     def local(head, features, noised, tokens):
         output = lambda head, *inputs: model.apply({"params": {"head": head}}, *inputs, method="log_score")  # noqa: E731
-        loss, (d_head, d_features) = loss_and_grads(
-            output, objective, head, features, noised, tokens, rows=chunk_size(tokens.size)
-        )
+        with jax.named_scope("loss"):
+            loss, (d_head, d_features) = loss_and_grads(
+                output, objective, head, features, noised, tokens, rows=chunk_size(tokens.size)
+            )
         return jax.lax.psum(loss, batch_axes), ({name: reduce(name, grad) for name, grad in d_head.items()}, d_features)
 
     outputs = (PartitionSpec(), (specs, PartitionSpec(batch_axes)))
