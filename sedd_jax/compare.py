@@ -21,6 +21,7 @@ from sedd_jax.likelihood import standard_errors, summarise
 from sedd_jax.training.experiment import load_trained
 
 cli.define_workdir("Directory of a trained model.")
+cli.define_mesh()
 cli.define_processes()
 cli.define_path("other", "Directory of the model to compare it with, of the same tokenizer and length.")
 flags.DEFINE_string("data", None, "As for evaluate; by default the validation part of the training data of --workdir.")
@@ -33,18 +34,14 @@ flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound
 def main() -> dict[str, Any]:
     values, workdir = flags.FLAGS, cli.workdir()
     places = {"workdir": workdir, "other": epath.Path(cli.required("other"))}
-    models = {name: load_trained(place, log=say) for name, place in places.items()}
+    models = {name: load_trained(place, log=say, mesh=values.mesh) for name, place in places.items()}
     one, other = models.values()
     if one.tokenizer.fingerprint != other.tokenizer.fingerprint or one.config.data.length != other.config.data.length:
         raise InputError(
             f"--other={places['other']} has another tokenizer or data.length than --workdir={workdir}: tokens then do "
             "not compare; give models of one vocabulary and length"
         )
-    if values.data is None:
-        stream = perplexity.validation_stream(one, workdir, remedy="give --data")
-    else:
-        stream = perplexity.stream_of(one, values.data)
-    length = one.config.data.length
+    stream, length = perplexity.stream_for(one, workdir, values.data), one.config.data.length
     sequences, _ = chunks(stream, length, limit=values.num_sequences)
     rate = tokens_per_byte(sequences, one.tokenizer, stream)
     given = {name: values[name].value for name in ("num_times", "batch_size") if values[name].value}

@@ -105,12 +105,26 @@ def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
             f"--workdir={workdir} holds converted weights, which cannot be trained on: choose another --workdir"
         )
     free = MAY_CHANGE + (PLACES if _data_record(workdir) else ())
-    for field in sorted(saved.keys() | asked.keys()):
-        if saved.get(field) != asked.get(field) and not field.startswith(free):
-            raise InputError(
-                f"--workdir={workdir} holds another experiment: config.{field} is {saved.get(field)!r} there and "
-                f"{asked.get(field)!r} here; choose another --workdir or the same config"
-            )
+    for field in _differences(saved, asked, free):
+        raise InputError(
+            f"--workdir={workdir} holds another experiment: config.{field} is {saved.get(field)!r} there and "
+            f"{asked.get(field)!r} here; choose another --workdir or the same config"
+        )
+
+
+def check_same_model(config: ConfigDict, recorded: dict[str, Any], workdir: epath.Path) -> None:
+    """Raises InputError if config.json in workdir, read as `config`, is not what its checkpoint was trained with."""
+    saved, found = NEWER | flatten(ConfigDict(recorded)), NEWER | flatten(config)
+    for field in _differences(saved, found, MAY_CHANGE + PLACES):
+        raise InputError(
+            f"{workdir / 'config.json'} has been altered: {field} is {found.get(field)!r} there and "
+            f"{saved.get(field)!r} in the checkpoint; restore it from the checkpoint's record or a backup"
+        )
+
+
+def _differences(saved: dict[str, Any], asked: dict[str, Any], free: tuple[str, ...]) -> list[str]:
+    fields = sorted(saved.keys() | asked.keys())
+    return [name for name in fields if saved.get(name) != asked.get(name) and not name.startswith(free)]
 
 
 def check_same_tokenizer(fingerprint: str, workdir: epath.Path) -> None:

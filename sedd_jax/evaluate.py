@@ -65,10 +65,7 @@ def main() -> dict[str, Any]:
         sources, output = zeroshot.parse(values.corpora), epath.Path(cli.required("output"))
         figures = zeroshot.evaluate(trained, sources, output, options, seed=values.seed)
         return {"suite": values.suite, "corpora": figures, "step": trained.step, "output": str(output)}
-    if values.data is None:
-        stream = perplexity.validation_stream(trained, workdir, remedy="give --data")
-    else:
-        stream = perplexity.stream_of(trained, values.data)
+    stream = perplexity.stream_for(trained, workdir, values.data)
     options = perplexity.fit(options, stream, length=trained.config.data.length)
     return perplexity.summary(trained, stream, options, seed=values.seed, name="text")
 

@@ -118,6 +118,17 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
             raise
 
 
+def read_text(path: epath.PathLike, flag: str) -> str:
+    """The text of the file that a flag names. Raises InputError if it is none, or not UTF-8."""
+    path = epath.Path(path)
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(0, "a folder, pipe or device; name a file")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--{flag}={path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
 def read_json(path: epath.PathLike, *, remedy: str) -> dict[str, Any]:
     """The JSON object in a file. Raises InputError, which ends with the remedy, if the file does not hold one."""
     path = epath.Path(path)

@@ -199,6 +199,16 @@ def test_damaged_config_of_a_run(copy, content):
     assert files(copy) == before
 
 
+def test_config_that_is_not_the_checkpoint_s(copy):
+    """A digit that no shape depends on."""
+    path = copy / "config.json"
+    path.write_text(path.read_text().replace('"eps": 0.001', '"eps": 0.002'))
+    before = files(copy)
+    with pytest.raises(InputError, match=r"config.json has been altered: noise.eps is 0.002 there and 0.001 in the"):
+        load_trained(epath.Path(copy), log=pytest.fail)
+    assert files(copy) == before
+
+
 def test_checkpoint_of_another_shape(copy):
     path = copy / "config.json"
     config = json.loads(path.read_text())

@@ -3,8 +3,14 @@
 import json
 import shutil
 
+import jax
+import numpy as np
 import pytest
+from etils import epath
 from running import run
+
+from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.workdir import write_workdir
 
 
 def answer(*argv: str) -> dict:
@@ -25,12 +31,11 @@ def test_a_model_does_not_differ_from_itself_and_does_from_another(models, tmp_p
 
 
 def test_models_of_other_lengths_are_refused(models, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(models / "diffusion", other)
-    config = json.loads((other / "config.json").read_text())
-    config["data"]["length"] //= 2
-    (other / "config.json").write_text(json.dumps(config))
-    _, err = run("compare", f"--workdir={models / 'diffusion'}", f"--other={other}", expect=2)
+    trained = load_trained(epath.Path(models / "diffusion"), log=pytest.fail)
+    config, data = trained.config, trained.config.data
+    data.length, data.vocab_size, config.mesh.data = data.length // 2, trained.tokenizer.vocab_size, -1
+    write_workdir(epath.Path(tmp_path / "other"), jax.tree.map(np.array, trained.params), config, trained.tokenizer)
+    _, err = run("compare", f"--workdir={models / 'diffusion'}", f"--other={tmp_path / 'other'}", expect=2)
     assert "another tokenizer or data.length" in err.splitlines()[-1]
 
 

@@ -26,7 +26,7 @@ from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.score_entropy import ScoreEntropy
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.experiment import EvalOptions, load_trained, make_experiment
-from sedd_jax.training.state import abstract_state, clip_by_global_norm, init_state, make_optimizer
+from sedd_jax.training.state import abstract_state, clip_by_global_norm, init_state, learning_rate, make_optimizer
 from sedd_jax.training.step import make_train_step
 from sedd_jax.transformer import Transformer
 
@@ -44,10 +44,10 @@ def model_of(graph, **options):
     return Transformer(num_states=graph.num_states, num_layers=2, dim=32, num_heads=4, cond_dim=16, **options)
 
 
-def three_steps(case, shape, *, microbatches=1, dropout=0.1):
+def three_steps(case, shape, *, microbatches=1, dropout=0.1, **optim):
     """The state after three steps on a mesh, and their metrics, on the host."""
     graph, noise = CASES[case]
-    mesh, optimizer = mesh_of(shape), make_optimizer(warmup_steps=2)
+    mesh, optimizer = mesh_of(shape), make_optimizer(warmup_steps=2, **optim)
     model = model_of(graph, dropout=dropout, scale_by_sigma=case == "absorbing")
     with jax.set_mesh(mesh):
         state = init_state(jax.random.key(0), model, optimizer, mesh)
@@ -77,6 +77,39 @@ def assert_same_training(found, expected):
         difference = np.concatenate([np.abs(a - b).ravel() for a, b in pairs])
         assert difference.max() <= 6 * 3e-4
         assert np.mean(difference > 1e-5) < 1e-3
+
+
+def test_muon_trains_on_a_mesh_as_on_one_device():
+    """And its state differs from AdamW in the products of the blocks alone."""
+    optim = {"kind": "muon", "decay": "cosine", "decay_steps": 4}
+    expected = three_steps("absorbing", (1, 1, 1), **optim)
+    assert_same_training(three_steps("absorbing", (2, 2, 2), **optim), expected)
+    graph, _ = CASES["absorbing"]
+    model, mesh = model_of(graph), mesh_of((1, 1, 1))
+    sizes = [
+        sum(leaf.size for leaf in jax.tree.leaves(abstract_state(model, make_optimizer(kind=kind), mesh).opt_state))
+        for kind in ("adamw", "muon")
+    ]
+    params = abstract_state(model, make_optimizer(), mesh).params["blocks"]
+    products = sum(params[name]["kernel"].size for name in ("qkv", "attention_out", "mlp_in", "mlp_out"))
+    # One moment of the products where AdamW has two, and a few numbers.
+    assert 0 <= sizes[1] - (sizes[0] - products) < 10
+
+
+@pytest.mark.parametrize(("decay", "middle"), [("none", 1.0), ("linear", 0.55), ("cosine", 0.55)])
+def test_the_learning_rate_rises_and_falls_as_asked(decay, middle):
+    rate = learning_rate(2.0, 10, decay=decay, decay_steps=30, floor=0.1)
+    found = [float(rate(jnp.asarray(update))) / 2 for update in (0, 4, 9, 19, 29, 1000)]
+    end = 1.0 if decay == "none" else 0.1
+    np.testing.assert_allclose(found, [0.1, 0.5, 1.0, middle, end, end], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"kind": "lion"}, {"decay": "step"}, {"decay": "linear", "decay_steps": 5}, {"floor": 1.5}]
+)
+def test_optimisers_that_cannot_be_are_refused(options):
+    with pytest.raises(InputError, match=f"optim.{list(options)[-1]}="):
+        make_optimizer(warmup_steps=10, **options)
 
 
 @pytest.mark.parametrize(("case", "shape"), [("uniform", (2, 2, 2)), *(("absorbing", shape) for shape in MESHES)])

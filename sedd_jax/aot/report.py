@@ -124,7 +124,7 @@ def _evaluate(experiment: Experiment, length: int) -> _Program:
     num = sharding.whole_shards(min(options.batch_size, options.num_sequences or MOST), experiment.mesh)
     arguments = params, _key(), _batch(experiment, num, length), jax.ShapeDtypeStruct((), jnp.int32)
     loops = trips.evaluation(experiment, length, num)
-    return _Program("the evaluation", experiment.bound_fn(options.num_times), arguments, num, loops)
+    return _Program("the evaluation", experiment.bound_fn(options.num_times, options.estimator), arguments, num, loops)
 
 
 def _sample(experiment: Experiment, length: int) -> _Program:

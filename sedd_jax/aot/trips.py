@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sedd_jax.devices import sharding
+from sedd_jax.errors import InputError
 from sedd_jax.network import chunk_size
 from sedd_jax.rates import Absorbing
 from sedd_jax.sampling.sampler import END_TIME, grid_time
@@ -51,10 +52,13 @@ def evaluation(experiment: Experiment, length: int, batch_size: int) -> dict[str
     if experiment.model.causal:
         return {"exact": _loop(np.ones(shape), length, rows, 1)}
     # Each sequence has stratified times, or counts of masked positions, of its own: uniform in every call.
-    by_count, draws = isinstance(experiment.graph, Absorbing), np.random.default_rng(1).uniform(size=shape)
+    estimator, draws = experiment.eval.estimator, np.random.default_rng(1).uniform(size=shape)
+    if estimator == "orders":
+        raise InputError("eval.estimator='orders' calls the network once per token and order: compile another one")
+    by_count = isinstance(experiment.graph, Absorbing) and estimator in ("auto", "count")
     shares = draws if by_count else experiment.head_share(experiment.noise.total(jnp.asarray(draws)))
     loops = {"diffusion": _loop(shares, length, rows, num_times)}
-    if experiment.noise.at_start > 0 and not by_count:
+    if experiment.noise.at_start > 0 and not by_count and estimator != "published":
         loops["reconstruction"] = _loop(np.ones(shape), length, rows, max(2, num_times // 8))
     return loops
 

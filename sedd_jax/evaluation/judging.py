@@ -1,7 +1,6 @@
 """Samples in a file, a judge, and its figures of the samples: all in the judge's tokens."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from sedd_jax.devices.processes import say
 from sedd_jax.devices.sharding import map_batches
 from sedd_jax.errors import InputError, require_finite
 from sedd_jax.evaluation import quality
+from sedd_jax.files import read_text
 from sedd_jax.interop import gpt2
 from sedd_jax.training.experiment import load_trained
 from sedd_jax.transformer import attention
@@ -102,12 +102,7 @@ def load_judge(
 def read_samples(path: epath.Path, *, flag: str = "samples") -> list[str]:
     """The texts in a file, which `flag` names: JSON lines, or the output of `sample`. Raises InputError if the file is
     absent, empty, or neither of them."""
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError(0, "a folder, pipe or device; name a file")
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--{flag}={path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    content = read_text(path, flag)
     if content.startswith("=== sample "):
         # The JSON line of the command may stand at the end.
         content = re.sub(r"\n\{[^\n]*\"samples\"[^\n]*\n?\Z", "\n", content)

@@ -18,6 +18,7 @@ from sedd_jax.devices.processes import say
 from sedd_jax.devices.sharding import map_batches
 from sedd_jax.errors import InputError, explained, require_finite
 from sedd_jax.evaluation import quality
+from sedd_jax.files import read_text
 from sedd_jax.likelihood import Estimate, summarise
 from sedd_jax.training.experiment import EvalOptions, Trained
 from sedd_jax.training.options import MOST
@@ -76,24 +77,12 @@ def summary_given(trained: Trained, path: epath.Path, options: EvalOptions, *, s
 
     Raises InputError for a line that is no such record or has no text, and one that is longer than the model's windows.
     """
-    length, rows, num_bytes = trained.config.data.length, [], 0
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        where = f"--prompts={path}, line {number}"
-        with explained(where, 'give {"prompt": ..., "text": ...}', ValueError, TypeError, KeyError, AttributeError):
-            record = json.loads(line)
-            parts = [record.get("prompt", ""), record["text"], record.get("suffix", "")]
-            ids = [trained.tokenizer.encode(part) for part in parts]
-        if not len(ids[1]) or sum(map(len, ids)) > length:
-            raise InputError(f"{where}: {len(ids[1])} tokens of text, {sum(map(len, ids))} in all; give 1 to {length}")
-        if len(ids[2]) and trained.experiment.model.causal:
-            raise InputError(f"{where}: the AR baseline cannot be given a suffix; give prompt and text alone")
-        num_bytes += len(parts[1].encode())
-        # 0: given, 1: text, 2: given, 3: unknown
-        role = np.repeat(range(4), [*map(len, ids), length - sum(map(len, ids))])
-        rows.append((np.pad(np.concatenate(ids), (0, length - sum(map(len, ids)))), role))
+    lines = enumerate(read_text(path, "prompts").split("\n"), 1)
+    rows = [_prompted(line, f"--prompts={path}, line {number}", trained) for number, line in lines if line.strip()]
     if not rows:
         raise InputError(f"--prompts={path} holds no record")
-    tokens, role = (np.stack(part).astype(np.int32) for part in zip(*rows, strict=True))
+    tokens, role, sizes = (np.stack(part) for part in zip(*rows, strict=True))
+    num_bytes = int(sizes.sum())
     options = dataclasses.replace(options, batch_size=min(options.batch_size, len(rows)))
     found = bounds(trained, tokens, options, seed=seed, name="texts", given=role % 2 == 0, never=role == 3)
     nats = np.asarray(require_finite(found.total, f"nats of {len(rows)} texts"), np.float64)
@@ -111,6 +100,22 @@ def summary_given(trained: Trained, path: epath.Path, options: EvalOptions, *, s
     }
 
 
+def _prompted(line: str, where: str, trained: Trained) -> tuple[np.ndarray, np.ndarray, int]:
+    """Of one record the tokens [L], their roles [L] (0 and 2: given, 1: text, 3: unknown) and the bytes of the text."""
+    length = trained.config.data.length
+    known = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+    with explained(where, 'give {"prompt": ..., "text": ...}', *known):
+        record = json.loads(line)
+        text = record["text"].encode()
+        ids = [trained.tokenizer.encode(record.get(name, "")) for name in ("prompt", "text", "suffix")]
+    counts = [*map(len, ids), length - sum(map(len, ids))]
+    if not counts[1] or counts[3] < 0:
+        raise InputError(f"{where}: {counts[1]} tokens of text, {length - counts[3]} in all; give 1 to {length}")
+    if counts[2] and trained.experiment.model.causal:
+        raise InputError(f"{where}: the AR baseline cannot be given a suffix; give prompt and text alone")
+    return np.pad(np.concatenate(ids), (0, counts[3])).astype(np.int32), np.repeat(range(4), counts), len(text)
+
+
 def validation_stream(trained: Trained, workdir: epath.Path, *, remedy: str) -> TokenStream:
     """The validation part of the training data. Raises InputError for converted weights, which come without data, and
     if the data is not what the model was trained with."""
@@ -119,6 +124,11 @@ def validation_stream(trained: Trained, workdir: epath.Path, *, remedy: str) -> 
     data = build(dataset.load, "data", trained.config, directory=workdir)
     check_same_data(data.fingerprint, workdir, remedy)
     return data.valid
+
+
+def stream_for(trained: Trained, workdir: epath.Path, source: str | None) -> TokenStream:
+    """The text of --data=source, or without it the `validation_stream`."""
+    return validation_stream(trained, workdir, remedy="give --data") if source is None else stream_of(trained, source)
 
 
 def stream_of(trained: Trained, source: str) -> TokenStream:

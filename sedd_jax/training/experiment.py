@@ -247,8 +247,8 @@ def load_trained(workdir: epath.Path, *, log: Callable[[str], None], mesh: Mappi
 
     mesh: sizes of the mesh. By default those of the training, since weights that had to be split there would not fit
         whole here; where these sizes do not fit the devices, see `sharding.fitting_mesh`.
-    Raises InputError if workdir holds no run, no checkpoint, or another tokenizer than the run's, for sizes that do not
-    fit, and TrainingError for weights that are not finite.
+    Raises InputError if workdir holds no run, no checkpoint, or another tokenizer or config than the run's, for sizes
+    that do not fit, and TrainingError for weights that are not finite.
     """
     config = configuration.load(workdir)
     tokenizer = tokenizers.load(workdir)
@@ -262,5 +262,6 @@ def load_trained(workdir: epath.Path, *, log: Callable[[str], None], mesh: Mappi
         restored = checkpoints.restore(experiment.abstract_state(), log=log, only="ema/")
     if restored is None:
         raise InputError(f"--workdir={workdir} has no checkpoint yet; let the training get to its first one")
+    configuration.check_same_model(config, restored.config, workdir)
     require_finite(restored.state.ema, f"--workdir={workdir}, step {restored.step}, weights")
     return Trained(config, experiment, tokenizer, restored.state.ema, restored.step)

@@ -26,8 +26,9 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+# Of the learning rate, by the share that is done of the steps after the warm-up.
 DECAYS = {
-    "none": lambda done: jnp.ones_like(done),
+    "none": lambda done: 1.0,
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + jnp.cos(jnp.pi * done)) / 2,
 }
@@ -46,7 +47,7 @@ def learning_rate(
         share = floor + (1 - floor) * DECAYS[decay](done)
         return lr * jnp.minimum((count + 1) / max(warmup_steps, 1), 1.0) * share
 
-    return rate if decay != "none" else lambda count: lr * jnp.minimum((count + 1) / max(warmup_steps, 1), 1.0)
+    return rate
 
 
 def clip_by_global_norm(clip: float) -> optax.GradientTransformation:
