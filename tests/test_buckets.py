@@ -140,7 +140,7 @@ def test_run_that_was_interrupted_three_times(server, source, tmp_path, capfd):
     disk = train_here(tmp_path / "run", **fields | ends)
     assert [step for step, _ in losses(RUN)] == [*range(1, last + 3)]
     assert [loss for _, loss in losses(RUN)] == pytest.approx([loss for _, loss in losses(tmp_path / "run")], rel=1e-4)
-    speed = ("tokens_per_second", "mfu", "workdir")
+    speed = ("tokens_per_second", "mfu", "mfu_full", "workdir")
     assert {name: final[name] for name in final if name not in speed} == pytest.approx(
         {name: disk[name] for name in disk if name not in speed}, rel=1e-3
     )
