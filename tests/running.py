@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 
+import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -79,6 +80,11 @@ def run(name: str, *argv: str, expect: int = 0) -> tuple[str, str]:
     assert process.returncode == expect, err
     assert "Traceback" not in err
     return out, err
+
+
+def close(figures: dict, rel: float) -> dict:
+    """What equals figures that differ by no more than `rel` of them; their words have to be the same."""
+    return {name: value if isinstance(value, str) else pytest.approx(value, rel=rel) for name, value in figures.items()}
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:

@@ -14,7 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import ENVIRONMENT, ROOT, arguments, files, losses, metrics, run, saved_states, train_here, write_text
+from running import (
+    ENVIRONMENT,
+    ROOT,
+    arguments,
+    close,
+    files,
+    losses,
+    metrics,
+    run,
+    saved_states,
+    train_here,
+    write_text,
+)
 
 from sedd_jax.devices import processes
 from sedd_jax.errors import InputError, TrainingError
@@ -217,7 +229,7 @@ def test_commands_on_two_processes_answer_as_on_one(trained, tmp_path, name, arg
     if name == "sample":
         assert found["samples"] == alone["samples"]
     else:
-        assert found == pytest.approx(alone, rel=1e-4)
+        assert found == close(alone, 1e-4)
 
 
 FEED = textwrap.dedent(

@@ -161,8 +161,7 @@ class Checkpoints:
                     break
                 except _Damaged as error:
                     damaged[step] = str(error)
-            if damaged:
-                gc.collect()
+            gc.collect()  # what damage, or an earlier run of this process on a full disk, has left
         if damaged and restored is None:
             newest, reason = next(iter(damaged.items()))
             raise InputError(
