@@ -38,7 +38,7 @@ _READERS: dict[tuple[type, ...], tuple[str, Callable[[str], Any]]] = {
     (str, type(None)): ("a text", str),
 }
 # What an OSError says of a path that was given. Others, of a full or broken disk, are no fault of the command.
-_WRONG_PATH = re.compile("ENOENT|E(NOT|IS)DIR|EEXIST|EACCES|EPERM|EROFS|ELOOP|ENAMETOOLONG|ENOTEMPTY|EINVAL")
+_WRONG_PATH = re.compile("ENOENT|E(NOT|IS)DIR|EEXIST|EACCES|EPERM|EROFS|ELOOP|ENAMETOOLONG|ENOTEMPTY|EINVAL|ENXIO")
 _LONGEST_LINE = 300
 
 

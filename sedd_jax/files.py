@@ -99,6 +99,13 @@ class Log:
             self._due = time.monotonic() + max(60.0, 100 * (time.monotonic() - began))
 
 
+def _open_if_read(path: str, flags: int) -> int:
+    """For a pipe, an error where nobody reads it: open() alone would wait without end."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     """Replaces the file in one move, as buckets do, so that nobody ever sees half of it. Pipes and devices stay."""
     path = epath.Path(path)
@@ -108,7 +115,12 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         try:
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            content = content.encode() if isinstance(content, str) else content
+            if stays and not in_bucket(path):
+                with open(path, "wb", opener=_open_if_read) as file:
+                    file.write(content)
+            else:
+                temporary.write_bytes(content)
             if not stays:
                 temporary.replace(path)
         except OSError:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import subprocess
 import sys
 import textwrap
@@ -210,12 +211,18 @@ def test_a_file_is_written_only_where_it_can_be(tmp_path):
 
 def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     os.mkfifo(pipe := tmp_path / "pipe")
-    read = []
-    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
-    reader.start()
-    write_atomically(pipe, "text")
-    reader.join()
-    assert read == ["text"] and pipe.is_fifo() and [*tmp_path.iterdir()] == [pipe]
+    with pytest.raises(OSError, match="No such device") as nobody_reads:
+        write_atomically(pipe, "text")
+    assert cli.verdict(nobody_reads.value)[1] == 2
+    text = "text" * 100_000  # more than a pipe holds
+    with os.fdopen(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as reader:
+        os.set_blocking(reader.fileno(), True)
+        writer = threading.Thread(target=write_atomically, args=(pipe, text))
+        writer.start()
+        select.select([reader], [], [])  # until the writer is there: what nobody writes is at its end
+        assert reader.read(len(text)) == text
+        writer.join()
+    assert pipe.is_fifo() and [*tmp_path.iterdir()] == [pipe]
 
 
 @pytest.mark.parametrize(
