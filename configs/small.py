@@ -30,7 +30,8 @@ def get_config(form: str = "") -> ConfigDict:
         {
             # 'ar' for the AR baseline: the same network, causal, by cross-entropy; graph and noise are then not used.
             "objective": "sedd",
-            "graph": {"kind": "absorbing"},
+            # padding: states without text, which some published tables have rows for.
+            "graph": {"kind": "absorbing", "padding": 0},
             "noise": {"kind": "loglinear", "eps": 1e-3, "sigma_min": 1e-4, "sigma_max": 20.0},
             "model": {
                 "num_layers": 12,
@@ -40,11 +41,15 @@ def get_config(form: str = "") -> ConfigDict:
                 "mlp_ratio": 4,
                 "dropout": 0.1,
                 # 'mean': a softmax over the clean token, from which the scores follow; its loss is a cross-entropy.
+                # 'plugin': the same, with the law of UDLM and Duo on the uniform graph.
                 "parametrisation": "score",
                 # False: the noise level is no input, and sampling calls the network only when a token has changed.
                 "time_conditioning": True,
+                # 't': the input is 1 - e^-sigma.
+                "time_input": "sigma",
                 # None: the absorbing graph's models divide out e^sigma - 1, the uniform graph's do not.
                 "scale_by_sigma": config_dict.placeholder(bool),
+                "qkv_bias": False,
                 "dtype": "bfloat16",
                 # Devices sum gradients of weights in it; 'bfloat16' sends half the bytes.
                 "gradient_dtype": "float32",

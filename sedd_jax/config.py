@@ -23,9 +23,15 @@ MAY_CHANGE = ("mesh", "eval", "sampling", *(f"model.{name}" for name in _MODEL),
 PLACES = ("data.source", "data.valid_source", "data.tokenizer_path")
 
 # Fields that older runs do not have, with the values that they ran with.
-NEWER = {"objective": "sedd", "model.parametrisation": "score", "model.time_conditioning": True} | {
-    f"optim.{name}": value for name, value in {"kind": "adamw", "decay": "none", "decay_steps": 0, "floor": 0.0}.items()
-}
+NEWER = flatten_dict(
+    {
+        "objective": "sedd",
+        "graph": {"padding": 0},
+        "model": {"parametrisation": "score", "time_conditioning": True, "time_input": "sigma", "qkv_bias": False},
+        "optim": {"kind": "adamw", "decay": "none", "decay_steps": 0, "floor": 0.0},
+    },
+    sep=".",
+)
 
 
 def build(constructor: Callable[..., T], section: str, config: ConfigDict, **given: Any) -> T:
@@ -99,7 +105,7 @@ def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
     or of none that can be trained on."""
     if not has_checkpoint(workdir):
         return
-    saved, asked = NEWER | flatten(load(workdir)), flatten(config)
+    saved, asked = NEWER | flatten(load(workdir)), NEWER | flatten(config)
     if "data.source" not in saved:
         raise InputError(
             f"--workdir={workdir} holds converted weights, which cannot be trained on: choose another --workdir"

@@ -47,7 +47,7 @@ def log_expm1(sigma: Sigma) -> Float[Array, "..."]:
 class Graph(abc.ABC):
     """What the loss, the likelihood and the samplers need of Q. Frozen, so static under `jax.jit`.
 
-    vocab_size: V, the tokens of the tokenizer, without MASK.
+    vocab_size: V, the tokens of the tokenizer, without MASK, and rows of padding that a model's tables may have.
     """
 
     vocab_size: int
@@ -75,6 +75,14 @@ class Graph(abc.ABC):
 
         Exact: s_y is the mean of p(y|x0) / p(x|x0) over p(x0 | x_t). Valid only where the graph `contributes`.
         """
+
+    def score_of_plugin(self, logits: PerState, x: X, sigma: Sigma) -> PerState:
+        """Log-scores from softmax(logits), put in the place of the clean token in p(y|x0) / p(x|x0) (UDLM, Duo).
+
+        Exact if softmax(logits) is p(x0 | the other positions of x_t): s_y is the ratio of the means of p(y|x0) and
+        p(x|x0) over it. At MASK x_t itself tells nothing, so that this is `score_of_mean`.
+        """
+        return self.score_of_mean(logits, x, sigma)
 
     @abc.abstractmethod
     def score_entropy(self, log_score: PerState, sigma: Sigma, x: X, x0: X) -> PerPosition:
@@ -226,6 +234,12 @@ class Uniform(Graph):
         elsewhere = jnp.sum(probs, axis=-1, keepdims=True, where=~self._is(x))
         return jnp.log(elsewhere + at_x / (1 + c) + c * probs)
 
+    def score_of_plugin(self, logits: PerState, x: X, sigma: Sigma) -> PerState:
+        # N p(y), whose two parts are positive.
+        sigma = _column(sigma)
+        log_p = jnp.log(self.vocab_size * jnp.exp(-sigma) * jax.nn.softmax(logits) - jnp.expm1(-sigma))
+        return log_p - jnp.sum(log_p, axis=-1, keepdims=True, where=self._is(x))
+
     def score_entropy(self, log_score: PerState, sigma: Sigma, x: X, x0: X) -> PerPosition:
         # With a and b the move and stay probabilities, log b/a = log(1 + V / (e^sigma - 1)). Where x = x0, r = a/b at
         # every y; elsewhere r = b/a at y = x0 and 1 at the others. The term at y = x is left out.
@@ -241,10 +255,13 @@ def _column(sigma: Sigma) -> Float[Array, "... 1"]:
 GRAPHS = {"absorbing": Absorbing, "uniform": Uniform}
 
 
-def make(kind: str, vocab_size: int) -> Graph:
-    """The graph that a config names. vocab_size: tokens of the tokenizer, without MASK."""
+def make(kind: str, vocab_size: int, padding: int = 0) -> Graph:
+    """The graph that a config names. vocab_size: tokens of the tokenizer, without MASK. padding: states beyond them
+    that published weights have rows for."""
     if vocab_size < 2:
         raise InputError(f"a vocabulary of {vocab_size} tokens is too small; a graph needs at least 2")
     if kind not in GRAPHS:
         raise InputError(f"graph.kind={kind!r} is unknown; choose {' or '.join(map(repr, GRAPHS))}")
-    return GRAPHS[kind](vocab_size)
+    if not 0 <= padding < 1 << 16:
+        raise InputError(f"graph.padding={padding} must lie in [0, 2^16)")
+    return GRAPHS[kind](vocab_size + padding)

@@ -43,6 +43,16 @@ def test_bound_with_exact_scores_is_the_log_probability_of_every_sequence(graph,
     assert (totals.std(0, ddof=1) < 2 * np.sqrt(repeats) * stderr).all()
 
 
+def test_bound_of_the_plugin_law():
+    """With exact predictions that of the exact scores, with wrong ones above -log p in the mean over the data."""
+    graph, noise, options = GRAPHS[1], LogLinear(1e-6), {"num_times": 1024}
+    fns = toy.exact_score_fn(graph, P0), toy.plugin_score_fn(graph, P0), toy.plugin_score_fn(graph, P0, error=2.0)
+    run = jax.jit(lambda: [likelihood.bound(jax.random.key(0), f, graph, noise, SEQUENCES, **options) for f in fns])
+    exact, plugin, wrong = run()
+    np.testing.assert_allclose(plugin.total, exact.total, rtol=1e-4, atol=1e-5)
+    assert P0 @ (wrong.total + np.log(P0)) > 0.1 + 4 * np.sqrt(P0**2 @ wrong.stderr**2)
+
+
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_bound_with_wrong_scores_is_above(graph):
     exact = toy.exact_score_fn(graph, P0)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.special
 import scipy.stats
 import toy
 
@@ -219,20 +220,22 @@ def test_make_refuses_what_it_does_not_know():
         rates.make("uniform", 1)
 
 
+@pytest.mark.parametrize("law", ["mean", "plugin"])
 @pytest.mark.parametrize("graph", [Absorbing(toy.V), Uniform(toy.V)])
 @pytest.mark.parametrize("sigma", [1e-3, 0.3, 6.0])
-def test_the_posterior_of_the_clean_token_gives_the_true_scores(graph, sigma):
+def test_the_posterior_of_the_clean_token_gives_the_true_scores(graph, sigma, law):
+    """Given all positions for the mean of ratios, given the others for the ratio of means."""
     p0 = toy.data_distribution().reshape(toy.V, toy.V)
     transition = scipy.linalg.expm(sigma * toy.rate_matrix(graph))[:, : toy.V]
     x = toy.sequences(graph.num_states)
     x = x[np.asarray(graph.contributes(jnp.asarray(x))).all(1)]
-    first = np.einsum("bi,bj,ij->bi", transition[x[:, 0]], transition[x[:, 1]], p0)
-    second = np.einsum("bi,bj,ij->bj", transition[x[:, 0]], transition[x[:, 1]], p0)
-    logits = np.log(np.stack([first, second], 1))
+    first = np.einsum("bj,ij->bi", transition[x[:, 1]], p0)
+    second = np.einsum("bi,ij->bj", transition[x[:, 0]], p0)
+    logits = np.log(np.stack([first, second], 1) * (transition[x] if law == "mean" else 1))
     # What the head says of MASK, if there is one, is not looked at.
     logits = np.pad(logits, ((0, 0), (0, 0), (0, graph.num_states - toy.V)), constant_values=5.0).astype(np.float32)
     tokens = jnp.asarray(x, jnp.int32)
-    found = graph.score_of_mean(jnp.asarray(logits), tokens, sigma)
+    found = getattr(graph, f"score_of_{law}")(jnp.asarray(logits), tokens, sigma)
     expected = toy.exact_score_fn(graph, toy.data_distribution())(tokens, jnp.full(len(x), sigma))
     other = np.arange(graph.num_states) != x[..., None]
     np.testing.assert_allclose(np.asarray(found)[other], np.asarray(expected)[other], rtol=2e-4, atol=2e-4)
@@ -247,6 +250,28 @@ def test_score_entropy_of_the_mean_parametrisation_is_a_weighted_cross_entropy(s
     found = graph.score_entropy(graph.score_of_mean(logits, x, sigma), sigma, x, x0)
     expected = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :6]), x0[:, None], 1)[:, 0] / np.expm1(sigma)
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-5 / np.expm1(sigma))
+
+
+@pytest.mark.parametrize(("sigma", "earlier"), [(1e-3, 0.0), (0.3, 0.1), (6.0, 1.0)])
+def test_the_plugin_law_is_the_loss_and_the_posterior_of_udlm_and_duo(sigma, earlier):
+    """Schiff et al., arXiv 2412.10193, in float64; alpha = e^-sigma."""
+    graph, n = Uniform(7), 7
+    logits = 2 * np.random.default_rng(0).normal(size=(n * n, n))
+    x, x0 = (a.ravel() for a in np.meshgrid(np.arange(n), np.arange(n), indexing="ij"))
+    rows, alpha, alpha_s = np.arange(n * n), np.exp(-sigma), np.exp(-earlier)
+    theta = scipy.special.softmax(logits, -1)
+    bar, bar_theta = (n * alpha * p + 1 - alpha for p in (np.eye(n)[x0], theta))
+    here, here_theta = bar[rows, x, None], bar_theta[rows, x, None]
+    logs = bar / here * np.log(here_theta * bar / (bar_theta * here))
+    # Per unit of sigma: alpha' = -alpha sigma'.
+    loss = -(n / here - n / here_theta - logs.sum(-1, keepdims=True))[:, 0] / n
+    log_score = graph.score_of_plugin(jnp.asarray(logits, jnp.float32), jnp.asarray(x), sigma)
+    found = graph.score_entropy(log_score, sigma, jnp.asarray(x), jnp.asarray(x0))
+    np.testing.assert_allclose(found, loss, rtol=1e-4, atol=1e-6)
+    ratio, now = alpha / alpha_s, np.eye(n)[x]
+    posterior = n * alpha * theta * now + (ratio - alpha) * now + (alpha_s - alpha) * theta
+    posterior = (posterior + (1 - ratio) * (1 - alpha_s) / n) / here_theta
+    np.testing.assert_allclose(graph.analytic_probs(jnp.asarray(x), log_score, sigma - earlier), posterior, rtol=1e-4)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

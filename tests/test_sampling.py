@@ -28,9 +28,9 @@ CASES = {
 DRAWS = 8000
 
 
-def frequencies(case, steps, method, clamp=None, seed=0, draws=DRAWS, **options):
+def frequencies(case, steps, method, clamp=None, seed=0, draws=DRAWS, score_fn_of=toy.exact_score_fn, **options):
     graph, noise = CASES[case]
-    score_fn = toy.exact_score_fn(graph, P0)
+    score_fn = score_fn_of(graph, P0)
     sampler = sampling.Sampler(method=method, rows=10**6, **options)
     run = jax.jit(
         lambda key, steps: sampling.simulate(
@@ -59,6 +59,7 @@ def fits(observed, expected=P0):
         ("absorbing-geometric", "euler", 128, {}),
         ("uniform", "analytic", 128, {}),
         ("uniform", "euler", 128, {}),
+        ("uniform", "analytic", 128, {"score_fn_of": toy.plugin_score_fn}),
         # Second order: the bias is far below what the test sees after fewer steps.
         ("absorbing", "trapezoidal", 32, {}),
         ("uniform", "trapezoidal", 64, {}),
@@ -331,10 +332,10 @@ def test_the_most_that_truncation_allows(options, shares):
     np.testing.assert_allclose(np.exp(found), [*np.multiply(shares, np.exp(-49) + np.exp(-50)), 0, 1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("graph", ["absorbing", "uniform"])
-def test_a_timeless_network_is_trained_and_called_only_when_a_token_has_changed(graph, tmp_path):
+@pytest.mark.parametrize(("graph", "law"), [("absorbing", "mean"), ("uniform", "plugin")])
+def test_a_timeless_network_is_trained_and_called_only_when_a_token_has_changed(graph, law, tmp_path):
     text = write_text(tmp_path / "text.txt")
-    fields = {"parametrisation": "mean", "time_conditioning": False}
+    fields = {"parametrisation": law, "time_conditioning": False, "qkv_bias": True}
     fields = {f"model__{name}": value for name, value in fields.items()}
     final = train_here(tmp_path / "run", data__source=str(text), train__steps=2, graph__kind=graph, **fields)
     assert 0 < final["eval_bits_per_byte"] < 50

@@ -95,6 +95,15 @@ def test_bytes_that_are_not_utf8_are_shown_as_replacement_characters(trained):
     assert set(trained.decode(euro[:2])) == {"\ufffd"}
 
 
+def test_rows_beyond_the_tokens_are_shown_by_their_number():
+    tokenizer = tokenizers.Bytes()
+    tokenizer.padding = 2
+    ids = [257, 0x61, 258, tokenizer.eot, 0x62, 257]
+    assert tokenizer.decode(ids) == "<|257|>a<|258|><|endoftext|>b<|257|>"
+    with refused("token 259 has no text"):
+        tokenizer.decode([259])
+
+
 def test_what_has_no_token_or_text_is_refused(tokenizer):
     for token in (-1, tokenizer.vocab_size):
         with refused(f"token {token} has no text"):

@@ -173,7 +173,7 @@ def test_without_time_conditioning_the_features_do_not_depend_on_the_noise_level
 def test_the_mean_parametrisation_gives_scores_of_a_softmax(params):
     graph = Absorbing(10)
     tokens = jnp.where(TOKENS < 5, graph.mask, TOKENS)
-    log_score = apply(params, tokens, parametrisation="mean", score_of_mean=graph.score_of_mean)
+    log_score = apply(params, tokens, parametrisation="mean", to_score=graph.score_of_mean)
     at_mask = np.asarray(tokens == graph.mask)
     total = jnp.exp(log_score[..., :10]).sum(-1) * jnp.expm1(SIGMA)[:, None]
     np.testing.assert_allclose(np.asarray(total)[at_mask], 1, rtol=1e-5)

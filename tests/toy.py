@@ -47,6 +47,34 @@ def marginal(graph: Graph, p0: np.ndarray, sigma: float) -> np.ndarray:
     return p.ravel()
 
 
+def transition(graph: Graph, sigma):
+    """Columns p(.|x0), [N, V]."""
+    v, stay = graph.vocab_size, jnp.exp(-sigma)
+    if isinstance(graph, Absorbing):
+        return jnp.concatenate([stay * jnp.eye(v), -jnp.expm1(-sigma) * jnp.ones((1, v))])
+    assert isinstance(graph, Uniform)
+    return stay * jnp.eye(v) - jnp.expm1(-sigma) / v
+
+
+def plugin_score_fn(graph: Graph, p0: np.ndarray, error: float = 0.0):
+    """The same scores through `Graph.score_of_plugin`, from p(x0 at i | x at the others); error: of its logits."""
+    v = graph.vocab_size
+    length = round(math.log(p0.size, v))
+    p0 = jnp.asarray(p0.reshape((v,) * length), jnp.float32)
+    wrong = error * jnp.sin(jnp.arange(length * v).reshape(length, v) * 1.7)
+
+    def logits(x, sigma):
+        seen, rows = transition(graph, sigma)[x], []
+        for i in range(length):
+            p = p0
+            for j in reversed([j for j in range(length) if j != i]):
+                p = jnp.tensordot(p, seen[j], axes=(j, 0))
+            rows.append(jnp.log(p))
+        return jnp.pad(jnp.stack(rows) + wrong, ((0, 0), (0, graph.num_states - v)))
+
+    return lambda x, sigma: graph.score_of_plugin(jax.vmap(logits)(x, sigma), x, sigma[:, None])
+
+
 def exact_score_fn(graph: Graph, p0: np.ndarray):
     """A score_fn(tokens [B, length], sigma [B]) with the true ratios of p_sigma, computed from p0 in jax.
 
@@ -56,18 +84,10 @@ def exact_score_fn(graph: Graph, p0: np.ndarray):
     length = round(math.log(p0.size, v))
     p0 = jnp.asarray(p0.reshape((v,) * length), jnp.float32)
 
-    def transition(sigma):
-        """Columns p(.|x0), [N, V]."""
-        stay = jnp.exp(-sigma)
-        if isinstance(graph, Absorbing):
-            return jnp.concatenate([stay * jnp.eye(v), -jnp.expm1(-sigma) * jnp.ones((1, v))])
-        assert isinstance(graph, Uniform)
-        return stay * jnp.eye(v) - jnp.expm1(-sigma) / v
-
     def marginal(sigma):
         p = p0
         for axis in range(length):
-            p = jnp.moveaxis(jnp.tensordot(transition(sigma), p, axes=(1, axis)), 0, axis)
+            p = jnp.moveaxis(jnp.tensordot(transition(graph, sigma), p, axes=(1, axis)), 0, axis)
         return p.ravel()
 
     def log_score(x, p):

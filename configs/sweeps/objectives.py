@@ -16,4 +16,5 @@ def get_sweep() -> list[dict[str, Any]]:
         {"graph.kind": "absorbing"},
         {"graph.kind": "absorbing", "model.parametrisation": "mean", "model.time_conditioning": False},
         {"graph.kind": "uniform", "noise.kind": "geometric"},
+        {"graph.kind": "uniform", "model.parametrisation": "plugin"},
     ]

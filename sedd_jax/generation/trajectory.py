@@ -99,14 +99,15 @@ def colour(step: int, length: int) -> str:
 
 def _character(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """The text of the first token, followed by "" for each further token that belongs to the same character."""
+    # MASK is a state of the graph and no token of the tokenizer.
+    mask = tokenizer.vocab_size + tokenizer.padding
     for count in range(1, len(ids) + 1):
-        # MASK is a state of the graph and no token of the tokenizer.
-        if ids[count - 1] >= tokenizer.vocab_size:
+        if ids[count - 1] >= mask:
             break
         text = _text(tokenizer, tuple(ids[:count]))
         if UNKNOWN not in text:
             return [text] + [""] * (count - 1)
-    return [MASK if ids[0] >= tokenizer.vocab_size else _text(tokenizer, (ids[0],))]
+    return [MASK if ids[0] >= mask else _text(tokenizer, (ids[0],))]
 
 
 @functools.lru_cache(maxsize=100_000)

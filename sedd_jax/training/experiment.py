@@ -189,8 +189,10 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     mesh = build(sharding.make_mesh, "mesh", config, devices=devices)
     # parent and name are fields of every Flax module, and not for a config to set.
     num_states = vocab_size if causal else graph.num_states
-    given = {"num_states": num_states, "causal": causal, "score_of_mean": graph.score_of_mean}
+    given = {"num_states": num_states, "causal": causal, "to_score": None}
     model = build(Transformer, "model", config, **given, parent=None, name=None)
+    if model.parametrisation != "score":
+        model = model.clone(to_score=getattr(graph, f"score_of_{model.parametrisation}"))
     if model.scale_by_sigma is None:
         model = model.clone(scale_by_sigma=isinstance(graph, rates.Absorbing))
     platform = mesh.devices.flat[0].platform
@@ -199,7 +201,7 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     if model.num_heads % mesh.shape["tensor"]:
         raise InputError(f"mesh.tensor={mesh.shape['tensor']} must divide model.num_heads={model.num_heads}")
     # Scores depend on the noise level. Those of the absorbing graph do by a known factor alone.
-    known = model.parametrisation == "mean" or (isinstance(graph, rates.Absorbing) and model.scale_by_sigma)
+    known = model.parametrisation != "score" or (isinstance(graph, rates.Absorbing) and model.scale_by_sigma)
     if not (causal or model.time_conditioning or known):
         needs = "needs model.parametrisation='mean', or graph.kind='absorbing' with model.scale_by_sigma=True"
         raise InputError(f"model.time_conditioning=False {needs}: other scores depend on the noise level")
@@ -258,6 +260,7 @@ def load_trained(workdir: epath.Path, *, log: Callable[[str], None], mesh: Mappi
     config.mesh = config.get("mesh", ConfigDict())
     config.mesh = ConfigDict(mesh or dict(build(sharding.fitting_mesh, "mesh", config).shape))
     experiment = make_experiment(config, tokenizer.vocab_size)
+    tokenizer.padding = experiment.graph.vocab_size - tokenizer.vocab_size
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(experiment.abstract_state(), log=log, only="ema/")
     if restored is None:

@@ -42,6 +42,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     directory = workdir if configuration.has_checkpoint(workdir) else None
     data = build(dataset.load, "data", config, directory=directory, on_leader=on_leader)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
+    data.tokenizer.padding = experiment.graph.vocab_size - data.tokenizer.vocab_size
     options = experiment.train
     options.check(experiment.mesh)
     configuration.check_same_data(data.fingerprint, workdir)

@@ -84,6 +84,7 @@ class Block(nn.Module):
     dtype: str
     gradient_dtype: str
     attention: str
+    qkv_bias: bool
     train: bool
     causal: bool
 
@@ -115,7 +116,7 @@ class Block(nn.Module):
             shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation(condition), 1, 0)
 
         norm = ModulatedNorm(name="norm1")(shift1, scale1)
-        qkv = linear((3, dim), ("embed", None, "heads"), use_bias=False, name="qkv")(x, norm)
+        qkv = linear((3, dim), ("embed", None, "heads"), use_bias=self.qkv_bias, name="qkv")(x, norm)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, self.num_heads, -1), 2, 0)
         if cache is None:
             h = IMPLEMENTATIONS[self.attention](rotary(q), rotary(k), v, causal=self.causal)
@@ -140,7 +141,7 @@ REMAT = {
     "dots": partial(nn.remat, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT)),
 }
 DTYPES = ("float32", "bfloat16")
-PARAMETRISATIONS = ("score", "mean")
+PARAMETRISATIONS = ("score", "mean", "plugin")
 
 
 class Transformer(nn.Module):
@@ -152,10 +153,13 @@ class Transformer(nn.Module):
     num_states: N, the tokens and MASK if the graph has one.
     time_conditioning: False leaves sigma and its parameters out of `features`. The absorbing graph allows it: the
         distribution of a clean token does not depend on when the others were masked (RADD, arXiv 2406.03736).
-    parametrisation: the head's output. 'score': the log-score. 'mean': the softmax over the clean token, which
-        score_of_mean, (logits, tokens, sigma [B, 1]) -> log-score, converts: see `rates.Graph`.
+    time_input: which number is the input, 'sigma' or 't' = 1 - e^-sigma, the noised fraction.
+    parametrisation: the head's output. 'score': the log-score. 'mean', 'plugin': the softmax over the clean token,
+        which to_score, (logits, tokens, sigma [B, 1]) -> log-score, converts: `score_of_mean` or `score_of_plugin` of
+        a `rates.Graph`.
     scale_by_sigma: with the parametrisation 'score', subtract log(e^sigma - 1) + log(N - 1), the scale of the absorbing
         graph's scores, so that the untrained network starts near it. True for absorbing, False for uniform.
+    qkv_bias: whether q, k and v have a bias. Networks have one whose modulation was folded in, see `interop`.
     dtype: of the matrix products and activations ('float32' or 'bfloat16'); parameters, the residual stream, norms
         and the log-score are always float32.
     gradient_dtype: in which devices sum the gradients of weights, 'float32', or 'bfloat16' as dtype is.
@@ -175,9 +179,11 @@ class Transformer(nn.Module):
     dropout: float = 0.1
     causal: bool = False
     time_conditioning: bool = True
+    time_input: str = "sigma"
     parametrisation: str = "score"
-    score_of_mean: Callable[..., Float[Array, "b l n"]] | None = None
+    to_score: Callable[..., Float[Array, "b l n"]] | None = None
     scale_by_sigma: bool | None = True
+    qkv_bias: bool = False
     dtype: str = "float32"
     gradient_dtype: str = "float32"
     attention: str = "plain"
@@ -193,6 +199,7 @@ class Transformer(nn.Module):
                 f"model.num_heads={self.num_heads} must divide model.dim={self.dim} into heads of an even width"
             )
         choices_of = {"dtype": DTYPES, "remat": REMAT, "parametrisation": PARAMETRISATIONS}
+        choices_of |= {"time_input": ("sigma", "t")}
         for name, choices in (choices_of | {"gradient_dtype": DTYPES[: 1 + (self.dtype != "float32")]}).items():
             if (value := getattr(self, name)) not in choices:
                 raise InputError(f"model.{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}")
@@ -238,7 +245,8 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Array, "b l d"], Cache | None]:
         condition = None
         if self.time_conditioning and not self.causal:
-            condition = Linear((self.cond_dim,), (None, "cond"), name="sigma_in")(sinusoidal(sigma))
+            level = sigma if self.time_input == "sigma" else -jnp.expm1(-sigma)
+            condition = Linear((self.cond_dim,), (None, "cond"), name="sigma_in")(sinusoidal(level))
             condition = Linear((self.cond_dim,), ("cond", None), name="sigma_out")(nn.silu(condition))
             condition = nn.silu(condition)
 
@@ -266,7 +274,7 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast),
             length=self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(*options, train, self.causal, name="blocks")
+        )(*options, self.qkv_bias, train, self.causal, name="blocks")
         x, cache = blocks(x, condition, cache, position, jnp.arange(len(x)) if numbers is None else numbers)
 
         if condition is None:
@@ -284,8 +292,8 @@ class Transformer(nn.Module):
         log_score = self.head(features)
         if self.causal:
             return constrain(log_score, "batch", None, "vocab")
-        if self.parametrisation == "mean":
-            log_score = self.score_of_mean(log_score, tokens, sigma[:, None])
+        if self.parametrisation != "score":
+            log_score = self.to_score(log_score, tokens, sigma[:, None])
         elif self.scale_by_sigma:
             scale = sigma + jax.nn.log1mexp(sigma)  # log(e^sigma - 1), which does not overflow
             log_score = log_score - (scale + jnp.log(self.num_states - 1.0))[:, None, None]

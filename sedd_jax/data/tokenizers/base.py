@@ -36,6 +36,7 @@ class Tokenizer(abc.ABC):
     eot: the id that ends a document; None for an alphabet of text without documents. `encode` never returns it, even
         for text that spells it out.
     lossless: whether every encoded text is decoded exactly. A loss costs no bits: see `lossy_warning`.
+    padding: ids from `vocab_size` on that a model has besides; `decode` shows their numbers.
     """
 
     KIND: str
@@ -44,6 +45,7 @@ class Tokenizer(abc.ABC):
     vocab_size: int
     eot: int | None
     lossless: bool = True
+    padding: int = 0
     # A compiled pattern: text may be encoded in blocks that end where it ends. None if that would change the ids.
     _boundary: Any = None
 
@@ -82,14 +84,17 @@ class Tokenizer(abc.ABC):
         return np.concatenate([np.empty(0, np.int32), *(np.array(part, np.int32) for part in ids)])
 
     def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
-        """Text of ids [n]: `eot` as <|endoftext|>, bytes that are not UTF-8 as U+FFFD. InputError for other ids."""
+        """Text of ids [n]: `eot` as <|endoftext|>, `padding` as <|id|>, bytes that are not UTF-8 as U+FFFD. InputError
+        for other ids."""
         ids = np.asarray(tokens, dtype=np.int64)
-        unknown = ids[(ids < 0) | (ids >= self.vocab_size)]
+        unknown = ids[(ids < 0) | (ids >= self.vocab_size + self.padding)]
         if unknown.size:
             raise InputError(f"token {unknown[0]} has no text: give ids from 0 to {self.vocab_size - 1}")
-        ends = np.flatnonzero(ids == self.eot) if self.eot is not None else np.empty(0, np.int64)
-        bounds = zip([0, *(ends + 1)], [*ends, len(ids)], strict=True)
-        return END_OF_TEXT.join(self._decode(ids[start:end]) for start, end in bounds)
+        eot = -1 if self.eot is None else self.eot
+        ends = np.flatnonzero((ids == eot) | (ids >= self.vocab_size))
+        texts = [self._decode(part) for part in np.split(ids, np.stack([ends, ends + 1], -1).ravel())[::2]]
+        marks = [END_OF_TEXT if ids[end] == eot else f"<|{ids[end]}|>" for end in ends]
+        return "".join(part for pair in zip(texts, [*marks, ""], strict=True) for part in pair)
 
     @functools.cached_property
     def pieces(self) -> tuple[bytes, ...] | None:
