@@ -20,7 +20,7 @@ _TRAIN = ("steps", "microbatches", "keep_last", "keep_period", *_EVERY)
 _MODEL = ("attention", "remat", "gradient_dtype")
 MAY_CHANGE = ("mesh", "eval", "sampling", *(f"model.{name}" for name in _MODEL), *(f"train.{name}" for name in _TRAIN))
 # Where the data lies. What it is, its fingerprint says (`check_same_data`).
-PLACES = ("data.source", "data.valid_source", "data.tokenizer_path")
+PLACES = ("data.source", "data.valid_source", "data.tokenizer_path", "init.source")
 
 # Fields that older runs do not have, with the values that they ran with.
 NEWER = flatten_dict(
@@ -108,7 +108,8 @@ def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
     saved, asked = NEWER | flatten(load(workdir)), NEWER | flatten(config)
     if "data.source" not in saved:
         raise InputError(
-            f"--workdir={workdir} holds converted weights, which cannot be trained on: choose another --workdir"
+            f"--workdir={workdir} holds converted weights, which cannot be trained on: choose another --workdir, and "
+            f"begin from them with --init={workdir}"
         )
     free = MAY_CHANGE + (PLACES if _data_record(workdir) else ())
     for field in _differences(saved, asked, free):

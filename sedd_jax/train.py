@@ -1,9 +1,12 @@
 """Trains a model: python -m sedd_jax.train --config=configs/tiny.py --workdir=DIR [--config.a.b=value ...]
 
-Goes on by itself where DIR holds the same run. Progress goes to stderr, one JSON line with the result to stdout.
+Goes on by itself where DIR holds the same run. --init=OTHER begins a new run from the averaged weights of a trained
+model. Progress goes to stderr, one JSON line with the result to stdout.
 """
 
 from typing import Any
+
+from absl import flags
 
 from sedd_jax import cli
 from sedd_jax.training.loop import train
@@ -11,10 +14,12 @@ from sedd_jax.training.loop import train
 cli.define_config()
 cli.define_workdir("Directory of the run: config, checkpoints, metrics, samples.")
 cli.define_processes()
+cli.define_path("init", "Directory of a trained model whose weights the run begins from.")
+flags.DEFINE_enum("init_rows", None, ["mean"], "Rows of tokens that the model of --init does not know.")
 
 
 def main() -> dict[str, Any]:
-    return train(cli.config(), cli.workdir())
+    return train(cli.config(), cli.workdir(), flags.FLAGS.init, flags.FLAGS.init_rows)
 
 
 if __name__ == "__main__":

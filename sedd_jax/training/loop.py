@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import sys
 from functools import partial
 from typing import Any
@@ -25,27 +26,35 @@ from sedd_jax.devices.processes import say
 from sedd_jax.devices.stopping import Stopped, StopSignals, stop_signals
 from sedd_jax.errors import TrainingError
 from sedd_jax.files import make_directory
-from sedd_jax.training import flops
+from sedd_jax.training import flops, origin
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.report import Report, Stopwatch
 
 
-def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: epath.Path, init: str | None = None, init_rows: str | None = None
+) -> dict[str, Any]:
     """Trains in workdir, or resumes the training there. Returns the figures of the final line.
 
+    init, init_rows: what a new run begins from, see `origin.read`; by default random weights.
     Raises InputError before anything is written, TrainingError for a loss that is not finite or a stop signal.
     """
+    config = origin.resumed(config, workdir, init)
     configuration.check_same_experiment(config, workdir)
     on_leader = partial(processes.from_leader, "tokenizer")
     # Of a start that never came to a checkpoint, the tokenizer does not count.
-    directory = workdir if configuration.has_checkpoint(workdir) else None
+    begun = configuration.has_checkpoint(workdir)
+    directory = workdir if begun else init and epath.Path(init)
     data = build(dataset.load, "data", config, directory=directory, on_leader=on_leader)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
     data.tokenizer.padding = experiment.graph.vocab_size - data.tokenizer.vocab_size
     options = experiment.train
     options.check(experiment.mesh)
     configuration.check_same_data(data.fingerprint, workdir)
+    source = None if begun or init is None else origin.read(init, init_rows, config, experiment, data.tokenizer)
+    if source:
+        config = origin.with_origin(config, source=os.path.abspath(init), fingerprint=source.fingerprint)
     # Nobody writes before all processes have passed the checks; nobody continues before all is written.
     processes.require_same("config", json.dumps(config.to_dict(), sort_keys=True))
     processes.require_same("data", data.fingerprint)
@@ -55,7 +64,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **kept))
         stack.enter_context(jax.set_mesh(experiment.mesh))
         signals = stack.enter_context(stop_signals())
-        loop = Loop(config, workdir, data, experiment, checkpoints, flops.peak_flops())
+        loop = Loop(config, workdir, data, experiment, checkpoints, flops.peak_flops(), source and source.params)
         # Nothing waits once more for a bucket that does not answer.
         stack.push(lambda _, error, trace: None if isinstance(error, OSError) else loop.report.flush())
         return loop.run(signals)
@@ -75,7 +84,8 @@ def _write_record(config: ConfigDict, workdir: epath.Path, data: Dataset, stack:
 
 
 class Loop:
-    """The state of a run, and the events between its steps. peak: FLOP/s of all devices."""
+    """The state of a run, and the events between its steps. peak: FLOP/s of all devices. params: what a new run begins
+    from, by default random numbers."""
 
     def __init__(
         self,
@@ -85,6 +95,7 @@ class Loop:
         experiment: Experiment,
         checkpoints: Checkpoints,
         peak: float,
+        params: Any = None,
     ):
         self.config, self.workdir, self.data, self.experiment = config, workdir, data, experiment
         self.options, self.checkpoints, self.peak = experiment.train, checkpoints, peak
@@ -94,6 +105,8 @@ class Loop:
         if restored:
             say(f"resuming after step {restored.step} in {workdir}")
         self.state = restored.state if restored else experiment.init_state(init_key)
+        if params is not None and not restored:
+            self.state = origin.begin(self.state, params)
         self.step = int(self.state.step)
         self.loader = Loader(
             data.train,
@@ -114,7 +127,7 @@ class Loop:
         self.sample = compile_together("sample", experiment.sample_fn(experiment.sampling))
         of_token = partial(flops.train_flops_per_token, experiment.model, data.length)
         self.flops_per_token, self.flops_per_token_full = of_token(experiment.head_share().mean()), of_token()
-        self.report, self.watch = Report(workdir, step=self.step), Stopwatch()
+        self.report, self.watch = Report(workdir, step=self.step if restored else -1), Stopwatch()
         self.losses: list[float] = []
         self.results: dict[str, float] = {}
 
@@ -180,8 +193,9 @@ class Loop:
         self.watch.skip()
 
     def _make_up(self) -> None:
-        """The events that were due after the step that we resume from, if the run was stopped before them."""
-        if self.step == 0:
+        """The events that were due after the step that we resume from, if the run was stopped before them; and before
+        the first step, those of what a run begins from."""
+        if self.step == 0 and "init" not in self.config:
             return
         evaluated, sampled = self.report.has(self.step)
         if self._is_due("eval") and not evaluated:

@@ -1,0 +1,111 @@
+"""What a run begins from if not from random numbers: the averaged weights of another one (`train --init`).
+
+config.json, and with it every checkpoint's record, says in the section `init` where they lay and what they were.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from sedd_jax import config as configuration
+from sedd_jax.data.tokenizers import Tokenizer
+from sedd_jax.devices.processes import say
+from sedd_jax.errors import InputError
+from sedd_jax.training.experiment import Experiment, Trained, load_trained
+from sedd_jax.training.state import TrainState
+
+# Of a model: what may differ from the source's, since the weights mean the same.
+_FREE = {
+    "num_states",
+    "to_score",
+    "dropout",
+    "dtype",
+    "gradient_dtype",
+    "attention",
+    "remat",
+    "causal",
+    "parent",
+    "name",
+}
+
+
+def with_origin(config: ConfigDict, **record: Any) -> ConfigDict:
+    return ConfigDict(config.to_dict() | {"init": record})
+
+
+def resumed(config: ConfigDict, workdir: epath.Path, init: str | None) -> ConfigDict:
+    """The config with what the run in workdir began from, if it has begun; the source is not read again.
+
+    Raises InputError if that is not `init`, or for a new run if `init` is none.
+    """
+    if not configuration.has_checkpoint(workdir):
+        if init is not None and not configuration.has_checkpoint(epath.Path(init)):
+            raise InputError(f"--init={init} holds no checkpoint; give the directory of a trained model")
+        return config
+    found = configuration.load(workdir).get("init")
+    if init is not None and (found is None or found.source not in (init, os.path.abspath(init))):
+        began = f"from {found.source}" if found else "from random weights"
+        raise InputError(
+            f"--workdir={workdir} holds a run that began {began}, not from --init={init}: leave --init out to go on "
+            "with it, or choose another --workdir"
+        )
+    return with_origin(config, **found) if found else config
+
+
+def read(init: str, rows: str | None, config: ConfigDict, experiment: Experiment, tokenizer: Tokenizer) -> Trained:
+    """The source, with weights for the model of `experiment`, on its mesh.
+
+    rows: 'mean' gives tokens that the source does not know the mean of its rows (Hewitt 2021, "Initializing new word
+        embeddings"); the others keep their scores.
+    Raises InputError for another graph, network or vocabulary than the run's.
+    """
+    try:
+        source = load_trained(epath.Path(init), log=say, mesh=dict(experiment.mesh.shape))
+    except InputError as error:
+        raise InputError(str(error).replace("--workdir", "--init")) from error
+    pairs = {"objective": [c.get("objective", "sedd") for c in (source.config, config)]}
+    pairs |= {f"graph.{name}": [c.graph.get(name, 0) for c in (source.config, config)] for name in ("kind", "padding")}
+    names = [field.name for field in dataclasses.fields(experiment.model) if field.name not in _FREE]
+    pairs |= {f"model.{name}": [getattr(e.model, name) for e in (source.experiment, experiment)] for name in names}
+    for name, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise InputError(
+                f"--init={init} has {name}={theirs!r} and this run {ours!r}, where its weights mean nothing: give "
+                f"--config.{name}={theirs}, or another --init"
+            )
+    if tokenizer.fingerprint == source.tokenizer.fingerprint:
+        return source
+    old, new = source.tokenizer.vocab_size, tokenizer.vocab_size
+    grown = new > old and all(source.tokenizer.decode([i]) == tokenizer.decode([i]) for i in range(old))
+    if not grown or rows is None:
+        remedy = "give --init_rows=mean for rows of the new ones" if grown else "leave data.tokenizer_path out"
+        known = f"the first {old} of {new} tokens" if grown else "another tokenizer"
+        raise InputError(f"--init={init} has {known} of this run: {remedy}")
+    return dataclasses.replace(source, params=_with_rows(source, new))
+
+
+def _with_rows(source: Trained, new: int) -> dict[str, Any]:
+    """The parameters with rows for `new` tokens. What is behind them, padding and MASK, stays there."""
+    old, model = source.tokenizer.vocab_size, source.experiment.model
+
+    def grow(value: jax.Array, axis: int) -> jax.Array:
+        tokens, rest = jnp.split(value, [old], axis)
+        return jnp.concatenate([tokens, jnp.repeat(tokens.mean(axis, keepdims=True), new - old, axis), rest], axis)
+
+    head = {"kernel": grow(source.params["head"]["kernel"], 1), "bias": grow(source.params["head"]["bias"], 0)}
+    if not model.causal and model.parametrisation == "score" and model.scale_by_sigma:
+        # The network divides by the number of the other states, which grows too.
+        head["bias"] += float(np.log((model.num_states - 1 + new - old) / (model.num_states - 1)))
+    return source.params | {"embedding": grow(source.params["embedding"], 0), "head": head}
+
+
+def begin(state: TrainState, params: dict[str, Any]) -> TrainState:
+    """A fresh state with these parameters."""
+    params = jax.tree.map(lambda fresh, value: jax.device_put(value, fresh.sharding), state.params, params)
+    return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
