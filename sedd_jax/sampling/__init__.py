@@ -101,8 +101,9 @@ def advance(process: Process, state: State, number: Count) -> State:
 
 def as_sample(state: State) -> Sample:
     """The result of a process, from its last state."""
-    clipped = state.clipped / jnp.maximum(state.drawn, 1)
-    return Sample(state.x, state.changed, state.calls, clipped, state.failed)
+    clipped = jnp.mean(state.clipped / jnp.maximum(state.drawn, 1))
+    first = jnp.min(state.failed, initial=jnp.iinfo(jnp.int32).max, where=state.failed > 0)
+    return Sample(state.x, state.changed, state.calls, clipped, jnp.where(jnp.any(state.failed > 0), first, 0))
 
 
 def require_sound(failed: Int[Array | np.ndarray, "*samples"]) -> None:

@@ -24,17 +24,18 @@ class State(NamedTuple):
     """A state of the reverse process.
 
     changed: the event (counted from 1) at which a position got its token; 0 for never.
-    calls: network evaluations so far. drawn, clipped: draws so far, and how many had a negative probability.
-    failed: the first event at which a position had no probabilities to draw from, NaN or all zero; 0 for none.
+    calls: network evaluations so far. drawn: draws so far in each sequence.
+    clipped, failed: of each sequence, how many draws had a negative probability, and the first event at which a
+        position had no probabilities to draw from, NaN or all zero; 0 for none. Devices need not agree on a sum.
     cache: for a timeless network, the tokens of its last evaluation and their features.
     """
 
     x: Tokens
     changed: Tokens
     calls: Int[Array, ""]
-    drawn: Scalar
-    clipped: Scalar
-    failed: Int[Array, ""]
+    drawn: Int[Array, ""]
+    clipped: Int[Array, " b"]
+    failed: Int[Array, " b"]
     cache: tuple[Tokens, Float[Array, "b l d"]] | None
 
 
@@ -88,8 +89,8 @@ class Process:
         if self.network.timeless:
             features = jax.eval_shape(self.network.features, x, jnp.ones(len(x)))
             cache = jnp.full_like(x, -1), jnp.zeros(features.shape, features.dtype)
-        none, zero = jnp.zeros((), jnp.int32), jnp.zeros(())
-        return State(x, jnp.zeros_like(x), calls=none, drawn=zero, clipped=zero, failed=none, cache=cache)
+        zero, none = jnp.zeros((), jnp.int32), jnp.zeros(len(x), jnp.int32)
+        return State(x, jnp.zeros_like(x), calls=zero, drawn=zero, clipped=none, failed=none, cache=cache)
 
     def event_keys(self, *event: Count) -> Keys:
         """A key per sequence for a numbered event of the process."""
@@ -139,9 +140,9 @@ class Process:
         return state._replace(
             x=drawn,
             changed=jnp.where(drawn != state.x, number, state.changed),
-            drawn=state.drawn + active.size,
-            clipped=state.clipped + clipped.sum(),
-            failed=jnp.where((state.failed == 0) & failed.any(), number, state.failed),
+            drawn=state.drawn + active.shape[1],
+            clipped=state.clipped + clipped.sum(1),
+            failed=jnp.where((state.failed == 0) & failed.any(1), number, state.failed),
         )
 
     def _draw_local(
