@@ -24,7 +24,7 @@ from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.files import write_atomically
-from sedd_jax.generation import gif, page, terminal
+from sedd_jax.generation import views
 from sedd_jax.generation.generate import Generated, Generator
 from sedd_jax.generation.templates import parse_windows
 from sedd_jax.generation.trajectory import Frame, Trajectory
@@ -80,16 +80,16 @@ def watch(generator: Generator, trajectory: Trajectory, title: str) -> Generated
     html, animated = (values[name].value if processes.is_leader() else None for name in ("html", "gif"))
     with ExitStack() as stack:
         if values.live and processes.is_leader():
-            shows.append(stack.enter_context(terminal.screen(trajectory)))
+            shows.append(stack.enter_context(views.screen(trajectory)))
         if html or animated:
             shows.append(trajectory.add)
         windows = np.stack([window.tokens for window in trajectory.windows])
         show = lambda frame: [show(frame) for show in shows]  # noqa: E731
         generated = generator.watch(windows, steps=generator.options.steps, seed=values.seed, show=show)
     if html:
-        write_atomically(html, page.render(trajectory, title="Text by discrete diffusion", text=title))
+        write_atomically(html, views.page(trajectory, title="Text by discrete diffusion", text=title))
     if animated:
-        gif.write(trajectory, pathlib.Path(animated))
+        views.gif(trajectory, pathlib.Path(animated))
     return generated
 
 

@@ -10,7 +10,7 @@ from etils import epath
 from PIL import Image
 
 from sedd_jax.data.tokenizers import Bytes
-from sedd_jax.generation import gif, page
+from sedd_jax.generation import views
 from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE, Window, parse_template
 from sedd_jax.generation.trajectory import GIVEN, MASK, MOST_FRAMES, NOISE, Frame, Span, Trajectory, spans
@@ -49,7 +49,7 @@ def make_trajectory(texts, length):
 def test_page_escapes_what_was_drawn_and_replays_to_the_end():
     text = b"</script><b>&amp;"
     trajectory = make_trajectory(text, len(text))
-    shown = page.render(trajectory, title="<i>", text="a & b")
+    shown = views.page(trajectory, title="<i>", text="a & b")
     assert "&lt;i&gt;" in shown and "a &amp; b" in shown and shown.count("</script>") == 2
     data = json.loads(re.search(r'id="data">(.*?)</script>', shown, re.S)[1])
     (sample,) = data["samples"]
@@ -67,7 +67,7 @@ def test_long_trajectories_keep_a_spread_of_frames_and_the_last_one():
 
 
 def test_gif_has_a_frame_per_event_and_then_stays(tmp_path):
-    gif.write(make_trajectory(b"ab\ncd", 5), tmp_path / "samples.gif")
+    views.gif(make_trajectory(b"ab\ncd", 5), tmp_path / "samples.gif")
     with Image.open(tmp_path / "samples.gif") as image:
         # Equal frames in a row are stored as one that lasts.
         assert image.format == "GIF" and image.n_frames >= 6
