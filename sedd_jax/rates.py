@@ -10,6 +10,7 @@ Equations: Lou, Meng, Ermon, arXiv 2310.16834; derivations in docs/mathematics.m
 """
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -25,6 +26,7 @@ X = Int[Array, "*shape"]
 # One number per position, and one per position and state.
 PerPosition = Float[Array, "*shape"]
 PerState = Float[Array, "*shape n"]
+Narrowed = tuple[PerState, Bool[Array, "*shape"]]
 
 
 def bregman(log_score: Float[Array, "..."], log_ratio: Sigma) -> Float[Array, "..."]:
@@ -83,6 +85,11 @@ class Graph(abc.ABC):
         p(x|x0) over it. At MASK x_t itself tells nothing, so that this is `score_of_mean`.
         """
         return self.score_of_mean(logits, x, sigma)
+
+    @abc.abstractmethod
+    def narrow(self, log_probs: Callable[[PerState], PerState], x: X, log_score: PerState, sigma: Sigma) -> Narrowed:
+        """Log-scores after narrowing p(x0 | the other positions of x_t), by log_probs: logits -> log-probabilities. And
+        whether more than 1 % of it was negative, which only an inexact score's is."""
 
     @abc.abstractmethod
     def score_entropy(self, log_score: PerState, sigma: Sigma, x: X, x0: X) -> PerPosition:
@@ -196,6 +203,12 @@ class Absorbing(Graph):
         is_token = jnp.arange(self.num_states) != self.mask
         return jax.nn.log_softmax(jnp.where(is_token, logits, -jnp.inf)) - log_expm1(_column(sigma))
 
+    def narrow(self, log_probs: Callable[[PerState], PerState], x: X, log_score: PerState, sigma: Sigma) -> Narrowed:
+        # It is the score, normalised, whose sum stays: positions leave MASK at the same rate.
+        before = jnp.where(self._is(x), -jnp.inf, log_score)
+        total = jax.nn.logsumexp(before, axis=-1, keepdims=True)
+        return jnp.where(self._is(x), log_score, log_probs(before) + total), jnp.zeros_like(x, bool)
+
     def score_entropy(self, log_score: PerState, sigma: Sigma, x: X, x0: X) -> PerPosition:
         # Only r at y = x0 is not zero: p(x0|x0) / p(MASK|x0) = e^-sigma / (1 - e^-sigma).
         log_ratio = -log_expm1(sigma)
@@ -233,6 +246,25 @@ class Uniform(Graph):
         at_x = jnp.sum(probs, axis=-1, keepdims=True, where=self._is(x))
         elsewhere = jnp.sum(probs, axis=-1, keepdims=True, where=~self._is(x))
         return jnp.log(elsewhere + at_x / (1 + c) + c * probs)
+
+    def plugin_of_score(self, log_score: PerState, x: X, sigma: Sigma) -> PerState:
+        """p(x0 | the other positions of x_t), the inverse of `score_of_plugin`: exp(-sigma Q) s, normalised.
+
+        It sums to 1. An inexact score's may be negative. A log-score in float32 knows it to e^sigma 1e-7 / N, and where
+        that is much, the score hardly depends on it.
+        """
+        moved = jnp.where(self._is(x), 0, jnp.expm1(log_score))  # s - 1
+        mean = moved.mean(-1, keepdims=True)
+        return (1 + jnp.exp(jnp.minimum(_column(sigma), 64.0)) * (moved - mean) / (1 + mean)) / self.vocab_size
+
+    def narrow(self, log_probs: Callable[[PerState], PerState], x: X, log_score: PerState, sigma: Sigma) -> Narrowed:
+        # The nearest distribution first: max(p - excess, 0) with the excess that leaves a sum of 1. Clipped at 0 and
+        # divided by its sum, it would drown in the errors of its many unlikely tokens.
+        probs = self.plugin_of_score(log_score, x, sigma)
+        sums = jnp.cumsum(jnp.sort(probs, axis=-1, descending=True), axis=-1)
+        excess = jnp.max((sums - 1) / (1 + jnp.arange(self.vocab_size)), axis=-1, keepdims=True)
+        narrowed = log_probs(jnp.log(jnp.maximum(probs - excess, 0)))
+        return self.score_of_plugin(narrowed, x, sigma), jnp.minimum(probs, 0).sum(-1) < -0.01
 
     def score_of_plugin(self, logits: PerState, x: X, sigma: Sigma) -> PerState:
         # N p(y), whose two parts are positive.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.optimize
 import scipy.special
 import scipy.stats
 import toy
@@ -12,6 +13,7 @@ import toy
 from sedd_jax import rates
 from sedd_jax.errors import InputError
 from sedd_jax.rates import Absorbing, Uniform
+from sedd_jax.sampling.sampler import Truncation
 
 GRAPHS = [Absorbing(5), Uniform(5)]
 SIGMAS = [1e-5, 1e-3, 0.1, 1.0, 5.0, 30.0]
@@ -239,6 +241,41 @@ def test_the_posterior_of_the_clean_token_gives_the_true_scores(graph, sigma, la
     expected = toy.exact_score_fn(graph, toy.data_distribution())(tokens, jnp.full(len(x), sigma))
     other = np.arange(graph.num_states) != x[..., None]
     np.testing.assert_allclose(np.asarray(found)[other], np.asarray(expected)[other], rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("graph", [Absorbing(toy.V), Uniform(toy.V)])
+@pytest.mark.parametrize("sigma", [1e-3, 0.3, 6.0])
+def test_narrowed_scores_are_those_of_narrowed_distributions(graph, sigma):
+    """Exactly so where the positions are independent; and the same scores, for any distribution, if nothing changes."""
+    x = toy.sequences(graph.num_states)
+    x = jnp.asarray(x[np.asarray(graph.contributes(jnp.asarray(x))).all(1)], jnp.int32)
+    other = np.arange(graph.num_states) != x[..., None]
+    scores = lambda p0: toy.exact_score_fn(graph, p0)(x, jnp.full(len(x), sigma))  # noqa: E731
+    first, second = np.array([0.5, 0.3, 0.2]), np.array([0.15, 0.1, 0.75])
+    product = np.outer(first, second).ravel()
+    cases = [
+        ({}, toy.data_distribution(), toy.data_distribution()),
+        ({"temperature": 0.5}, product, product**2 / (product**2).sum()),
+        ({"top_k": 2}, product, np.outer([5 / 8, 3 / 8, 0], [1 / 6, 0, 5 / 6]).ravel()),
+        ({"top_p": 0.7}, product, np.outer([5 / 8, 3 / 8, 0], [0, 0, 1]).ravel()),
+    ]
+    for options, before, after in cases:
+        found, clipped = graph.narrow(Truncation(**options).log_probs, x, scores(before), sigma)
+        # Where MASK cannot come from, scores are 0.
+        np.testing.assert_allclose(np.exp(found)[other], np.exp(scores(after))[other], rtol=1e-3, atol=1e-6)
+        assert not clipped.any()
+
+
+def test_inexact_scores_are_narrowed_from_the_nearest_distribution():
+    graph, x = Uniform(40), jnp.arange(40)
+    log_score = jnp.where(jnp.eye(40, dtype=bool), 0, jnp.asarray(log_scores(graph, x)))
+    found, clipped = graph.narrow(jax.nn.log_softmax, x, log_score, 1.0)
+    assert clipped.all()
+    before, after = (np.asarray(graph.plugin_of_score(values, x, 1.0), np.float64) for values in (log_score, found))
+    np.testing.assert_allclose(before.sum(-1), 1, rtol=1e-4)
+    for row, nearest in zip(before, after, strict=True):
+        excess = scipy.optimize.brentq(lambda excess: np.maximum(row - excess, 0).sum() - 1, -1, row.max())  # noqa: B023
+        np.testing.assert_allclose(nearest, np.maximum(row - excess, 0), atol=1e-5)
 
 
 @pytest.mark.parametrize("sigma", [1e-4, 0.3, 9.0])

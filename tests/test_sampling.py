@@ -169,6 +169,10 @@ def test_negative_probabilities_are_clipped_and_counted():
     assert (drawn.tokens < 4).all()
     calm = lambda x, sigma: jnp.where(jnp.arange(5) == x[..., None], 0.0, -30.0)  # noqa: E731
     assert sampling.simulate(jax.random.key(0), calm, graph, noise, (2, 8), steps=4).clipped == 0
+    # On the uniform graph narrowing leaves no negative probability; the distribution that it narrows had some.
+    sampler = sampling.Sampler(top_k=2)
+    narrowed = sampling.simulate(jax.random.key(0), huge, Uniform(5), noise, (2, 8), steps=4, sampler=sampler)
+    assert narrowed.clipped > 0.5
 
 
 @pytest.mark.parametrize("method", sampling.METHODS)
@@ -243,7 +247,7 @@ def test_truncation_keeps_its_tokens_and_the_total_rate():
     total = 1.0
 
     def scores(**options):
-        return np.exp(np.asarray(Truncation(**options).of_score(log_score, x)))[0, 0]
+        return np.exp(Absorbing(4).narrow(Truncation(**options).log_probs, x, log_score, 1.0)[0])[0, 0]
 
     assert scores() == pytest.approx([0.5, 0.3, 0.15, 0.05, 1])
     assert scores(top_k=2) == pytest.approx([0.625, 0.375, 0, 0, 1])
@@ -252,6 +256,12 @@ def test_truncation_keeps_its_tokens_and_the_total_rate():
     squares = np.array([0.5, 0.3, 0.15, 0.05]) ** 2
     assert scores(temperature=0.5)[:4] == pytest.approx(squares / squares.sum() * total, rel=1e-5)
     assert scores(temperature=0.01, top_k=3) == pytest.approx([1, 0, 0, 0, 1], abs=1e-6)
+
+
+def test_the_likeliest_token_alone_leaves_the_uniform_graph_where_each_is_that_given_the_other():
+    found = frequencies("uniform", 32, "analytic", draws=2000, top_k=1).reshape(toy.V, toy.V)
+    square = P0.reshape(toy.V, toy.V)
+    assert ((found > 0) == (square == square.max(0)) & (square == square.max(1)[:, None])).all()
 
 
 def unmasking_rate(precision, steps):
@@ -328,7 +338,7 @@ def test_first_hitting_is_refused_where_tokens_change_more_than_once():
 )
 def test_the_most_that_truncation_allows(options, shares):
     log_score = jnp.array([[[-50.0, -49.0, -jnp.inf, 0.0]]])
-    found = Truncation(**options).of_score(log_score, jnp.array([[3]]))[0, 0]
+    found = Absorbing(3).narrow(Truncation(**options).log_probs, jnp.array([[3]]), log_score, 1.0)[0][0, 0]
     np.testing.assert_allclose(np.exp(found), [*np.multiply(shares, np.exp(-49) + np.exp(-50)), 0, 1], rtol=1e-4)
 
 

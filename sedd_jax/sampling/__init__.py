@@ -26,7 +26,8 @@ from sedd_jax.typing import Clamp, PRNGKey, Scalar, ScoreFn, Tokens
 
 class Sample(NamedTuple):
     """changed: the step (from 1) at which each position got its token, 0 for given ones. calls: network evaluations.
-    clipped: fraction of the (position, step) pairs whose transition had a negative probability, set to zero.
+    clipped: fraction of the (position, step) pairs whose transition had a negative probability, set to zero, or where
+        a distribution to narrow had some, see `rates.Graph.narrow`.
     failed: the first step at which a position had no scores to draw from: see `require_sound`; 0 for none."""
 
     tokens: Tokens

@@ -13,7 +13,7 @@ from sedd_jax.categorical import fine_uniform, quantile, truncated, usable
 from sedd_jax.network import Index, Network, for_chunks, pick, put
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
-from sedd_jax.sampling.sampler import Sampler, grid_time
+from sedd_jax.sampling.sampler import Sampler, Truncation, grid_time
 from sedd_jax.typing import Clamp, Mask, PerSequence, Scalar, Tokens
 
 Keys = Key[Array, " b"]
@@ -152,21 +152,26 @@ class Process:
         length = x.shape[1]
         uniform = jax.vmap(lambda key: fine_uniform(key, (length, 2)))(keys)
 
-        def positions(evaluation: Evaluation, index: Index) -> Positions:
+        def positions(evaluation: Evaluation, index: Index) -> tuple[Positions, Mask]:
             here = pick(evaluation.x, index)[:, None]
             sigma = evaluation.sigma.at[index // length].get(mode="clip")
             log_score = self.network.log_score(head, pick(evaluation.features, index)[:, None], here, sigma)
-            return Positions(here, self.sampler.truncation.of_score(log_score, here), sigma[:, None])
+            clipped, truncation = jnp.zeros_like(here, bool), self.sampler.truncation
+            if truncation != Truncation():
+                log_score, clipped = self.graph.narrow(truncation.log_probs, here, log_score, sigma[:, None])
+            return Positions(here, log_score, sigma[:, None]), clipped
 
         def chunk(index, carry):
-            transition = probs(*(positions(evaluation, index) for evaluation in at))[:, 0]
+            evaluations, clipped = zip(*(positions(evaluation, index) for evaluation in at), strict=True)
+            transition = probs(*evaluations)[:, 0]
             weights = jnp.maximum(transition, 0)
             if self.sampler.precision == "exact":
                 tokens = quantile(pick(uniform, index), weights)
             else:
                 sequence_keys = keys.at[index // length].get(mode="clip")
                 tokens = jax.vmap(truncated)(jax.vmap(jax.random.fold_in)(sequence_keys, index % length), weights)
-            results = tokens, jnp.any(transition < 0, axis=-1), ~usable(weights)
+            clipped = jnp.any(transition < 0, axis=-1) | jnp.any(jnp.stack(clipped), axis=0)[:, 0]
+            results = tokens, clipped, ~usable(weights)
             return tuple(put(values, index, new) for values, new in zip(carry, results, strict=True))
 
         nowhere = jnp.zeros_like(active)

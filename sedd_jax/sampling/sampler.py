@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from sedd_jax.errors import InputError
 from sedd_jax.rates import Absorbing, Graph
@@ -33,7 +33,8 @@ def grid_time(grid: str, progress: Scalar) -> Scalar:
 class Truncation:
     """A narrower distribution than the model's. Samples follow no process with a reported likelihood, at lower entropy.
 
-    temperature: the ratios are raised to 1 / temperature. top_k: only the k likeliest tokens, 0 for all. top_p: only
+    What is narrowed is a position's distribution given the others, see `rates.Graph.narrow`. temperature: probabilities
+    are raised to 1 / temperature. top_k: only the k likeliest tokens, 0 for all. top_p: only
     the likeliest tokens with this share of the mass together (Holtzman et al., arXiv 1904.09751). In this order.
     Raises InputError for a value out of range.
     """
@@ -62,15 +63,6 @@ class Truncation:
             least = jnp.min(ranked, axis=-1, keepdims=True, initial=jnp.inf, where=mass_above < self.top_p)
             log_p = jax.nn.log_softmax(jnp.where(log_p >= least, log_p, -jnp.inf))
         return log_p
-
-    def of_score(self, log_score: Float[Array, "*shape n"], x: Int[Array, "*shape"]) -> Float[Array, "*shape n"]:
-        """Truncated log-scores. The sum of scores at y != x stays, so that positions move at the same total rate."""
-        if self == Truncation():
-            return log_score
-        other = jnp.arange(log_score.shape[-1]) != x[..., None]
-        before = jnp.where(other, log_score, -jnp.inf)
-        total = jax.nn.logsumexp(before, axis=-1, keepdims=True)
-        return jnp.where(other, self.log_probs(before) + total, log_score)
 
 
 @dataclass(frozen=True)
