@@ -1,12 +1,13 @@
-"""Weights of the PyTorch implementation of SEDD into a workdir, and back.
+"""Weights of the PyTorch implementations of SEDD and its family into a workdir, and back.
 
-    python -m sedd_jax.convert --from=official --input=louaaron/sedd-small --output=DIR --tokenizer_path=GPT2
+    python -m sedd_jax.convert --from=auto --input=louaaron/sedd-small --output=DIR --tokenizer_path=GPT2
     python -m sedd_jax.convert --to=official --input=WORKDIR --output=DIR [--format=torch]
 
 --from reads a Hugging Face folder (config.json with model.safetensors or pytorch_model.bin, whole or in shards), such a
-folder on the hub, or a run of the official code (checkpoint.pth and .hydra/config.yaml), whose averaged weights it
-takes. It needs no torch and runs no code of a file. `evaluate --data=..` and `sample` accept the new workdir.
---to writes the averaged weights of a workdir as a Hugging Face folder. One JSON line on stdout.
+folder on the hub, or a training run (checkpoint.pth or Lightning's .ckpt, and .hydra/config.yaml), whose averaged
+weights it takes: of SEDD ('official' is the same), MDLM, RADD, Duo, UDLM or GIDD; see docs/family.md. It needs no torch
+and runs no code of a file. `evaluate --data=..`, `sample`, `frontier`, `judge` and `compare` accept the new workdir.
+--to writes the averaged weights of a workdir as a Hugging Face folder of SEDD. One JSON line on stdout.
 """
 
 from typing import Any
@@ -21,16 +22,18 @@ from sedd_jax.data import tokenizers
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.files import check_free, new_directory
-from sedd_jax.interop import load_official, save_official
+from sedd_jax.interop import load, save_official
+from sedd_jax.interop.official_config import FAMILIES
 from sedd_jax.interop.official_files import FORMATS
 from sedd_jax.training.experiment import load_trained
 from sedd_jax.training.workdir import write_workdir
 
-flags.DEFINE_enum("from", None, ["official"], "Whose weights to read.")
+flags.DEFINE_enum("from", None, ["auto", "official", *FAMILIES], "Whose weights to read; auto: as their config says.")
 flags.DEFINE_enum("to", None, ["official"], "Whose layout to write.")
 cli.define_path("input", "Folder, file or id on the hub (--from); directory of a trained model (--to).")
 cli.define_path("output", "New directory to write.")
 cli.define_path("model_config", "config.json or .hydra/config.yaml of the input, if not beside the weights.")
+flags.DEFINE_string("revision", None, "Commit, branch or tag of --input on the hub, by default the newest.")
 flags.DEFINE_string("tokenizer", "gpt2", "Kind of the tokenizer that the model was trained with.")
 cli.define_path("tokenizer_path", "Its file or directory.")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the matrix products in evaluate and sample.")
@@ -41,14 +44,17 @@ def main() -> dict[str, Any]:
     values = flags.FLAGS
     reading, writing = values["from"].value, values["to"].value
     if (reading is None) == (writing is None):
-        raise InputError("give one of --from=official and --to=official; see --help")
+        raise InputError("give one of --from=auto and --to=official; see --help")
     source, output = cli.required("input"), check_free(cli.required("output"))
     if reading:
-        params, config = load_official(source, config_file=values.model_config)
+        family = "sedd" if reading == "official" else reading
+        params, config = load(source, family=family, config_file=values.model_config, revision=values.revision)
         tokenizer = tokenizers.make(values.tokenizer, path=values.tokenizer_path)
         config.data.tokenizer, config.model.dtype = values.tokenizer, values.dtype
         with new_directory(output) as folder:
             write_workdir(folder, params, config, tokenizer)
+        if padding := config.graph.get("padding"):
+            say(f"the model has {padding} state{'s' * (padding > 1)} without text, shown as <|{tokenizer.vocab_size}|>")
         step = config.train.get("steps", 0)
     else:
         trained = load_trained(epath.Path(source), log=say)

@@ -1,5 +1,5 @@
 """Weights of other implementations."""
 
-from sedd_jax.interop.official_files import load_official, save_official
+from sedd_jax.interop.official_files import load, load_official, save_official
 
-__all__ = ["load_official", "save_official"]
+__all__ = ["load", "load_official", "save_official"]

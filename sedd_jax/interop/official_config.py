@@ -1,4 +1,4 @@
-"""The config of the PyTorch implementation of SEDD as one of ours, and back.
+"""The configs of the PyTorch implementations of SEDD and its family as ours, and SEDD's back.
 
 Hydra composes theirs. A run saves it as `.hydra/config.yaml`, a published model as `config.json`.
 """
@@ -17,10 +17,28 @@ from sedd_jax import noise
 from sedd_jax.config import build
 from sedd_jax.errors import InputError
 
-_GRAPHS = {"absorb": "absorbing", "uniform": "uniform"}
+# Graph, parametrisation, and whether the network takes a noise level unless the config has `time_conditioning`. SEDD's
+# config says it itself.
+_LAWS = {
+    "mdlm": ("absorbing", "mean", False),
+    "radd": ("absorbing", "mean", False),
+    "duo": ("uniform", "plugin", True),
+    "udlm": ("uniform", "plugin", True),
+    "gidd": ("absorbing", "mean", True),
+}
+FAMILIES = ("sedd", *_LAWS)
+_GRAPHS = {"absorb": "absorbing", "uniform": "uniform", "simplex": "uniform"}
 _SIZES = {"num_layers": "n_blocks", "dim": "hidden_size", "num_heads": "n_heads", "cond_dim": "cond_dim"}
+_NESTED = {ours: f"model.{theirs}" for ours, theirs in _SIZES.items()} | {"length": "model.length"}
+_FLAT = _SIZES | {"dim": "hidden_dim", "length": "model_length"}
+_GIDD = {"num_layers": "num_hidden_layers", "dim": "hidden_size", "num_heads": "num_attention_heads"}
+_GIDD |= {"cond_dim": "timestep_cond_dim", "length": "max_seq_len"}
+# What a config calls itself: `model_type`, `algo.name`, or `diffusion` and `parameterization`.
+_ALIASES = {"bd3lm": "mdlm", "absorbing_state subs": "mdlm", "uniform d3pm": "udlm"}
+_ALIASES |= {"duo_base": "duo", "distillation": "duo"}
 # Our fields of `model` that the official implementation has no option for, and what it does.
-_FIXED = {"mlp_ratio": 4, "parametrisation": "score", "time_conditioning": True}
+_FIXED = {"mlp_ratio": 4, "parametrisation": "score", "time_conditioning": True, "time_input": "sigma"}
+_FIXED |= {"qkv_bias": False}
 
 
 class _Loader(yaml.SafeLoader):
@@ -30,8 +48,8 @@ class _Loader(yaml.SafeLoader):
         raise yaml.YAMLError("it has an alias, which is not supported")
 
 
-def read(path: Path) -> ConfigDict:
-    """Our config from a file of theirs, JSON or YAML; see `from_official_config`. Raises InputError."""
+def read(path: Path, family: str = "auto") -> tuple[str, ConfigDict]:
+    """(family, our config) from a file of theirs, JSON or YAML; see `from_official_config`. Raises InputError."""
     try:
         with path.open("rb") as file:
             text = file.read(1 << 18).decode("utf-8-sig")
@@ -46,26 +64,52 @@ def read(path: Path) -> ConfigDict:
     except Exception as error:
         raise InputError(f"{path} is not a config ({' '.join(str(error).split())[:100]}); get a sound copy") from error
     try:
-        return from_official_config(config)
+        found = family_of(config)
+        if family == "auto" and found is None:
+            raise InputError(f"it names no family that is known; say with --from which of {', '.join(FAMILIES)} it is")
+        if family not in ("auto", found or family):
+            raise InputError(f"it is of the family {found!r}, and not {family!r}; give --from={found}")
+        family = found if family == "auto" else family
+        return family, from_official_config(config, family)
     except ValueError as error:  # an InputError, or an integer of more digits than Python prints
         raise InputError(f"{path}: {error}") from error
 
 
-def from_official_config(official: Mapping[str, Any]) -> ConfigDict:
+def _get(official: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """A field by its dotted name."""
+    value: Any = official
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
+    return value
+
+
+def family_of(official: Mapping[str, Any]) -> str | None:
+    """Whose config this is: one of FAMILIES, or None if nothing says."""
+    text = lambda name: str(_get(official, name) or "").lower()  # noqa: E731
+    if text("model.type") == "ddit_wot" or text("model.name").endswith("radd"):
+        return "radd"
+    if _get(official, "graph.type") is not None:
+        return "sedd"
+    if text("model_type") == "dit" and "p_uniform" in official:
+        return "gidd"
+    kind = text("model_type") or text("algo.name") or f"{text('diffusion')} {text('parameterization')}"
+    return kind if kind in _LAWS else _ALIASES.get(kind)
+
+
+def from_official_config(official: Mapping[str, Any], family: str = "sedd") -> ConfigDict:
     """A config with all our sections. Defaults stand for fields that do not matter to a trained model.
 
-    `data` has the length and the vocabulary (without MASK), and no corpus. Raises InputError for a field that is
-    missing, of another type, or asks for what is not implemented here.
+    family: one of FAMILIES. `data` has the length and, if the config has it, the vocabulary (without MASK), and no
+    corpus. Raises InputError for a field that is missing, of another type, or asks for what is not implemented here.
     """
 
     def field(name: str, kind: type | tuple[type, ...]) -> Any:
-        value: Any = official
-        for part in name.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                raise InputError(f"{name} is missing; this is not the config of a SEDD model")
-            value = value[part]
+        if (value := _get(official, name, ...)) is ...:
+            raise InputError(f"{name} is missing; this is not the config of such a model")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise InputError(f"{name}={reprlib.repr(value)} has the wrong type; this is not the config of a SEDD model")
+            raise InputError(f"{name}={reprlib.repr(value)} has the wrong type; this is not the config of such a model")
         return value
 
     def size(name: str) -> int:
@@ -83,20 +127,46 @@ def from_official_config(official: Mapping[str, Any]) -> ConfigDict:
         except (ValueError, OverflowError) as error:
             raise InputError(f"{name}={reprlib.repr(value)} is not a number") from error
 
-    graph, schedule = field("graph.type", str), field("noise.type", str)
-    if graph not in _GRAPHS:
+    def first(*names: str) -> str | None:
+        return next((name for name in names if _get(official, name) is not None), None)
+
+    law = _LAWS.get(family)
+    if law is None and (graph := field("graph.type", str)) not in _GRAPHS:
         raise InputError(f"graph.type={graph!r} is unknown here; choose one of {', '.join(map(repr, _GRAPHS))}")
-    names = ("sigma_min", "sigma_max") if schedule == "geometric" else ()
-    model = {ours: size(f"model.{theirs}") for ours, theirs in _SIZES.items()}
-    scale_by_sigma = field("model.scale_by_sigma", bool)
-    if scale_by_sigma and graph != "absorb":
-        raise InputError("model.scale_by_sigma=True goes with graph.type='absorb' alone")
-    model |= {"dropout": level("model.dropout"), "scale_by_sigma": scale_by_sigma, "attention": "auto"}
+    kind = law[0] if law else _GRAPHS[graph]
+    nested = law is None or first("model") is not None
+    schedule = field("noise.type", str).replace("-", "") if nested else "loglinear"
+    names = {name: f"noise.{name}" for name in ("sigma_min", "sigma_max")} if schedule == "geometric" else {}
+    if law and schedule == "loglinear" and (eps := first("t_eps", "noise.eps")):
+        names = {"eps": eps}
+    model = {ours: size(name) for ours, name in (_NESTED if nested else _GIDD if family == "gidd" else _FLAT).items()}
+    data = {"length": model.pop("length")}
+    if nested and (law is None or first("tokens")):
+        data["vocab_size"] = size("tokens")
+    elif not nested:
+        data["vocab_size"] = size("vocab_size") - (kind == "absorbing")
+    if law is None:
+        model |= {"dropout": level("model.dropout"), "scale_by_sigma": field("model.scale_by_sigma", bool)}
+        if model["scale_by_sigma"] and kind != "absorbing":
+            raise InputError("model.scale_by_sigma=True goes with graph.type='absorb' alone")
+    else:
+        conditioning = first("time_conditioning", "algo.time_conditioning")
+        conditioned = field(conditioning, bool) if conditioning and family != "gidd" else law[2]
+        model |= {"parametrisation": law[1], "time_conditioning": conditioned, "qkv_bias": not conditioned}
+        model |= {"time_input": "t" if family == "gidd" else "sigma"}
+        if dropout := first("dropout", "model.dropout"):
+            model["dropout"] = level(dropout)
+        if (block := _get(official, "block_size") or data["length"]) != data["length"]:
+            raise InputError(f"block_size={reprlib.repr(block)}: attention by blocks (BD3LM) is not supported")
+        if causal := next((name for name in ("causal", "algo.causal_attention") if _get(official, name)), None):
+            raise InputError(f"{causal}=True: causal networks of this family are not supported")
+        if first("p_uniform") and level("p_uniform") != 0:
+            raise InputError(f"p_uniform={official['p_uniform']}: masks and uniform noise at once are not supported")
     config = ConfigDict({section: {} for section in ("optim", "train", "mesh", "eval", "sampling")})
-    config.graph = {"kind": _GRAPHS[graph]}
-    config.noise = {"kind": schedule} | {name: level(f"noise.{name}") for name in names}
-    config.model = model
-    config.data = {"length": size("model.length"), "vocab_size": size("tokens")}
+    config.graph = {"kind": kind}
+    config.noise = {"kind": schedule} | {ours: level(theirs) for ours, theirs in names.items()}
+    config.model = model | {"attention": "auto"}
+    config.data = data
     build(noise.make, "noise", config)
     return config
 

@@ -13,12 +13,13 @@ from sedd_jax.errors import InputError, explained
 from sedd_jax.files import read_json
 
 
-def download(name: str, patterns: Sequence[str]) -> Path:
-    """The folder with these files of the hub's model `name`. Raises InputError if they cannot be had."""
+def download(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+    """The folder with these files of the hub's model `name`, by default of its newest revision. Raises InputError if
+    they cannot be had."""
     from huggingface_hub import snapshot_download  # here, since it is slow to import
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     # An absent model, no network, no permission, a full disk: some ten types, of three libraries.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]

@@ -98,7 +98,8 @@ def load(path: Path) -> TorchFile:
     if len(data) > 1 << 23:
         raise InputError(f"{path}: its pickle is longer than 8 MiB, which weights do not need")
     try:
-        return TorchFile(path, roots[0], _Reader(io.BytesIO(data)).load())
+        reader = _LightningReader if b"state_dict" in data else _Reader
+        return TorchFile(path, roots[0], reader(io.BytesIO(data)).load())
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     # A damaged program can fail in any way: too few values on the stack, or values of another kind.
@@ -126,6 +127,15 @@ _NAMES = {f"torch.{kind}Storage": np.dtype(dtype) for kind, dtype in _DTYPES.ite
 _OPCODES = """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE
 SHORT_BINUNICODE BINUNICODE8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT BINPUT
 LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BINPERSID"""
+
+
+class Opaque:
+    """Stands for a class that is not known here, and for its objects. It drops what it is given."""
+
+    def __call__(self, *_: Any) -> "Opaque":
+        return self
+
+    append = extend = update = __call__
 
 
 class _Opcodes(dict):
@@ -161,7 +171,7 @@ class _Reader(pickle._Unpickler):
     def load_build(self) -> None:
         # Torch keeps versions of its modules in an attribute of the dict of weights.
         self.stack.pop()
-        if not isinstance(self.stack[-1], dict):
+        if not isinstance(self.stack[-1], dict | Opaque):
             raise TypeError("a state of something else than a dict")
 
     def load_setitem(self) -> None:
@@ -179,6 +189,27 @@ class _Reader(pickle._Unpickler):
     _codes = [getattr(pickle, name)[0] for name in _OPCODES.split()]
     dispatch = _Opcodes((code, pickle._Unpickler.dispatch[code]) for code in _codes)
     dispatch |= {pickle.BUILD[0]: load_build, pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
+
+
+class _LightningReader(_Reader):
+    """For Lightning's checkpoints, with objects of any classes beside the weights (`hyper_parameters`): unknown names
+    stand for `Opaque`, so that nothing is imported or called. Items of dicts with other keys are dropped."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _NAMES.get(f"{module}.{name}", Opaque())
+
+    def update(self, items: list[Any]) -> None:
+        pairs = zip(items[::2], items[1::2], strict=True)
+        super().update([part for pair in pairs if isinstance(pair[0], str | int) for part in pair])
+
+    def load_newobj(self) -> None:
+        if not isinstance(self.stack.pop(-2), Opaque):
+            raise TypeError("an object of something else than a class")
+        self.stack[-1] = Opaque()
+
+    _codes = [getattr(pickle, name)[0] for name in ("POP", "POP_MARK", "BINBYTES", "SHORT_BINBYTES")]
+    dispatch = _Opcodes(_Reader.dispatch | {code: pickle._Unpickler.dispatch[code] for code in _codes})
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
 
 
 @contextlib.contextmanager
