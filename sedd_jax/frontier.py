@@ -1,10 +1,10 @@
 """Quality of samples against their cost: python -m sedd_jax.frontier --workdir=DIR [--methods=.. --steps=.. ...]
 
 Generates --num texts by each of --methods, with each number of --steps, at each of --temperatures, and reports how
-likely a judge finds them (--judge: a GPT-2, or the workdir of an AR baseline), how diverse they are, and what they
-cost. Without a judge, the figure is the model's own bound: how likely the model finds its samples. That says nothing
-about the data. Writes results.{json,csv,md,png} into --output, and every point with its texts into points/ there. The
-same command continues where it stopped, and longer lists add points.
+likely a judge finds them (--judge: a GPT-2, a GGUF file, or the workdir of an AR baseline), how diverse they are, and
+what they cost; with --references also MAUVE. Without a judge, the figure is the model's own bound: how likely the model
+finds its samples. That says nothing about the data. Writes results.{json,csv,md,png} into --output, and every point
+with its texts into points/ there. The same command continues where it stopped, and longer lists add points.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from sedd_jax.data.packing import chunks
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.evaluation import ledger, perplexity, quality, tables
-from sedd_jax.evaluation.judging import judge_samples, load_judge
+from sedd_jax.evaluation.judging import judge_samples, load_judge, make_mauve, read_samples
 from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE
 from sedd_jax.training.experiment import EvalOptions, SamplingOptions, Trained, load_trained
@@ -55,8 +55,9 @@ flags.DEFINE_list("steps", ["8", "16", "32", "64", "128"], "Numbers of reverse s
 flags.DEFINE_list("temperatures", ["1"], "Below 1 narrows the distribution, a bias.")
 flags.DEFINE_integer("num", 16, "Texts per point.", lower_bound=1, upper_bound=MOST)
 flags.DEFINE_integer("batch_size", 16, "Texts per network call; the texts do not depend on it.", lower_bound=1)
-cli.define_path("judge", "Folder or hub id of a GPT-2, or the workdir of an AR baseline.")
+cli.define_path("judge", "Folder or hub id of a GPT-2, a GGUF file, or the workdir of an AR baseline.")
 cli.define_path("tokenizer_path", "Folder of GPT-2's vocabulary; by default that of --judge.")
+cli.define_path("references", "File of real texts, JSON lines with a field 'text', for MAUVE by the --judge.")
 flags.DEFINE_integer(
     "num_times", 128, "Noise levels per text for the bound, without a judge.", lower_bound=2, upper_bound=MOST
 )
@@ -88,8 +89,16 @@ def make_measure(trained: Trained, values: flags.FlagValues) -> Callable[[TokenR
     model's. Raises InputError as `load_judge` does."""
     if values.judge is not None:
         judge = load_judge(values.judge, values.tokenizer_path, flag="judge", mesh=values.mesh)
-        decode = trained.tokenizer.decode
-        return lambda tokens: judge_samples(judge, list(map(decode, tokens.tolist())), values.batch_size)
+        references = values.references and read_samples(epath.Path(values.references), flag="references")
+        mauve = make_mauve(judge, references, values.batch_size) if references else lambda texts: {}
+
+        def judged(tokens):
+            texts = list(map(trained.tokenizer.decode, tokens.tolist()))
+            return judge_samples(judge, texts, values.batch_size) | mauve(texts)
+
+        return judged
+    if values.references:
+        raise InputError(f"--references={values.references} needs a --judge, whose hidden states MAUVE takes")
     options = EvalOptions(num_times=values.num_times, batch_size=min(values.batch_size, values.num))
 
     def measure(tokens):
@@ -133,6 +142,7 @@ def main() -> dict[str, Any]:
     # The options that all points share are part of the setting.
     shared = sorted(dataclasses.asdict(experiment.sampling).items())
     setting = {"weights": trained.fingerprint, "judge": values.judge, "num": values.num, "seed": values.seed}
+    setting["references"], more = values.references, ["mauve"] if values.references else []
     setting |= {name: value for name, value in shared if name not in (*FIELDS, "num", "rows")}
     setting |= {} if values.judge else {"num_times": values.num_times}
     generators: dict[SamplingOptions, Generator] = {}
@@ -152,7 +162,7 @@ def main() -> dict[str, Any]:
             )
         figures = measure(tokens) | costs
         figures |= {f"bits_per_token{end}": figures[f"nats_per_token{end}"] / np.log(2) for end in ("", "_stderr")}
-        line = fields | {name: figures.get(name) for name in (*MEASURED, *COSTS)}
+        line = fields | {name: figures.get(name) for name in (*MEASURED, *more, *COSTS)}
         return {"row": cli.to_json(line), "texts": [trained.tokenizer.decode(ids) for ids in tokens.tolist()]}
 
     measured_by = "the model's own bound" if values.judge is None else f"the judge {epath.Path(values.judge).name}"
@@ -164,7 +174,7 @@ def main() -> dict[str, Any]:
             parts = [value for value in fields.values() if value is not None]
             name = "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in parts)
             table.append(held.entry(name, partial(compute, options, fields))["row"])
-        text = tables.markdown(table, COLUMNS)
+        text = tables.markdown(table, COLUMNS | {name.upper(): tables.number(name, ".3f") for name in more})
         tables.write(output, table, text)
         plot(output / "results.png", table, measured_by)
     say(text)

@@ -2,7 +2,7 @@
 
 FILE holds samples as `python -m sedd_jax.sample --output=FILE` writes them (JSON lines with a field 'text'), or as it
 prints them. FOLDER is a GPT-2 (Hugging Face's config.json, model.safetensors and vocabulary, or an id on the hub such
-as openai-community/gpt2-large), or the workdir of an AR baseline.
+as openai-community/gpt2-large), a GGUF file of a LLaMA-shaped model, or the workdir of an AR baseline.
 Figures are per token of the judge, and of each sample only the tokens that the judge reads at once count. The first
 token of a sample is not judged, as in the papers that quote GPT-2's perplexity. Read generative perplexity beside the
 entropy and the distinct n-grams: repetitive text is likely text.
@@ -17,12 +17,12 @@ from absl import flags
 from etils import epath
 
 from sedd_jax import cli
-from sedd_jax.evaluation.judging import judge_samples, load_judge, mauve, read_samples
+from sedd_jax.evaluation.judging import judge_samples, load_judge, make_mauve, read_samples
 from sedd_jax.files import write_atomically
 from sedd_jax.training.options import MOST
 
 cli.define_path("samples", "File of samples: JSON lines, or the output of `sample`.")
-cli.define_path("model", "Folder or hub id of a GPT-2, or the workdir of an AR baseline.")
+cli.define_path("model", "Folder or hub id of a GPT-2, a GGUF file, or the workdir of an AR baseline.")
 cli.define_path("tokenizer_path", "Folder of GPT-2's vocabulary; by default that of --model.")
 cli.define_path("references", "File of real texts, like --samples, for MAUVE.")
 flags.DEFINE_integer("batch_size", 8, "Samples per network call.", lower_bound=1, upper_bound=MOST)
@@ -37,7 +37,7 @@ def main() -> dict[str, Any]:
     judge = load_judge(cli.required("model"), values.tokenizer_path, mesh=values.mesh)
     result = judge_samples(judge, texts, values.batch_size) | {"model": values.model}
     if references:
-        result |= mauve(judge, texts, references, values.batch_size)
+        result |= make_mauve(judge, references, values.batch_size)(texts)
     if values.output:
         write_atomically(values.output, json.dumps(cli.to_json(result)) + "\n")
     return result

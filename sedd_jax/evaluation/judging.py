@@ -1,6 +1,7 @@
 """Samples in a file, a judge, and its figures of the samples: all in the judge's tokens."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from sedd_jax.devices.sharding import map_batches
 from sedd_jax.errors import InputError, require_finite
 from sedd_jax.evaluation import quality
 from sedd_jax.files import read_text
-from sedd_jax.interop import gpt2
+from sedd_jax.interop import causal, gpt2, llama
 from sedd_jax.training.experiment import load_trained
 from sedd_jax.transformer import attention
 
@@ -64,39 +65,49 @@ def _judged(tokens: jax.Array, lengths: jax.Array) -> jax.Array:
 def load_judge(
     name: str, tokenizer_path: str | None = None, *, flag: str = "model", mesh: Mapping[str, int] | None = None
 ) -> Judge:
-    """A GPT-2 by its folder or hub id, or the AR baseline of a workdir. Raises InputError for anything else, a model
-    without an exact likelihood, or a vocabulary that does not fit the model. flag: that gave the name.
+    """A GGUF file, a GPT-2 by its folder or hub id, or the AR baseline of a workdir. Raises InputError for anything
+    else, a model without an exact likelihood, or a vocabulary that does not fit the model. flag: that gave the name.
 
-    mesh: as in `load_trained`; by default a GPT-2 is split over all devices by `fsdp`.
+    mesh: as in `load_trained`; by default models of others are split over all devices by `fsdp`.
     """
     if (epath.Path(name) / "checkpoints").exists():
         trained = load_trained(epath.Path(name), log=say, mesh=mesh)
         if not trained.experiment.model.causal:
-            raise InputError(f"--{flag}={name} holds a diffusion model, which gives no exact likelihood; give a GPT-2")
+            raise InputError(f"--{flag}={name} holds a diffusion model, which gives no exact likelihood; give another")
         experiment = trained.experiment
         score = lambda params, x, lengths: nats(experiment.network(params), x, _judged(x, lengths))  # noqa: E731
         score = jax.jit(score, out_shardings=sharding.replicated(experiment.mesh))
         return Judge(trained.tokenizer, trained.config.data.length, experiment.mesh, partial(score, trained.params))
-    params, config, folder = gpt2.load(name)
-    vocabulary = epath.Path(tokenizer_path or folder)
-    alone = (vocabulary / "tokenizer.json").exists() and not (vocabulary / "vocab.json").exists()
-    tokenizer = tokenizers.make("huggingface" if alone else "gpt2", path=str(vocabulary))
-    if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(
-            f"the vocabulary in {vocabulary} has {tokenizer.vocab_size} tokens, --{flag}={name} only "
-            f"{config.vocab_size}; give its own with --tokenizer_path"
-        )
+    if name.endswith(".gguf") or os.path.exists(name) and not os.path.isdir(name):
+        if tokenizer_path:
+            raise InputError(f"--{flag}={name} holds its tokenizer; leave --tokenizer_path={tokenizer_path} out")
+        (params, config, tokenizer), hidden = llama.load(name), llama.hidden
+    else:
+        (params, config, folder), hidden = gpt2.load(name), gpt2.hidden
+        tokenizer = _gpt2_tokenizer(epath.Path(tokenizer_path or folder), config.vocab_size, f"--{flag}={name}")
     devices = sharding.make_mesh(**mesh) if mesh else sharding.fitting_mesh(data=1, fsdp=-1)
-    params = jax.tree.map(sharding.place, params, gpt2.places(params, devices))
+    params = jax.tree.map(sharding.place, params, causal.places(params, devices))
 
     def score(params, tokens, lengths):
-        return nats(gpt2.network(params, config, devices), tokens, _judged(tokens, lengths), shift=1)
+        network = causal.network(params, lambda tokens: hidden(params, config, tokens), devices)
+        return nats(network, tokens, _judged(tokens, lengths), shift=1)
 
     def features(params, tokens, lengths):
-        return gpt2.hidden(params, config, tokens)[jnp.arange(len(tokens)), lengths - 1]
+        return hidden(params, config, tokens)[jnp.arange(len(tokens)), lengths - 1]
 
     jitted = (jax.jit(function, out_shardings=sharding.replicated(devices)) for function in (score, features))
     return Judge(tokenizer, config.n_positions, devices, *(partial(function, params) for function in jitted))
+
+
+def _gpt2_tokenizer(folder: epath.Path, most: int, name: str) -> Tokenizer:
+    alone = (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists()
+    tokenizer = tokenizers.make("huggingface" if alone else "gpt2", path=str(folder))
+    if tokenizer.vocab_size > most:
+        raise InputError(
+            f"the vocabulary in {folder} has {tokenizer.vocab_size} tokens, {name} only {most}; give its own with "
+            "--tokenizer_path"
+        )
+    return tokenizer
 
 
 def read_samples(path: epath.Path, *, flag: str = "samples") -> list[str]:
@@ -152,8 +163,8 @@ def judge_samples(judge: Judge, texts: list[str], batch_size: int) -> dict[str, 
     }
 
 
-def mauve(judge: Judge, texts: list[str], references: list[str], batch_size: int) -> dict[str, Any]:
-    """How close the distribution of the texts is to that of the references, from 0 to 1 (MAUVE, Pillutla et al. 2021,
+def make_mauve(judge: Judge, references: list[str], batch_size: int) -> Callable[[list[str]], dict[str, Any]]:
+    """Texts -> how close their distribution is to that of the references, from 0 to 1 (MAUVE, Pillutla et al. 2021,
     arXiv 2102.01454), by the authors' library from the judge's last hidden states at the last token of each text.
 
     Raises InputError if the library is not installed, or the judge has no such states.
@@ -163,14 +174,20 @@ def mauve(judge: Judge, texts: list[str], references: list[str], batch_size: int
     except ImportError as error:
         raise InputError(f"--references needs the extra 'mauve' ({error}): pip install 'sedd_jax[mauve]'") from error
     if judge.features is None:
-        raise InputError("--references needs a GPT-2 as the judge: MAUVE is defined by its hidden states")
+        raise InputError("--references needs a GPT-2 or a GGUF file as the judge: MAUVE takes its hidden states")
 
     def features(texts: list[str], name: str) -> np.ndarray:
         samples = [ids for text in texts if len(ids := encode(text, judge.tokenizer)[: judge.length])]
         if len(samples) < 2:
             raise InputError(f"MAUVE compares distributions: {len(samples)} of the {name} have text; give many")
-        states = judge.read(judge.features, samples, min(batch_size, len(texts)), f"reading {name}")
+        states = judge.read(judge.features, samples, min(batch_size, len(samples)), f"reading {name}")
         return require_finite(states, f"hidden states of {name}")
 
-    score = compute_mauve(features(texts, "samples"), features(references, "references"), verbose=False)
-    return {"mauve": float(score.mauve), "mauve_clusters": int(score.num_buckets), "num_references": len(references)}
+    held = features(references, "references")
+
+    def mauve(texts: list[str]) -> dict[str, Any]:
+        found = compute_mauve(features(texts, "samples"), held, verbose=False)
+        clusters = int(found.num_buckets)
+        return {"mauve": float(found.mauve), "mauve_clusters": clusters, "num_references": len(references)}
+
+    return mauve

@@ -7,21 +7,19 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.devices.sharding import constrain, on_shards, spec
+from sedd_jax.devices.sharding import constrain
 from sedd_jax.errors import InputError
 from sedd_jax.files import read_json
+from sedd_jax.interop.causal import gathered, look_up, product
 from sedd_jax.interop.sources import check_finite, download, read_safetensors, without_prefixes
-from sedd_jax.network import Network
 from sedd_jax.transformer import attention
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -51,9 +49,6 @@ class Config:
 def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
     """The input of the head: activations after the last normalisation. L is at most n_positions."""
 
-    def gathered(weights):
-        return jax.tree.map(lambda weight: constrain(weight, *[None] * weight.ndim), weights)
-
     def norm(x, weights):
         x, weights = x - x.mean(-1, keepdims=True), gathered(weights)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + config.layer_norm_epsilon)
@@ -61,7 +56,7 @@ def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"])
 
     def linear(x, weights):
         weights = gathered(weights)
-        return x @ weights["weight"] + weights["bias"]
+        return product(x, weights["weight"]) + weights["bias"]
 
     def block(x, weights):
         qkv = linear(norm(x, weights["ln_1"]), weights["attn.c_attn"])
@@ -71,28 +66,9 @@ def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"])
         return constrain(x + linear(h, weights["mlp.c_proj"]), "batch", None, None), None
 
     params = jax.tree.map(jnp.asarray, params)
-    # As in our Transformer, each device looks its columns up.
-    x = constrain(params["wte"][constrain(tokens, "replica", None)], "replica", None, "embed")
-    x = constrain(x + params["wpe"][: tokens.shape[1]], "batch", None, None)
+    x = constrain(look_up(params["wte"], tokens) + params["wpe"][: tokens.shape[1]], "batch", None, None)
     x, _ = jax.lax.scan(block, x, params["blocks"])
     return norm(x, params["ln_f"])
-
-
-def places(params: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Shardings of the weights: all are split along their last axis, which is a multiple of the model width."""
-    axes = lambda leaf: (*[None] * (leaf.ndim - 1), "embed")  # noqa: E731
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf.shape, axes(leaf), mesh)), params)
-
-
-def network(params: Mapping[str, Any], config: Config, mesh: Mesh) -> Network:
-    """log p(tokens[i + 1] | tokens[:i + 1]), not normalised, at [i], by each device for its own sequences."""
-    head = {"head": params.get("lm_head", params["wte"])}
-    return Network(
-        features=lambda tokens, sigma: hidden(params, config, tokens),
-        log_score=lambda head, features, tokens, sigma: features @ head["head"].T,
-        head=head,
-        on_shards=partial(on_shards, places=places(head, mesh), dtype="float32"),
-    )
 
 
 def load(name: str) -> tuple[dict[str, Any], Config, Path]:

@@ -1,0 +1,48 @@
+"""What causal language models of others have in common: float32 weights, gathered where they are used."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
+
+from sedd_jax.devices.sharding import constrain, on_shards, spec
+from sedd_jax.network import Network
+from sedd_jax.transformer.linear import precision
+
+
+def gathered(weights: Any) -> Any:
+    """The same tree, each array whole on every device."""
+    return jax.tree.map(lambda weight: constrain(weight, *[None] * weight.ndim), weights)
+
+
+def product(x: Float[Array, "... i"], weight: Float[Array, "i o"]) -> Float[Array, "... o"]:
+    return jnp.matmul(x, weight, precision=precision(x.dtype))
+
+
+def look_up(table: Float[Array, "n d"], tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+    """As in our Transformer, each device looks its columns up."""
+    return constrain(table[constrain(tokens, "replica", None)], "replica", None, "embed")
+
+
+def places(params: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Shardings of the weights: all are split along their last axis, which is mostly a multiple of the model width."""
+    axes = lambda leaf: (*[None] * (leaf.ndim - 1), "embed")  # noqa: E731
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf.shape, axes(leaf), mesh)), params)
+
+
+def network(params: Mapping[str, Any], hidden: Callable[[Any], Float[Array, "b l d"]], mesh: Mesh) -> Network:
+    """log p(tokens[i + 1] | tokens[:i + 1]), not normalised, at [i], by each device for its own sequences.
+
+    params: the head is `lm_head` [N, D], or without one the embedding `wte`. hidden: tokens [B, L] -> its input.
+    """
+    head = {"head": jnp.asarray(params.get("lm_head", params["wte"]))}
+    return Network(
+        features=lambda tokens, sigma: hidden(tokens),
+        log_score=lambda head, features, tokens, sigma: product(features, head["head"].T),
+        head=head,
+        on_shards=partial(on_shards, places=places(head, mesh), dtype="float32"),
+    )
