@@ -12,8 +12,8 @@ from ml_collections import config_flags
 
 from benchmarks.rounds import medians
 from sedd_jax.rates import Absorbing
-from sedd_jax.sampling import METHODS, Sampler
-from sedd_jax.training.experiment import make_experiment
+from sedd_jax.sampling import METHODS
+from sedd_jax.training.experiment import SamplingOptions, make_experiment
 
 config_flags.DEFINE_config_file("config", "configs/small.py")
 flags.DEFINE_integer("vocab_size", 50_257, "Tokens, without MASK.")
@@ -32,7 +32,7 @@ def main(_):
         free = (jnp.zeros(shape, bool), x)
         forward = jax.jit(lambda params: experiment.score_fn(params)(x, sigma))
         known = [name for name in METHODS if name != "first_hitting" or isinstance(experiment.graph, Absorbing)]
-        draws = {name: experiment.sample_fn(Sampler(method=name)) for name in known}
+        draws = {name: experiment.sample_fn(SamplingOptions(method=name)) for name in known}
         seconds = medians(
             options.repeats,
             forward=lambda: forward(params),

@@ -47,6 +47,7 @@ def get_config(form: str = "") -> ConfigDict:
                 "time_conditioning": True,
                 # 't': the input is 1 - e^-sigma.
                 "time_input": "sigma",
+                "num_classes": 0,  # of data.label_field
                 # None: the absorbing graph's models divide out e^sigma - 1, the uniform graph's do not.
                 "scale_by_sigma": config_dict.placeholder(bool),
                 "qkv_bias": False,
@@ -61,6 +62,10 @@ def get_config(form: str = "") -> ConfigDict:
                 "valid_source": config_dict.placeholder(str),
                 "valid_fraction": 0.01,
                 "text_field": "text",
+                # Of JSON lines; with one of these two a sequence is a record. tail: eot or unknown.
+                "prompt_field": config_dict.placeholder(str),
+                "label_field": config_dict.placeholder(str),
+                "tail": "eot",
                 "separator": config_dict.placeholder(str),
                 "tokenizer": "gpt2",
                 "tokenizer_path": config_dict.placeholder(str),
@@ -108,6 +113,8 @@ def get_config(form: str = "") -> ConfigDict:
                 "top_k": 0,
                 "top_p": 1.0,
                 "precision": "exact",
+                "label": config_dict.placeholder(int),
+                "guidance": 1.0,
             },
         }
     )

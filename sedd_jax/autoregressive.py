@@ -16,7 +16,7 @@ from sedd_jax.categorical import categorical, usable
 from sedd_jax.network import Network, sum_over_positions
 from sedd_jax.sampling import Sample
 from sedd_jax.sampling.sampler import Truncation
-from sedd_jax.score_entropy import Noised
+from sedd_jax.score_entropy import Noised, roles
 from sedd_jax.typing import Clamp, Mask, PerSequence, PRNGKey, Tokens
 
 # (token before [B], position, cache) -> logits [B, V] at position, and the cache with that position added.
@@ -42,8 +42,9 @@ def nats(network: Network, tokens: Tokens, active: Mask, *, shift: int = 0) -> P
 class CrossEntropy:
     """Cross-entropy as a `score_entropy.Objective`: without noise, and with equal weights of all positions."""
 
-    def noised(self, key: PRNGKey, tokens: Tokens) -> Noised:
-        return Noised(tokens, jnp.zeros(len(tokens)), jnp.ones(len(tokens)))
+    def noised(self, key: PRNGKey, tokens: Tokens, given: Mask | None = None, never: Mask | None = None) -> Noised:
+        targets = None if given is None and never is None else roles(tokens, given, never)[0]
+        return Noised(tokens, jnp.zeros(len(tokens)), jnp.ones(len(tokens)), targets)
 
     def contributes(self, x):
         return jnp.ones_like(x, bool)

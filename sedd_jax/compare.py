@@ -13,12 +13,13 @@ from absl import flags
 from etils import epath
 
 from sedd_jax import cli
-from sedd_jax.data.packing import chunks, tokens_per_byte
+from sedd_jax.data.packing import chunks, mean_length, tokens_per_byte
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.evaluation import perplexity
 from sedd_jax.likelihood import standard_errors, summarise
 from sedd_jax.training.experiment import load_trained
+from sedd_jax.typing import as_batch
 
 cli.define_workdir("Directory of a trained model.")
 cli.define_mesh()
@@ -46,7 +47,8 @@ def main() -> dict[str, Any]:
     rate = tokens_per_byte(sequences, one.tokenizer, stream)
     given = {name: values[name].value for name in ("num_times", "batch_size") if values[name].value}
     options = dataclasses.replace(one.experiment.eval, **given)
-    figures: dict[str, Any] = {"num_sequences": len(sequences)}
+    length = mean_length(sequences)
+    figures: dict[str, Any] = {"num_sequences": len(as_batch(sequences).tokens)}
     nats = []
     for name, trained in models.items():
         found = perplexity.bounds(trained, sequences, options, seed=values.seed, name=name)

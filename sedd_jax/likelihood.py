@@ -20,7 +20,7 @@ from sedd_jax.errors import InputError, require_finite
 from sedd_jax.network import Network, as_network, sum_over_positions
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Absorbing, Graph
-from sedd_jax.score_entropy import stratified_times
+from sedd_jax.score_entropy import roles, stratified_times
 from sedd_jax.typing import Mask, PerSequence, PRNGKey, ScoreFn, Tokens
 
 # One for each sequence.
@@ -106,13 +106,6 @@ def bound(
 def _keys(key: PRNGKey, tokens: Tokens, first_index: Int[Array, ""] | int) -> Keys:
     """A key for each sequence."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(len(tokens)))
-
-
-def roles(tokens: Tokens, given: Mask | None, never: Mask | None) -> tuple[Mask, Mask]:
-    """Of `bound`: which positions are asked for, and which are masked throughout."""
-    none = jnp.zeros_like(tokens, bool)
-    given, never = (none if mask is None else jnp.asarray(mask) for mask in (given, never))
-    return ~(given | never), never & ~given
 
 
 def _levels(keys: Keys, index: Any, targets: Mask) -> tuple[Float[Array, "b l"], Int[Array, "b l"]]:
@@ -276,11 +269,12 @@ def standard_errors(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
     return errors[0], max(errors)
 
 
-def summarise(bounds: Estimate, length: int, tokens_per_byte: float | None) -> dict[str, float]:
+def summarise(bounds: Estimate, length: float, tokens_per_byte: float | None) -> dict[str, float]:
     """The figures that papers quote, each with its standard error by `standard_errors` (NaN for a single sequence).
 
     Two more errors of nats per token: `_plain`, as if sequences were independent; `monte_carlo`, of the draws alone.
-    tokens_per_byte: of the text that the sequences were cut from; None where the raw length is not known.
+    length: tokens asked for in a sequence, on average. tokens_per_byte: of the text that the sequences were cut from;
+        None where the raw length is not known.
     Raises TrainingError if they are not finite.
     """
     nats = np.asarray(require_finite(bounds.total, f"nats of {len(bounds.total)} sequences"), np.float64) / length

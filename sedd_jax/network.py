@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.typing import Mask, PerSequence, ScoreFn, Tokens
+from sedd_jax.typing import Mask, PerSequence, Scalar, ScoreFn, Tokens
 
 # Positions of a batch as indices into its B * L; B * L itself stands for none.
 Index = Int[Array, " r"]
@@ -37,6 +37,22 @@ def as_network(score_fn: ScoreFn | Network) -> Network:
     if isinstance(score_fn, Network):
         return score_fn
     return Network(features=score_fn, log_score=lambda head, log_score, tokens, sigma: log_score)
+
+
+def guided(conditional: Network, unconditional: Network, weight: Scalar | float) -> Network:
+    """The scores s(x | label)^weight s(x)^(1 - weight): reverse rates that favour the label more than the model does,
+    by predictor-free guidance (Nisonoff et al., arXiv 2406.01572). Two calls of the network for one."""
+    both = conditional, unconditional
+
+    def features(x, sigma):
+        return jnp.concatenate([network.features(x, sigma) for network in both], -1)
+
+    def log_score(head, features, x, sigma):
+        halves = zip(both, jnp.split(features, 2, -1), strict=True)
+        one, other = (network.log_score(head, half, x, sigma) for network, half in halves)
+        return weight * one + (1 - weight) * other
+
+    return conditional._replace(features=features, log_score=log_score)
 
 
 def chunk_size(positions: int) -> int:

@@ -45,6 +45,8 @@ flags.DEFINE_float(
     "top_p", None, "Only the likeliest tokens of this mass, a bias; 1 for all; by default of the config."
 )
 flags.DEFINE_string("precision", None, "'exact', or 'reference' for draws that cut off rare tokens as in PyTorch SEDD.")
+flags.DEFINE_integer("label", None, "Class of the texts, for a model with model.num_classes.")
+flags.DEFINE_float("guidance", None, "Towards the class; 1 is the model as it is, above 1 favours what is typical.")
 flags.DEFINE_integer("batch_size", 64, "Texts at a time; the texts do not depend on it.", lower_bound=1)
 flags.DEFINE_string("prefix", None, "Text that the window starts with.")
 flags.DEFINE_string("suffix", None, "Text that the window ends with.")
@@ -102,6 +104,7 @@ def main() -> dict[str, Any]:
     options = sampling_options(values, trained.experiment.sampling)
     if not causal:
         options.check(trained.experiment.graph, options.steps)
+    options.check_label(trained.experiment.model.num_classes)
     given = {name: values[name].value for name in ("prefix", "suffix", "template", "templates", "text_field")}
     named = parse_windows(trained.config.data.length, tokenizer, **given)
     each = [window for _, window in named for _ in range(options.num)]

@@ -16,23 +16,32 @@ from jaxtyping import Array, Bool, Float, Int
 from sedd_jax.network import for_chunks, pick, put
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
-from sedd_jax.typing import PerSequence, PRNGKey, Scalar, ScoreFn, Tokens
+from sedd_jax.typing import Mask, PerSequence, PRNGKey, Scalar, ScoreFn, Tokens
 
 
 class Noised(NamedTuple):
-    """Sequences x at random noise levels sigma. weight: sigma'(t) / density of t."""
+    """Sequences x at random noise levels sigma. weight: sigma'(t) / density of t. targets: where there is a loss; None
+    for everywhere."""
 
     x: Tokens
     sigma: PerSequence
     weight: PerSequence
+    targets: Mask | None = None
+
+
+def roles(tokens: Tokens, given: Mask | None, never: Mask | None) -> tuple[Mask, Mask]:
+    """Which positions are asked for, and which are masked throughout. given, never: see `likelihood.bound`."""
+    none = jnp.zeros_like(tokens, bool)
+    given, never = (none if mask is None else jnp.asarray(mask) for mask in (given, never))
+    return ~(given | never), never & ~given
 
 
 @runtime_checkable
 class Objective(Protocol):
     """What training minimises: the mean over sequences of weight * sum over positions of `loss`."""
 
-    def noised(self, key: PRNGKey, tokens: Tokens) -> Noised:
-        """Samples the network's inputs for a batch, and their weights."""
+    def noised(self, key: PRNGKey, tokens: Tokens, given: Mask | None = None, never: Mask | None = None) -> Noised:
+        """Samples the network's inputs for a batch, and their weights. given, never: see `typing.Batch`."""
 
     def contributes(self, x: Int[Array, "*shape"]) -> Bool[Array, "*shape"]:
         """Where the loss can differ from 0."""
@@ -54,8 +63,13 @@ class ScoreEntropy:
     graph: Graph
     noise: Noise
 
-    def noised(self, key: PRNGKey, tokens: Tokens) -> Noised:
-        return diffuse(key, self.graph, self.noise, tokens)
+    def noised(self, key: PRNGKey, tokens: Tokens, given: Mask | None = None, never: Mask | None = None) -> Noised:
+        noised = diffuse(key, self.graph, self.noise, tokens)
+        if given is None and never is None:
+            return noised
+        targets, hidden = roles(tokens, given, never)
+        x = jnp.where(targets, noised.x, tokens)
+        return noised._replace(x=jnp.where(hidden, self.graph.mask, x), targets=targets)
 
     def contributes(self, x):
         return self.graph.contributes(x)
@@ -126,7 +140,7 @@ def loss_and_grads(
 
     For score entropy the loss is `denoising_loss`.
     head: (params, features [R, 1, D], tokens [R, 1], sigma [R]) -> [R, 1, N], the last layer of the network.
-    rows: positions per chunk, R. Only positions where `objective.contributes` are computed, however many they are.
+    rows: positions per chunk, R. Only targets where `objective.contributes` are computed, however many they are.
 
     The loss is a sum over positions with known weights, so each chunk's gradient is taken in the same pass: nothing is
     stored and nothing is computed twice.
@@ -149,7 +163,9 @@ def loss_and_grads(
         return loss + value, jax.tree.map(jnp.add, d_params, d_chunk), put(d_features, index, d_rows[:, 0])
 
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(features))
-    loss, d_params, d_features = for_chunks(objective.contributes(noised.x), rows, add, zero)
+    active = objective.contributes(noised.x)
+    active = active if noised.targets is None else active & noised.targets
+    loss, d_params, d_features = for_chunks(active, rows, add, zero)
     return loss, (d_params, d_features)
 
 

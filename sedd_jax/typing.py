@@ -1,6 +1,7 @@
 """Names for the arrays that most functions take. B sequences of length L over N states."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -19,3 +20,29 @@ TokenRows = Int[np.ndarray, "b l"]
 ScoreFn = Callable[[Tokens, PerSequence], LogScore]
 # Given positions: (mask of what is given, values).
 Clamp = tuple[Mask, Tokens]
+
+
+class Batch(NamedTuple):
+    """Sequences to learn or to measure, arrays of the host or of devices; None for what none of them has.
+
+    given, never [B, L]: positions that are known, and those that stay unknown; only the others are asked for.
+    labels [B]: their classes.
+    """
+
+    tokens: Any
+    given: Any = None
+    never: Any = None
+    labels: Any = None
+
+    @property
+    def asked(self) -> Int[np.ndarray, " n"]:
+        """On the host, the tokens asked for."""
+        none = np.zeros(self.tokens.shape, bool)
+        return self.tokens[
+            ~((none if self.given is None else self.given) | (none if self.never is None else self.never))
+        ]
+
+
+def as_batch(sequences: Any) -> Batch:
+    """Of tokens [B, L] alone too."""
+    return sequences if isinstance(sequences, Batch) else Batch(sequences)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import pytest
 from etils import epath
 from running import losses, make_config, metrics, saved_states
 
-from sedd_jax.data import tokenizers
+from sedd_jax.data import dataset, tokenizers
+from sedd_jax.data.loader import Loader
+from sedd_jax.data.packing import chunks
 from sedd_jax.errors import InputError
 from sedd_jax.training import origin
 from sedd_jax.training.experiment import load_trained, make_experiment
@@ -107,3 +110,78 @@ def test_rows_of_new_tokens_are_the_mean_and_leave_the_others_as_they_were(model
     mean = source.params["embedding"][:257].mean(0)
     np.testing.assert_allclose(params["embedding"][257:260], np.tile(mean, (3, 1)), atol=1e-6)
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, grown.abstract_state().params)
+
+
+PROMPTS = {"data__prompt_field": "prompt", "data__label_field": "label", "model__num_classes": 3}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    """Records of two classes of three."""
+    path = tmp_path_factory.mktemp("prompts") / "records.jsonl"
+    lines = [{"prompt": f"{i}? ", "text": "ab"[i % 2] * (i % 7 + 1), "label": i % 2} for i in range(40)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"prompt": "", "text": None, "label": 0}]))
+    return str(path)
+
+
+@pytest.mark.parametrize("tail", ["eot", "unknown"])
+def test_a_record_is_a_window_whose_prompt_is_given(prompts, tail):
+    fields = {"prompt_field": "prompt", "label_field": "label", "tail": tail, "valid_fraction": 0.25}
+    data = dataset.load(source=prompts, length=9, **fields)
+    assert (len(data.train), len(data.valid), data.num_classes, data.shift) == (30 * 9, 10 * 9, 2, False)
+    batch = data.train.windows
+    # "10? " and "aaaa", "13? " and "bbbbbbb", which is cut.
+    for row, text, label in ((10, b"10? aaaa", 0), (13, b"13? bbbbb", 1)):
+        assert batch.tokens[row].tolist() == [*text, 256][:9] and batch.labels[row] == label
+        assert batch.given[row].tolist() == [True] * 4 + [False] * 5
+    assert batch.tokens[0].tolist() == [*b"0? a"] + [256] * 5
+    if tail == "eot":
+        assert batch.never is None
+    else:
+        assert batch.never[0].tolist() == [False] * 5 + [True] * 4
+    loader = Loader(data.train, length=9, batch_size=6, seed=0, shift=data.shift)
+    assert sorted(np.concatenate([rows.labels for rows in islice(loader, 5)])) == sorted(batch.labels)
+
+
+def test_records_that_cannot_be_learnt_are_refused(prompts, tmp_path):
+    load = lambda **fields: dataset.load(**{"source": prompts, "length": 9, "prompt_field": "prompt"} | fields)  # noqa: E731
+    refused = [
+        ({"length": 3}, r"records.jsonl:\d+: the prompt has 3 tokens, of 3 with its text"),
+        ({"prompt_field": "question"}, r"records.jsonl:1: no field 'question'"),
+        ({"label_field": "text"}, r"field 'text' is 'a'; give the number of a class"),
+        ({"tail": "none"}, "tail='none' does not go with this tokenizer; give 'eot' or 'unknown'"),
+        ({"source": "mix:1*a,1*b"}, "are read from JSON lines"),
+    ]
+    for fields, line in refused:
+        with pytest.raises(InputError, match=line):
+            load(**fields)
+    fields = {"data__source": prompts} | PROMPTS
+    for changed, line in (
+        ({"graph__kind": "uniform"}, "need graph.kind='absorbing'"),
+        ({"model__num_classes": 1}, "has 2 classes, and model.num_classes=1"),
+        ({"sampling__label": 3}, "label=3 is unknown"),
+        ({"sampling__guidance": 2.0}, "needs a label"),
+    ):
+        with pytest.raises(InputError, match=line):
+            tune(tmp_path / "run", None, **fields | changed)
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_are_learnt_given_prompts_and_labels(models, prompts, tmp_path, fields):
+    """From weights that know no labels, whose bound a new table does not change."""
+    fields = fields | PROMPTS | {"data__source": prompts, "data__tail": "unknown", "data__valid_fraction": 0.25}
+    tune(tmp_path / "run", models / "diffusion", **fields)
+    first, last = (line for line in metrics(tmp_path / "run") if "eval_nats_per_token" in line)
+    assert (first["step"], last["step"]) == (0, 3) and last["eval_nats_per_token"] < first["eval_nats_per_token"]
+    known, tuned = (load_trained(epath.Path(path), log=print) for path in (models / "diffusion", tmp_path / "run"))
+    stream = dataset.load(source=prompts, prompt_field="prompt", tail="unknown", length=32, valid_fraction=0.25).valid
+    windows, _ = chunks(stream, 32, limit=4)
+    key, bound = jax.random.split(jax.random.key(0), 4)[2], known.experiment.bound_fn(2)
+    measure = lambda batch, first: bound(known.params, key, batch.tokens, first, *batch[1:])  # noqa: E731
+    found = known.experiment.map_batches(measure, windows, 32)
+    np.testing.assert_allclose(first["eval_nats_per_token"], found.total.sum() / len(windows.asked), rtol=1e-5)
+    assert (abs(tuned.params["classes"]).sum(1) > 0).tolist() == [True, True, False, True]
+    # Guidance 1 is the conditional model, bit for bit: its features, and those of nothing else.
+    x, sigma, network = jnp.full((2, 32), 257), jnp.ones(2), tuned.experiment.network
+    one, other = (network(tuned.params, labels, 1.0).features(x, sigma) for labels in (1, jnp.array([1, 0])))
+    assert one.shape == (2, 32, 32) and (one[0] == other[0]).all() and (one[1] != other[1]).any()

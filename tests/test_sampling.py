@@ -11,6 +11,7 @@ from running import train_here, write_text
 
 from sedd_jax import sampling
 from sedd_jax.errors import InputError, TrainingError
+from sedd_jax.network import as_network, guided
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.sampling.sampler import Truncation
@@ -140,6 +141,22 @@ def test_one_position_is_sampled_exactly_in_a_single_analytic_step():
     for observed in frequencies("absorbing", [1, 4], "analytic", clamp).reshape(2, toy.V, toy.V):
         assert observed[0].sum() == observed[2].sum() == 0
         assert fits(observed[1], conditional)
+
+
+def test_guided_samples_of_one_position_follow_the_tilted_law():
+    """p(x | label)^g p(x)^(1 - g), which with g = 1 is p(x | label)."""
+    (graph, noise), classes = CASES["absorbing"], np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
+    mean = classes.mean(0)
+    one, other = (as_network(toy.exact_score_fn(graph, p)) for p in (classes[0], mean))
+
+    @jax.jit
+    def run(key, weight):
+        return sampling.simulate(key, guided(one, other, weight), graph, noise, (DRAWS, 1), steps=3).tokens
+
+    for weight in (1.0, 0.0, 2.5, -0.5):
+        tilted = classes[0] ** weight * mean ** (1 - weight)
+        counts = np.bincount(np.asarray(run(jax.random.key(0), weight))[:, 0], minlength=3)
+        assert fits(counts, tilted / tilted.sum()), (weight, counts)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from etils import epath
 
-from sedd_jax.data import corpora, mixture, shards, tokenizers
+from sedd_jax.data import corpora, mixture, records, shards, tokenizers
 from sedd_jax.data.mixture import Mixture
 from sedd_jax.data.packing import TokenStream, check_length, tokenize
 from sedd_jax.data.shards import Shards
@@ -15,7 +15,7 @@ from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 
 # Documents, or their tokens.
-Part = tuple[str, ...] | TokenStream
+Part = tuple[str, ...] | tuple[records.Record, ...] | TokenStream
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +36,12 @@ class Dataset:
             digest.update(stream.content())
         return digest.hexdigest()
 
+    @property
+    def num_classes(self) -> int:
+        """The largest label and 1; 0 without labels."""
+        labels = [part.windows.labels for part in (self.train, self.valid) if isinstance(part, records.Records)]
+        return max((int(part.max()) + 1 for part in labels if part is not None), default=0)
+
 
 def load(
     *,
@@ -47,6 +53,9 @@ def load(
     valid_source: str | None = None,
     valid_fraction: float = 0.1,
     text_field: str = "text",
+    prompt_field: str | None = None,
+    label_field: str | None = None,
+    tail: str = "eot",
     separator: str | None = None,
     shift: bool = True,
     directory: epath.PathLike | None = None,
@@ -58,17 +67,30 @@ def load(
     valid_source: likewise, but no mixture; for shards their validation part. By default the validation part of the
         first source, which for text is its last `valid_fraction`.
     valid_fraction, text_field, separator: see `corpora.read`.
+    prompt_field, label_field: of JSON lines whose texts follow a prompt or are of a class: see `records`. Then each
+        sequence is a record, and `valid_fraction` of the records are for validation.
+    tail: see `records.tokenize`.
     tokenizer, vocab_size, tokenizer_path, directory, on_leader: see `tokenizers.make`. Shards have their own tokenizer,
         and these arguments must agree with it.
     Raises InputError as these functions do, or if a part of the corpus is shorter than one sequence.
     """
     weights, names = zip(*mixture.parse(source), strict=True)
+    for name in (source, valid_source or "") if prompt_field or label_field else ():
+        if name.startswith((mixture.PREFIX, shards.PREFIX)):
+            raise InputError(
+                f"data source {name!r}: prompts and labels are read from JSON lines; give a file or a glob"
+            )
     prepared: list[Shards] = []
 
     def read(name: str) -> tuple[Part, Part]:
         if name.startswith(shards.PREFIX):
             prepared.append(shards.load(name.removeprefix(shards.PREFIX)))
             return prepared[-1].train, prepared[-1].valid
+        if prompt_field or label_field:
+            fields = {"text_field": text_field, "prompt_field": prompt_field, "label_field": label_field}
+            found = records.read(name, **fields)
+            cut = None if valid_source is not None else corpora.cut_of(len(found), valid_fraction)
+            return found[:cut], found[cut or 0 :]
         if valid_source is not None:
             return (texts := corpora.documents(name, text_field=text_field, separator=separator)), texts
         corpus = corpora.read(name, valid_fraction=valid_fraction, text_field=text_field, separator=separator)
@@ -80,19 +102,21 @@ def load(
     if prepared:
         chosen = _tokenizer_of(prepared, tokenizer, vocab_size, tokenizer_path)
     else:
-        texts = [text for part in train for text in part]
+        texts = [text for part in train for each in part for text in ([each] if isinstance(each, str) else each[:2])]
         chosen = tokenizers.make(
             tokenizer, vocab_size=vocab_size, path=tokenizer_path, texts=texts, directory=directory, on_leader=on_leader
         )
 
     def stream(part: Part) -> TokenStream:
+        if isinstance(part, tuple) and isinstance(part[0], records.Record):
+            return records.tokenize(part, chosen, length, tail=tail)
         tokens = tokenize(part, chosen, progress=True) if isinstance(part, tuple) else part
         check_length(tokens, length)
         return tokens
 
     streams = tuple(map(stream, train))
     mixed = streams[0] if len(streams) == 1 else Mixture(streams, weights)
-    return Dataset(chosen, mixed, stream(valid), length, shift)
+    return Dataset(chosen, mixed, stream(valid), length, shift and not isinstance(mixed, records.Records))
 
 
 def _tokenizer_of(prepared: list[Shards], kind: str, vocab_size: int | None, path: str | None) -> Tokenizer:

@@ -168,13 +168,27 @@ def decode(content: bytes, *, where: str) -> str:
         raise InputError(f"{where} is not UTF-8 at byte {error.start}: convert it, with iconv for example") from error
 
 
-def _record_text(line: bytes, text_field: str, *, where: str) -> str:
+def records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of every line of JSON lines. Raises InputError for a line that is none."""
+    for path in find(source):
+        with _explained(path), _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield (where := f"{path}:{number}"), _record(line, where)
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
     remedy = "each line must be one JSON object (`jq -c` writes such lines; text_field='' reads other files as text)"
     with explained(f"{where}: invalid JSON", remedy, json.JSONDecodeError, RecursionError):
-        # No number is needed, and Python makes none of 5,000 digits.
-        record = json.loads(decode(line, where=where), parse_int=len)
+        # Python makes no number of 5,000 digits.
+        record = json.loads(decode(line, where=where), parse_int=lambda digits: int(digits[:20]))
     if not isinstance(record, dict):
         raise InputError(f"{where}: a JSON {type(record).__name__}, not an object; {remedy}")
+    return record
+
+
+def _record_text(line: bytes, text_field: str, *, where: str) -> str:
+    record = _record(line, where)
     check_field(text_field, list(record), where=where)
     return "" if record[text_field] is None else check_text(record[text_field], text_field, where=where)
 

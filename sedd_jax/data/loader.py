@@ -10,6 +10,7 @@ from absl import flags
 from sedd_jax.data.mixture import Mixture
 from sedd_jax.data.packing import TokenStream, check_length
 from sedd_jax.errors import InputError
+from sedd_jax.typing import Batch
 
 # Grain would add a note about hidden frames to the message of every error while reading.
 flags.FLAGS.set_default("grain_py_traceback_filtering", "off")
@@ -18,8 +19,8 @@ flags.FLAGS.set_default("grain_py_traceback_filtering", "off")
 _ENDLESS = 1 << 40
 
 
-class Loader(Iterator[np.ndarray]):
-    """Yields this process's sequences of each global batch: int32 [number of sequences, length].
+class Loader(Iterator[np.ndarray | Batch]):
+    """Yields this process's sequences of each global batch: int32 [number of sequences, length], or a `Batch`.
 
     An epoch cuts the stream into `num_chunks` chunks and visits them in its own order. Global batch s has the sequences
     s * batch_size to (s + 1) * batch_size - 1 of that order, epoch after epoch. So it depends only on `seed` and s: not
@@ -69,12 +70,12 @@ class Loader(Iterator[np.ndarray]):
         # Threads share the interpreter lock, so one suffices. The default buffer of 500 batches is a gigabyte.
         self._batches = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
 
-    def __next__(self) -> np.ndarray:
+    def __next__(self) -> np.ndarray | Batch:
         batch = next(self._batches)
         self.position += 1
         return batch
 
-    def _make(self, number: int) -> np.ndarray:
+    def _make(self, number: int) -> np.ndarray | Batch:
         indices = int(number) * self._batch_size + self._rows
         if self._choice is None:
             return self._epochs[0].read(indices)
@@ -93,7 +94,7 @@ class _Epochs:
         self.num_chunks = len(stream) // length
         self._order = grain.MapDataset.range(self.num_chunks).seed(seed).shuffle().repeat()
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
+    def read(self, indices: np.ndarray) -> np.ndarray | Batch:
         starts = np.array([self._order[index] for index in indices.tolist()]) * self._length
         if self._shift:
             starts += [_offset(self._seed, int(epoch), len(self._stream)) for epoch in indices // self.num_chunks]

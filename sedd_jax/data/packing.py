@@ -9,7 +9,7 @@ import tqdm
 
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
-from sedd_jax.typing import TokenRows
+from sedd_jax.typing import Batch, TokenRows, as_batch
 
 
 class TokenStream(abc.ABC):
@@ -34,7 +34,7 @@ class TokenStream(abc.ABC):
         """The input of a fingerprint: different for different tokens."""
 
     @abc.abstractmethod
-    def read(self, starts: np.ndarray, length: int) -> np.ndarray:
+    def read(self, starts: np.ndarray, length: int) -> np.ndarray | Batch:
         """Tokens, int32 [num_starts, length], from each of `starts` on; the first token follows the last."""
 
 
@@ -78,7 +78,7 @@ def progress_bar(description: str, num_bytes: int | None, *, show: bool, initial
     return tqdm.tqdm(total=num_bytes, desc=description, initial=initial, disable=not show, **options)
 
 
-def chunks(stream: TokenStream, length: int, *, limit: int | None = None) -> tuple[np.ndarray, int]:
+def chunks(stream: TokenStream, length: int, *, limit: int | None = None) -> tuple[np.ndarray | Batch, int]:
     """Cuts the stream, from its start, into chunks that do not overlap; reads at most `limit`, spread evenly.
 
     Returns the chunks, int32 [num_chunks, length], and the number of tokens left at the end, fewer than `length`.
@@ -90,12 +90,18 @@ def chunks(stream: TokenStream, length: int, *, limit: int | None = None) -> tup
     return stream.read(np.arange(read) * count // read * length, length), dropped
 
 
-def tokens_per_byte(sequences: TokenRows, tokenizer: Tokenizer, stream: TokenStream) -> float:
+def tokens_per_byte(sequences: TokenRows | Batch, tokenizer: Tokenizer, stream: TokenStream) -> float:
     """Of these sequences of the stream; of the whole stream for a tokenizer that does not say how long its pieces are,
     and for sequences without text."""
-    sizes = np.array([len(piece) for piece in tokenizer.pieces or ()], np.int64)
-    num_bytes = sizes[sequences].sum() if len(sizes) else 0
-    return sequences.size / int(num_bytes) if num_bytes else stream.tokens_per_byte
+    sizes, asked = np.array([len(piece) for piece in tokenizer.pieces or ()], np.int64), as_batch(sequences).asked
+    num_bytes = sizes[asked].sum() if len(sizes) else 0
+    return asked.size / int(num_bytes) if num_bytes else stream.tokens_per_byte
+
+
+def mean_length(sequences: TokenRows | Batch) -> float:
+    """Tokens asked for in a sequence."""
+    batch = as_batch(sequences)
+    return batch.asked.size / len(batch.tokens)
 
 
 def check_length(stream: TokenStream, length: int) -> None:

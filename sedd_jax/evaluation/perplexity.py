@@ -11,8 +11,8 @@ from etils import epath
 from tqdm import tqdm
 
 from sedd_jax.config import build, check_same_data
-from sedd_jax.data import corpora, dataset, shards
-from sedd_jax.data.packing import TokenStream, chunks, tokenize, tokens_per_byte
+from sedd_jax.data import corpora, dataset, records, shards
+from sedd_jax.data.packing import TokenStream, chunks, mean_length, tokenize, tokens_per_byte
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.sharding import map_batches
@@ -22,22 +22,19 @@ from sedd_jax.files import read_text
 from sedd_jax.likelihood import Estimate, summarise
 from sedd_jax.training.experiment import EvalOptions, Trained
 from sedd_jax.training.options import MOST
-from sedd_jax.typing import TokenRows
+from sedd_jax.typing import Batch, TokenRows, as_batch
 
 
 def bounds(
     trained: Trained,
-    sequences: TokenRows,
+    sequences: TokenRows | Batch,
     options: EvalOptions,
     *,
     seed: int,
     name: str,
-    given: np.ndarray | None = None,
-    never: np.ndarray | None = None,
 ) -> Estimate:
     """One entry per sequence, which depends on the seed and the sequence's number, and not on the batch size.
 
-    given, never: [N, L], as for `likelihood.bound`.
     options: its batch size is that of each call, even of a single sequence: one shape for all calls.
     name: of these sequences; several processes need a new one for each call.
     """
@@ -45,8 +42,8 @@ def bounds(
     bound = processes.compile_together(f"bound of {name}", experiment.bound_fn(options.num_times, options.estimator))
     key = jax.random.key(seed)
     bar = partial(tqdm, desc=f"evaluating {name}", unit="batch", disable=not processes.is_leader())
-    measure = lambda batch, first: bound(trained.params, key, batch[0], first, *batch[1:])  # noqa: E731
-    return map_batches(measure, (sequences, given, never), options.batch_size, mesh=experiment.mesh, progress=bar)
+    measure = lambda batch, first: bound(trained.params, key, batch.tokens, first, *batch[1:])  # noqa: E731
+    return map_batches(measure, as_batch(sequences), options.batch_size, mesh=experiment.mesh, progress=bar)
 
 
 def fit(options: EvalOptions, *streams: TokenStream, length: int) -> EvalOptions:
@@ -62,13 +59,14 @@ def summary(trained: Trained, stream: TokenStream, options: EvalOptions, *, seed
     """
     length = trained.config.data.length
     sequences, dropped = chunks(stream, length, limit=options.num_sequences or None)
-    say(f"{name}: {len(sequences)} sequences of {length} tokens; {dropped} tokens at the end do not fill another")
+    num = len(as_batch(sequences).tokens)
+    say(f"{name}: {num} sequences of {length} tokens; {dropped} tokens at the end do not fill another")
     found = bounds(trained, sequences, options, seed=seed, name=name)
-    figures = summarise(found, length, tokens_per_byte(sequences, trained.tokenizer, stream))
+    figures = summarise(found, mean_length(sequences), tokens_per_byte(sequences, trained.tokenizer, stream))
     # An exact likelihood is no mean over noise levels.
     causal = trained.experiment.model.causal
     how = {"num_times": None if causal else options.num_times, "estimator": "exact" if causal else options.estimator}
-    return figures | how | {"num_sequences": len(sequences), "step": trained.step}
+    return figures | how | {"num_sequences": num, "step": trained.step}
 
 
 def summary_given(trained: Trained, path: epath.Path, options: EvalOptions, *, seed: int) -> dict[str, Any]:
@@ -84,7 +82,8 @@ def summary_given(trained: Trained, path: epath.Path, options: EvalOptions, *, s
     tokens, role, sizes = (np.stack(part) for part in zip(*rows, strict=True))
     num_bytes = int(sizes.sum())
     options = dataclasses.replace(options, batch_size=min(options.batch_size, len(rows)))
-    found = bounds(trained, tokens, options, seed=seed, name="texts", given=role % 2 == 0, never=role == 3)
+    batch = Batch(tokens, given=role % 2 == 0, never=role == 3)
+    found = bounds(trained, batch, options, seed=seed, name="texts")
     nats = np.asarray(require_finite(found.total, f"nats of {len(rows)} texts"), np.float64)
     mean, error = quality.ratio(nats, (role == 1).sum(1))
     bits = nats.sum() / np.log(2)
@@ -135,6 +134,10 @@ def stream_of(trained: Trained, source: str) -> TokenStream:
     """The text of a source in the model's tokens; of shards, their validation part. Raises InputError if it cannot be
     read, or the shards have another tokenizer."""
     if not source.startswith(shards.PREFIX):
+        fields = {name: trained.config.data.get(name) for name in ("text_field", "prompt_field", "label_field")}
+        if fields["prompt_field"] or fields["label_field"]:
+            found, length = records.read(source, **fields), trained.config.data.length
+            return records.tokenize(found, trained.tokenizer, length, tail=trained.config.data.tail)
         reading = {"text_field": "text", "separator": None}
         reading = {name: trained.config.data.get(name, default) for name, default in reading.items()}
         return tokenize(corpora.documents(source, **reading), trained.tokenizer, progress=True)

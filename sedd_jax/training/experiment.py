@@ -22,7 +22,7 @@ from sedd_jax.data import tokenizers
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError, require_finite
-from sedd_jax.network import Network
+from sedd_jax.network import Network, guided
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
 from sedd_jax.score_entropy import Objective, ScoreEntropy, ScoreFn
@@ -57,21 +57,22 @@ class Experiment:
     def score_fn(self, params: Any) -> ScoreFn:
         return lambda tokens, sigma: self.model.apply({"params": params}, tokens, sigma)
 
-    def network(self, params: Any) -> Network:
+    def network(self, params: Any, labels: Any = None, guidance: float = 1.0) -> Network:
         """`score_fn` in two parts (for the AR baseline the logits), of which each device computes the second on its own
-        sequences."""
+        sequences. labels: the class of each sequence, or of all; None for none. guidance: see `network.guided`."""
 
-        def apply(method, params, *arguments):
-            return self.model.apply({"params": params}, *arguments, method=method)
+        def apply(method, params, *arguments, **options):
+            return self.model.apply({"params": params}, *arguments, **options, method=method)
 
         places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state().params["head"])
-        return Network(
-            features=partial(apply, "features", params),
+        network = Network(
+            features=partial(apply, "features", params, labels=labels),
             log_score=lambda head, *arguments: apply("log_score", {"head": head}, *arguments),
             head=params["head"],
             timeless=not self.model.time_conditioning,
             on_shards=partial(sharding.on_shards, places=places, dtype=self.model.dtype),
         )
+        return network if guidance == 1 else guided(network, self.network(params), guidance)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
@@ -103,8 +104,9 @@ class Experiment:
         return noise + (clean - noise) * np.exp(-np.asarray(sigma, np.float64))
 
     def bound_fn(self, num_times: int, estimator: str = "auto") -> Callable[..., likelihood.Estimate]:
-        """(params, key, tokens [B, L], number of the first sequence, given=None, never=None) -> `likelihood.Bound`, or
-        for a causal model the likelihood itself. The same function at every call, so that it compiles once for a shape.
+        """(params, key, tokens [B, L], number of the first sequence, given=None, never=None, labels=None) ->
+        `likelihood.Bound`, or for a causal model the likelihood itself. The same function at every call, so that it
+        compiles once for a shape.
 
         num_times, estimator: those of `likelihood.bound`; with 'orders' it is `likelihood.orders`.
         """
@@ -112,13 +114,13 @@ class Experiment:
             likelihood.check_orders(self.graph)
 
         @jax.named_scope("exact")
-        def exact(params, key, tokens, first_index, given=None, never=None):
+        def exact(params, key, tokens, first_index, given=None, never=None, labels=None):
             # A causal model sees nothing that is behind a position.
             targets, _ = likelihood.roles(tokens, given, never)
             return likelihood.Exact(autoregressive.nats(self.network(params), tokens, targets))
 
-        def bound(params, key, tokens, first_index, given=None, never=None):
-            process, options = (self.network(params), self.graph, self.noise), {"given": given, "never": never}
+        def bound(params, key, tokens, first_index, given=None, never=None, labels=None):
+            process, options = (self.network(params, labels), self.graph, self.noise), {"given": given, "never": never}
             options |= {"first_index": first_index}
             if estimator == "orders":
                 return likelihood.orders(key, *process, tokens, num_orders=num_times, **options)
@@ -127,7 +129,7 @@ class Experiment:
         made = jax.jit(exact if self.model.causal else bound, out_shardings=sharding.replicated(self.mesh))
         return self._bounds.setdefault((num_times, estimator), made)
 
-    def sample_fn(self, sampler: sampling.Sampler, steps: int | None = None) -> jax.stages.Wrapped:
+    def sample_fn(self, sampler: SamplingOptions, steps: int | None = None) -> jax.stages.Wrapped:
         """(params, key, (given [B, L], values [B, L]), steps, number of the first sequence) -> `sampling.Sample`.
 
         steps: compiles for this number alone; then steps and number are no arguments. The AR baseline takes no steps,
@@ -148,7 +150,7 @@ class Experiment:
         fixed = chosen if steps is None else lambda params, key, clamp: chosen(params, key, clamp, steps, 0)
         return jax.jit(fixed, out_shardings=sharding.replicated(self.mesh))
 
-    def event_fns(self, sampler: sampling.Sampler) -> tuple[jax.stages.Wrapped, ...]:
+    def event_fns(self, sampler: SamplingOptions) -> tuple[jax.stages.Wrapped, ...]:
         """The events of `sample_fn` one at a time, each after the same arguments as there.
 
         start(...) -> `sampling.State`. advance(..., state, number) -> the state after event `number`, from 1.
@@ -165,9 +167,10 @@ class Experiment:
         )
         return tuple(jax.jit(event, out_shardings=sharding.replicated(self.mesh)) for event in events)
 
-    def _process(self, sampler: sampling.Sampler, params, key, clamp, steps, first_index) -> dict[str, Any]:
+    def _process(self, sampler: SamplingOptions, params, key, clamp, steps, first_index) -> dict[str, Any]:
         """The arguments of `sampling.make_process`."""
-        process = {"key": key, "score_fn": self.network(params), "graph": self.graph, "noise": self.noise}
+        network = self.network(params, sampler.label, sampler.guidance)
+        process = {"key": key, "score_fn": network, "graph": self.graph, "noise": self.noise}
         options = {"steps": steps, "sampler": sampler, "clamp": clamp, "first_index": first_index}
         return process | options | {"shape": clamp[1].shape}
 
@@ -206,6 +209,14 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
         needs = "needs model.parametrisation='mean', or graph.kind='absorbing' with model.scale_by_sigma=True"
         raise InputError(f"model.time_conditioning=False {needs}: other scores depend on the noise level")
     options = build(SamplingOptions, "sampling", config)
+    options.check_label(model.num_classes)
+    data = config.data
+    given = data.get("prompt_field") or (data.get("label_field") and data.tail == "unknown")
+    if given and not (causal or isinstance(graph, rates.Absorbing)):
+        raise InputError(
+            f"data.prompt_field={data.prompt_field!r}, data.tail={data.tail!r} need graph.kind='absorbing': where any "
+            "token may be noise, no prompt is clean and no position unknown"
+        )
     if not causal:
         options.check(graph, options.steps)
     return Experiment(

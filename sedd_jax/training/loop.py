@@ -20,16 +20,17 @@ from sedd_jax.config import build
 from sedd_jax.data import dataset, tokenizers
 from sedd_jax.data.dataset import Dataset
 from sedd_jax.data.loader import Loader
-from sedd_jax.data.packing import chunks, tokens_per_byte
+from sedd_jax.data.packing import chunks, mean_length, tokens_per_byte
 from sedd_jax.devices import processes, sharding
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.stopping import Stopped, StopSignals, stop_signals
-from sedd_jax.errors import TrainingError
+from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.files import make_directory
 from sedd_jax.training import flops, origin
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.report import Report, Stopwatch
+from sedd_jax.typing import as_batch
 
 
 def train(
@@ -49,6 +50,11 @@ def train(
     data = build(dataset.load, "data", config, directory=directory, on_leader=on_leader)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
     data.tokenizer.padding = experiment.graph.vocab_size - data.tokenizer.vocab_size
+    if data.num_classes > experiment.model.num_classes:
+        field = f"data.label_field={config.data.label_field!r}"
+        raise InputError(
+            f"{field} has {data.num_classes} classes, and model.num_classes={experiment.model.num_classes}"
+        )
     options = experiment.train
     options.check(experiment.mesh)
     configuration.check_same_data(data.fingerprint, workdir)
@@ -141,8 +147,8 @@ class Loop:
         with self.report.bar(step=self.step, steps=self.options.steps) as self.bar:
             in_flight: tuple[int, dict] | None = None
             while self.step < self.options.steps:
-                tokens = sharding.place_batch(next(self.loader), self.experiment.mesh)
-                self.state, values = self.train_step(self.state, self.train_key, tokens)
+                batch = jax.tree.map(partial(sharding.place_batch, mesh=self.experiment.mesh), next(self.loader))
+                self.state, values = self.train_step(self.state, self.train_key, batch)
                 self.step += 1
                 # Reads the metrics of the step before while this one runs, so that the device never waits.
                 self._finish(in_flight)
@@ -218,12 +224,12 @@ class Loop:
     def _evaluate(self) -> None:
         quiet = not processes.is_leader()
         bounds = self.experiment.map_batches(
-            lambda batch, first: self.bound(self.state.ema, self.eval_key, batch, first),
-            self.valid,
+            lambda batch, first: self.bound(self.state.ema, self.eval_key, batch.tokens, first, *batch[1:]),
+            as_batch(self.valid),
             self.experiment.eval.batch_size,
             progress=partial(tqdm, desc="evaluating", leave=False, delay=1, file=sys.stderr, disable=quiet),
         )
-        summary = likelihood.summarise(bounds, self.data.length, self.tokens_per_byte)
+        summary = likelihood.summarise(bounds, mean_length(self.valid), self.tokens_per_byte)
         self.report.entry(self.step, **{f"eval_{name}": value for name, value in summary.items()})
         self.results["bits_per_byte"] = round(summary["bits_per_byte"], 3)
 

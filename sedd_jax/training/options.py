@@ -88,12 +88,22 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions(sampling.Sampler):
-    """num: samples during training, and by default. steps: see `sampling.simulate`."""
+    """num: samples during training, and by default. steps: see `sampling.simulate`. label: class of the samples, or
+    None. guidance: towards it, 1 for as the model has it: see `network.guided`."""
 
     num: int = 4
     steps: int = 128
+    label: int | None = None
+    guidance: float = 1.0
 
     def __post_init__(self):
         super().__post_init__()
         _require("sampling", self, "num", most=MOST)
         _require("sampling", self, "steps corrector_steps", least=0, most=MOST)
+        if not abs(self.guidance) <= 1e4 or (self.guidance != 1 and self.label is None):
+            raise InputError(f"sampling guidance={self.guidance} is to be a number up to 10000, and needs a label")
+
+    def check_label(self, num_classes: int) -> None:
+        """Raises InputError for a label that the model does not know."""
+        if self.label is not None and not 0 <= self.label < num_classes:
+            raise InputError(f"sampling label={self.label} is unknown: the model has model.num_classes={num_classes}")

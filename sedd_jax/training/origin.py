@@ -73,6 +73,8 @@ def read(init: str, rows: str | None, config: ConfigDict, experiment: Experiment
     pairs |= {f"graph.{name}": [c.graph.get(name, 0) for c in (source.config, config)] for name in ("kind", "padding")}
     names = [field.name for field in dataclasses.fields(experiment.model) if field.name not in _FREE]
     pairs |= {f"model.{name}": [getattr(e.model, name) for e in (source.experiment, experiment)] for name in names}
+    if source.experiment.model.num_classes == 0:  # a new table of classes changes nothing
+        del pairs["model.num_classes"]
     for name, (theirs, ours) in pairs.items():
         if theirs != ours:
             raise InputError(
@@ -107,5 +109,7 @@ def _with_rows(source: Trained, new: int) -> dict[str, Any]:
 
 def begin(state: TrainState, params: dict[str, Any]) -> TrainState:
     """A fresh state with these parameters."""
-    params = jax.tree.map(lambda fresh, value: jax.device_put(value, fresh.sharding), state.params, params)
+    params = jax.tree.map(
+        lambda fresh, value: jax.device_put(value, fresh.sharding), state.params, state.params | params
+    )
     return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))

@@ -14,10 +14,13 @@ from sedd_jax.network import chunk_size
 from sedd_jax.score_entropy import Noised, Objective, loss_and_grads
 from sedd_jax.training.state import TrainState, abstract_state
 from sedd_jax.transformer import Transformer
-from sedd_jax.typing import PRNGKey, Scalar, Tokens
+from sedd_jax.typing import Batch, PRNGKey, Scalar, Tokens, as_batch
+
+# The share of sequences that training shows without their label (Ho and Salimans, arXiv 2207.12598).
+LABEL_DROPOUT = 0.1
 
 Metrics = dict[str, Scalar]
-TrainStep = Callable[[TrainState, PRNGKey, Tokens], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, PRNGKey, Tokens | Batch], tuple[TrainState, Metrics]]
 
 
 def ema_decay(decay: float, step: Int[Array, ""] | int) -> Scalar:
@@ -76,7 +79,7 @@ def make_train_step(
     decay: float,
     microbatches: int = 1,
 ) -> TrainStep:
-    """`step(state, key, tokens)` -> (next state, metrics); the state is donated.
+    """`step(state, key, batch)` -> (next state, metrics); the state is donated. batch: tokens [B, L], or a `Batch`.
 
     key: the run's key. The step folds its own number into it, so it depends on the state, this key and its batch only.
     metrics: `loss` in nats per token (for score entropy, an estimate of the diffusion part of the bound), `grad_norm`
@@ -85,17 +88,17 @@ def make_train_step(
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
     head_loss = make_head_loss(model, objective, mesh, places.params["head"])
 
-    def microbatch_loss_and_grads(params, key, noised: Noised, tokens, numbers):
+    def microbatch_loss_and_grads(params, key, noised: Noised, tokens, labels, numbers):
         def features_of(params):
-            inputs, dropout = (noised.x, noised.sigma, True, numbers), {"dropout": key}
+            inputs, dropout = (noised.x, noised.sigma, True, numbers, labels), {"dropout": key}
             return model.apply({"params": params}, *inputs, rngs=dropout, method="features")
 
         features, pull_back = jax.vjp(features_of, params)
         loss, (d_head, d_features) = head_loss(params["head"], features, noised, tokens)
         return loss, pull_back(d_features)[0] | {"head": d_head}
 
-    def batch_loss_and_grads(params, key, noised: Noised, tokens):
-        batch = noised, tokens, jnp.arange(len(tokens))
+    def batch_loss_and_grads(params, key, noised: Noised, tokens, labels):
+        batch = noised, tokens, labels, jnp.arange(len(tokens))
         if microbatches == 1:
             return microbatch_loss_and_grads(params, key, *batch)
 
@@ -106,15 +109,22 @@ def make_train_step(
         total, _ = jax.lax.scan(add, zero, split_microbatches(batch, microbatches))
         return jax.tree.map(lambda x: x / microbatches, total)
 
-    def step(state: TrainState, key: PRNGKey, tokens: Tokens) -> tuple[TrainState, Metrics]:
-        noise_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        noised = objective.noised(noise_key, tokens)
-        loss, grads = batch_loss_and_grads(state.params, dropout_key, noised, tokens)
+    def step(state: TrainState, key: PRNGKey, batch: Tokens | Batch) -> tuple[TrainState, Metrics]:
+        tokens, given, never, labels = as_batch(batch)
+        step_key = jax.random.fold_in(key, state.step)
+        noise_key, dropout_key = jax.random.split(step_key)
+        noised = objective.noised(noise_key, tokens, given, never)
+        if labels is not None:
+            # `split` folds in 0 and 1.
+            drop = jax.random.bernoulli(jax.random.fold_in(step_key, 2), LABEL_DROPOUT, labels.shape)
+            labels = jnp.where(drop, model.num_classes, labels)
+        loss, grads = batch_loss_and_grads(state.params, dropout_key, noised, tokens, labels)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         keep = ema_decay(decay, state.step + 1)
         ema = jax.tree.map(lambda average, new: new + keep * (average - new), state.ema, params)
-        metrics = {"loss": loss / tokens.shape[1], "grad_norm": optax.tree.norm(grads)}
+        length = tokens.shape[1] if noised.targets is None else noised.targets.sum() / len(tokens)
+        metrics = {"loss": loss / length, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     replicated = sharding.replicated(mesh)

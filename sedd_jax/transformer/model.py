@@ -7,7 +7,7 @@ Architecture: Lou et al. 2023, appendix C.2; Peebles & Xie 2022 for adaLN-zero; 
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -159,6 +159,8 @@ class Transformer(nn.Module):
         a `rates.Graph`.
     scale_by_sigma: with the parametrisation 'score', subtract log(e^sigma - 1) + log(N - 1), the scale of the absorbing
         graph's scores, so that the untrained network starts near it. True for absorbing, False for uniform.
+    num_classes: of labels, 0 for none. A table [classes + 1, cond_dim], the last row for "no class", adds to the
+        condition; it begins as zeros, which change nothing.
     qkv_bias: whether q, k and v have a bias. Networks have one whose modulation was folded in, see `interop`.
     dtype: of the matrix products and activations ('float32' or 'bfloat16'); parameters, the residual stream, norms
         and the log-score are always float32.
@@ -183,6 +185,7 @@ class Transformer(nn.Module):
     parametrisation: str = "score"
     to_score: Callable[..., Float[Array, "b l n"]] | None = None
     scale_by_sigma: bool | None = True
+    num_classes: int = 0
     qkv_bias: bool = False
     dtype: str = "float32"
     gradient_dtype: str = "float32"
@@ -203,6 +206,8 @@ class Transformer(nn.Module):
         for name, choices in (choices_of | {"gradient_dtype": DTYPES[: 1 + (self.dtype != "float32")]}).items():
             if (value := getattr(self, name)) not in choices:
                 raise InputError(f"model.{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}")
+        if not 0 <= self.num_classes < 1 << 31 or (self.causal and self.num_classes):
+            raise InputError(f"model.num_classes={self.num_classes} must be at least 0, and 0 with objective='ar'")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout} must lie in [0, 1)")
 
@@ -214,9 +219,19 @@ class Transformer(nn.Module):
     def __call__(self, tokens: Tokens, sigma: PerSequence, train: bool = False) -> LogScore:
         return self.log_score(self.features(tokens, sigma, train), tokens, sigma)
 
-    def features(self, tokens: Tokens, sigma: PerSequence, train: bool = False, numbers: Numbers = None) -> Features:
-        """Everything but the last matrix product. With `log_score`, for a loss that never holds [B, L, N]."""
-        return self._features(tokens, sigma, train, numbers=numbers)[0]
+    def features(
+        self,
+        tokens: Tokens,
+        sigma: PerSequence,
+        train: bool = False,
+        numbers: Numbers = None,
+        labels: Numbers | Int[Array, ""] | int = None,
+    ) -> Features:
+        """Everything but the last matrix product. With `log_score`, for a loss that never holds [B, L, N].
+
+        labels: the class of each sequence, or of all; None, as num_classes, for none.
+        """
+        return self._features(tokens, sigma, train, numbers=numbers, labels=labels)[0]
 
     def empty_cache(self, batch: int, length: int) -> Cache:
         """The cache that `next_logits` starts from."""
@@ -242,6 +257,7 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         position: Int[Array, ""] | None = None,
         numbers: Numbers = None,
+        labels: Any = None,
     ) -> tuple[Float[Array, "b l d"], Cache | None]:
         condition = None
         if self.time_conditioning and not self.causal:
@@ -249,6 +265,11 @@ class Transformer(nn.Module):
             condition = Linear((self.cond_dim,), (None, "cond"), name="sigma_in")(sinusoidal(level))
             condition = Linear((self.cond_dim,), ("cond", None), name="sigma_out")(nn.silu(condition))
             condition = nn.silu(condition)
+        if self.num_classes:
+            init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None, "cond"))
+            classes = self.param("classes", init, (self.num_classes + 1, self.cond_dim), jnp.float32)
+            label = jnp.broadcast_to(self.num_classes if labels is None else labels, len(tokens))
+            condition = (0 if condition is None else condition) + nn.silu(classes[label])
 
         # Torch's kaiming_uniform(a=sqrt 5) on [N, dim] has fan_in = dim.
         embedding = self.param(
