@@ -37,10 +37,8 @@ class Batch(NamedTuple):
     @property
     def asked(self) -> Int[np.ndarray, " n"]:
         """On the host, the tokens asked for."""
-        none = np.zeros(self.tokens.shape, bool)
-        return self.tokens[
-            ~((none if self.given is None else self.given) | (none if self.never is None else self.never))
-        ]
+        masks = [mask for mask in (self.given, self.never) if mask is not None]
+        return self.tokens[~np.any(masks, axis=0)] if masks else self.tokens.ravel()
 
 
 def as_batch(sequences: Any) -> Batch:

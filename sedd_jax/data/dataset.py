@@ -75,19 +75,17 @@ def load(
     Raises InputError as these functions do, or if a part of the corpus is shorter than one sequence.
     """
     weights, names = zip(*mixture.parse(source), strict=True)
-    for name in (source, valid_source or "") if prompt_field or label_field else ():
-        if name.startswith((mixture.PREFIX, shards.PREFIX)):
-            raise InputError(
-                f"data source {name!r}: prompts and labels are read from JSON lines; give a file or a glob"
-            )
+    fields = {"text_field": text_field, "prompt_field": prompt_field, "label_field": label_field}
+    alone, packed = prompt_field or label_field, (mixture.PREFIX, shards.PREFIX)
+    if alone and any(str(name).startswith(packed) for name in (source, valid_source)):
+        raise InputError(f"data source {source!r}: prompts and labels are read from JSON lines; give a file or a glob")
     prepared: list[Shards] = []
 
     def read(name: str) -> tuple[Part, Part]:
         if name.startswith(shards.PREFIX):
             prepared.append(shards.load(name.removeprefix(shards.PREFIX)))
             return prepared[-1].train, prepared[-1].valid
-        if prompt_field or label_field:
-            fields = {"text_field": text_field, "prompt_field": prompt_field, "label_field": label_field}
+        if alone:
             found = records.read(name, **fields)
             cut = None if valid_source is not None else corpora.cut_of(len(found), valid_fraction)
             return found[:cut], found[cut or 0 :]
