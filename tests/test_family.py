@@ -6,7 +6,9 @@ too where tests/golden/family.npz is (4 MB, not in the repository; tests/golden/
 
 import json
 import pathlib
+import pickle
 import shutil
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -317,6 +319,15 @@ def test_weights_that_are_not_supported(tmp_path, family, change, named):
     weights = {n: x for n, x in (make_weights(family, **SIZES) | change).items() if x is not None}
     with pytest.raises(InputError, match=named):
         load(write(tmp_path / "hf", weights, make_config(family, **SIZES)))
+
+
+def test_objects_in_the_place_of_weights_are_refused(tmp_path):
+    folder = write(tmp_path / "hf", {"x": np.ones(1, "f4")}, make_config("mdlm", **SIZES))
+    (folder / "model.safetensors").unlink()
+    with zipfile.ZipFile(folder / "last.ckpt", "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps({"state_dict": {"backbone.head": pathlib.PurePosixPath()}}, 2))
+    with pytest.raises(InputError, match="last.ckpt holds no weights but a Opaque under 'backbone.head'"):
+        load(folder)
 
 
 def test_names_of_families_and_revisions_are_checked(tmp_path):

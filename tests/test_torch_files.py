@@ -16,7 +16,7 @@ from etils import epath
 
 from sedd_jax.errors import InputError
 from sedd_jax.interop import torch_files
-from sedd_jax.interop.torch_files import Storage, Tensor
+from sedd_jax.interop.torch_files import Opaque, Storage, Tensor
 
 FOLDER = pathlib.Path(__file__).parent / "torch_files"
 FLOAT = np.dtype("float32")
@@ -101,6 +101,19 @@ def test_calls_are_refused_by_name_and_not_made(tmp_path, monkeypatch, protocol,
         torch_files.load(archive(tmp_path / "evil.bin", content))
     assert f"evil.bin: its pickle names '{name}'" in str(refusal.value)
     assert os.listdir(tmp_path) == ["evil.bin"]
+
+
+def test_calls_in_files_of_lightning_are_not_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calls = [Evil(os.system, "touch run"), Evil(eval, "open('run', 'w')"), pathlib.Path("run"), {("a", "b"): 1, "c": 2}]
+    content = pickle.dumps({"state_dict": {}, "hyper_parameters": calls, "set": {1}, "bytes": b"\xff"}, 2)
+    tree = torch_files.load(archive(tmp_path / "evil.ckpt", content)).tree
+    *objects, others = tree["hyper_parameters"]
+    assert all(type(value) is Opaque for value in [*objects, tree["set"], tree["bytes"]]) and others == {"c": 2}
+    assert os.listdir(tmp_path) == ["evil.ckpt"]
+    for content in (b"\x80\x02X\x0a\x00\x00\x00state_dict)\x81.", b"\x80\x02X\x0a\x00\x00\x00state_dict)R."):
+        with pytest.raises(InputError, match="its pickle is damaged"):
+            torch_files.load(archive(tmp_path / "evil.ckpt", content))
 
 
 @pytest.mark.parametrize(
