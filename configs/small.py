@@ -48,6 +48,8 @@ def get_config(form: str = "") -> ConfigDict:
                 # 't': the input is 1 - e^-sigma.
                 "time_input": "sigma",
                 "num_classes": 0,  # of data.label_field
+                "lora_rank": 0,  # above 0: adapters to the model of --init, the rest frozen
+                "lora_alpha": 16.0,
                 # None: the absorbing graph's models divide out e^sigma - 1, the uniform graph's do not.
                 "scale_by_sigma": config_dict.placeholder(bool),
                 "qkv_bias": False,

@@ -7,7 +7,8 @@
 folder on the hub, or a training run (checkpoint.pth or Lightning's .ckpt, and .hydra/config.yaml), whose averaged
 weights it takes: of SEDD ('official' is the same), MDLM, RADD, Duo, UDLM or GIDD; see docs/family.md. It needs no torch
 and runs no code of a file. `evaluate --data=..`, `sample`, `frontier`, `judge` and `compare` accept the new workdir.
---to writes the averaged weights of a workdir as a Hugging Face folder of SEDD. One JSON line on stdout.
+--to writes the averaged weights of a workdir as a Hugging Face folder of SEDD, or as a workdir of their own (adapters
+merged with what they adapt). One JSON line on stdout.
 """
 
 from typing import Any
@@ -16,6 +17,7 @@ import jax
 import optax
 from absl import flags
 from etils import epath
+from ml_collections import ConfigDict
 
 from sedd_jax import cli
 from sedd_jax.data import tokenizers
@@ -29,7 +31,7 @@ from sedd_jax.training.experiment import load_trained
 from sedd_jax.training.workdir import write_workdir
 
 flags.DEFINE_enum("from", None, ["auto", "official", *FAMILIES], "Whose weights to read; auto: as their config says.")
-flags.DEFINE_enum("to", None, ["official"], "Whose layout to write.")
+flags.DEFINE_enum("to", None, ["official", "workdir"], "Whose layout to write.")
 cli.define_path("input", "Folder, file or id on the hub (--from); directory of a trained model (--to).")
 cli.define_path("output", "New directory to write.")
 cli.define_path("model_config", "config.json or .hydra/config.yaml of the input, if not beside the weights.")
@@ -59,7 +61,13 @@ def main() -> dict[str, Any]:
     else:
         trained = load_trained(epath.Path(source), log=say)
         params, config, step = jax.device_get(trained.params), trained.config, trained.step
-        save_official(output, params, config, format=values.format)
+        if writing == "official":
+            save_official(output, params, config, format=values.format)
+        else:
+            kept = {name: value for name, value in config.data.items() if "source" not in name}
+            config.data, config.train.steps = ConfigDict(kept | {"vocab_size": trained.tokenizer.vocab_size}), step
+            with new_directory(output) as folder:
+                write_workdir(folder, params, config, trained.tokenizer)
     return {"output": str(output), "parameters": optax.tree.size(params), "graph": config.graph.kind, "step": step}
 
 

@@ -14,7 +14,7 @@ from sedd_jax.training.loop import train
 cli.define_config()
 cli.define_workdir("Directory of the run: config, checkpoints, metrics, samples.")
 cli.define_processes()
-cli.define_path("init", "Directory of a trained model whose weights the run begins from.")
+cli.define_path("init", "Workdir, or weights as for convert, that the run begins from.")
 flags.DEFINE_enum("init_rows", None, ["mean"], "Rows of tokens that the model of --init does not know.")
 
 

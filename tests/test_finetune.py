@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from running import losses, make_config, metrics, saved_states
+from running import losses, make_config, metrics, run, saved_states
 
 from sedd_jax.data import dataset, tokenizers
 from sedd_jax.data.loader import Loader
 from sedd_jax.data.packing import chunks
 from sedd_jax.errors import InputError
+from sedd_jax.interop import save_official
 from sedd_jax.training import origin
 from sedd_jax.training.experiment import load_trained, make_experiment
 from sedd_jax.training.loop import train
@@ -44,6 +45,14 @@ def test_before_its_first_step_it_has_the_bound_of_what_it_began_from(models, tu
     figures = {name: value for name, value in last.items() if name.startswith("eval")}
     assert {name: first[name] for name in figures} == figures
     assert losses(tuned)[0] != losses(models / "diffusion")[0]
+
+
+def test_weights_of_another_implementation_are_a_source(models, tmp_path, fields):
+    known = load_trained(epath.Path(models / "diffusion"), log=print)
+    save_official(tmp_path / "official", jax.device_get(known.params), known.config)
+    tune(tmp_path / "run", tmp_path / "official", **fields | {"train__steps": 1})
+    expected, found = metrics(models / "diffusion")[-1], metrics(tmp_path / "run")[0]
+    assert found["eval_nats_per_token"] == expected["eval_nats_per_token"]
 
 
 def test_interrupted_it_resumes_bit_for_bit_without_its_source(models, tuned, tmp_path, fields):
@@ -80,7 +89,7 @@ def test_another_source_than_the_run_began_from_is_refused(models, tuned, fields
 def test_weights_that_would_mean_nothing_are_refused(models, tmp_path, fields, changed, line):
     with pytest.raises(InputError, match=line):
         tune(tmp_path / "run", models / "diffusion", **fields | changed)
-    with pytest.raises(InputError, match="holds no checkpoint; give the directory"):
+    with pytest.raises(InputError, match="has no weights"):
         tune(tmp_path / "run", tmp_path, **fields)
     assert not (tmp_path / "run").exists()
 
@@ -185,3 +194,57 @@ def test_texts_are_learnt_given_prompts_and_labels(models, prompts, tmp_path, fi
     x, sigma, network = jnp.full((2, 32), 257), jnp.ones(2), tuned.experiment.network
     one, other = (network(tuned.params, labels, 1.0).features(x, sigma) for labels in (1, jnp.array([1, 0])))
     assert one.shape == (2, 32, 32) and (one[0] == other[0]).all() and (one[1] != other[1]).any()
+
+
+LORA = {"model__lora_rank": 4, "model__lora_alpha": 8.0}
+
+
+@pytest.fixture(scope="module")
+def adapted(models, tmp_path_factory, fields):
+    """(workdir, a copy of what it adapts)."""
+    folder = tmp_path_factory.mktemp("adapted")
+    base = shutil.copytree(models / "diffusion", folder / "base")
+    tune(folder / "run", base, **fields | LORA)
+    return folder / "run", base
+
+
+def test_adapters_begin_as_nothing_and_the_rest_is_neither_trained_nor_saved(models, adapted):
+    last, (first, *_, tuned) = metrics(models / "diffusion")[-1], metrics(adapted[0])
+    np.testing.assert_allclose(first["eval_nats_per_token"], last["eval_nats_per_token"], rtol=1e-6)
+    assert tuned["eval_nats_per_token"] != first["eval_nats_per_token"]
+    leaves = saved_states(adapted[0])[3]
+    # Of parameters, averages and two moments: a and b of four products.
+    assert sum("lora_" in path for path in leaves) == 4 * 2 * 4
+    large = [path for path, leaf in leaves.items() if path != "position" and "lora_" not in path and leaf["shape"]]
+    assert large == []
+
+
+def test_merged_adapters_are_the_model_that_was_trained(adapted, tmp_path, fields):
+    workdir, _ = adapted
+    trained = load_trained(epath.Path(workdir), log=print)
+    assert trained.experiment.model.lora_rank == 0 and trained.config.model.lora_rank == 0
+    windows, _ = chunks(dataset.load(source=fields["data__source"], length=32).valid, 32, limit=4)
+    key, bound = jax.random.split(jax.random.key(0), 4)[2], trained.experiment.bound_fn(2)
+    for where in (workdir, tmp_path / "merged"):
+        if where != workdir:
+            run("convert", "--to=workdir", f"--input={workdir}", f"--output={where}")
+        params = load_trained(epath.Path(where), log=print).params
+        measure = lambda batch, first: bound(params, key, batch, first)  # noqa: B023, E731
+        found = trained.experiment.map_batches(measure, windows, 32)
+        expected = metrics(workdir)[-1]["eval_nats_per_token"]
+        np.testing.assert_allclose(found.total.mean() / 32, expected, rtol=1e-5)
+
+
+def test_adapters_resume_bit_for_bit_and_need_the_model_that_they_adapt(adapted, tmp_path, fields):
+    workdir, base = adapted
+    fields, other = fields | LORA, tmp_path / "run"
+    tune(other, base, **fields | {"train__steps": 1})
+    tune(other, None, **fields)
+    assert saved_states(other) == saved_states(workdir)
+    record = json.loads((other / "config.json").read_text())
+    for source, line in ((workdir, "adapters to other weights than"), (tmp_path / "none", "cannot be read")):
+        (other / "config.json").write_text(json.dumps(record | {"init": record["init"] | {"source": str(source)}}))
+        with pytest.raises(InputError, match=line):
+            load_trained(epath.Path(other), log=print)
+    with pytest.raises(InputError, match="lora_rank=4 needs --init"):
+        tune(tmp_path / "none", None, **fields)

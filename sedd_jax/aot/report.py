@@ -86,6 +86,8 @@ def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: in
     """
     if what not in TARGETS:
         raise InputError(f"--what={what} is unknown; choose one of {', '.join(TARGETS)}")
+    if config.model.get("lora_rank"):
+        raise InputError(f"model.lora_rank={config.model.lora_rank}: programs with adapters are not reported; give 0")
     devices = topology_devices(topology, num_slices)
     experiment = make_experiment(config, vocab_size, devices)
     mesh, length = experiment.mesh, config.data.length

@@ -28,7 +28,15 @@ from sedd_jax.rates import Graph
 from sedd_jax.score_entropy import Objective, ScoreEntropy, ScoreFn
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.options import EvalOptions, SamplingOptions, TrainOptions
-from sedd_jax.training.state import TrainState, abstract_state, init_state, make_optimizer
+from sedd_jax.training.state import (
+    TrainState,
+    abstract_params,
+    abstract_state,
+    folded,
+    init_state,
+    make_optimizer,
+    merged,
+)
 from sedd_jax.training.step import TrainStep, make_train_step
 from sedd_jax.transformer import Transformer, attention
 from sedd_jax.typing import PRNGKey
@@ -64,7 +72,7 @@ class Experiment:
         def apply(method, params, *arguments, **options):
             return self.model.apply({"params": params}, *arguments, **options, method=method)
 
-        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state().params["head"])
+        places = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(self.model, self.mesh)["head"])
         network = Network(
             features=partial(apply, "features", params, labels=labels),
             log_score=lambda head, *arguments: apply("log_score", {"head": head}, *arguments),
@@ -277,5 +285,29 @@ def load_trained(workdir: epath.Path, *, log: Callable[[str], None], mesh: Mappi
     if restored is None:
         raise InputError(f"--workdir={workdir} has no checkpoint yet; let the training get to its first one")
     configuration.check_same_model(config, restored.config, workdir)
-    require_finite(restored.state.ema, f"--workdir={workdir}, step {restored.step}, weights")
-    return Trained(config, experiment, tokenizer, restored.state.ema, restored.step)
+    params, model = (
+        require_finite(restored.state.ema, f"--workdir={workdir}, step {restored.step}, weights"),
+        experiment.model,
+    )
+    if model.lora_rank:
+        base = load_base(config, workdir, log=log, mesh=dict(experiment.mesh.shape))
+        params, config.model.lora_rank = folded(merged(base.params, params), model.lora[1]), 0
+        experiment = make_experiment(config, tokenizer.vocab_size)
+    return Trained(config, experiment, tokenizer, params, restored.step)
+
+
+def load_base(config: ConfigDict, workdir: epath.Path, **options: Any) -> Trained:
+    """The model that the run in workdir has adapters to, from where its config says. options: those of `load_trained`.
+
+    Raises InputError if it is not there, or not the same any more.
+    """
+    remedy = f"put it back, or name its place as init.source in {workdir / 'config.json'}"
+    try:
+        base = load_trained(epath.Path(config.init.source), **options)
+    except InputError as error:
+        raise InputError(
+            f"--workdir={workdir} has adapters to a model that cannot be read ({error}); {remedy}"
+        ) from error
+    if base.fingerprint != config.init.fingerprint:
+        raise InputError(f"--workdir={workdir} has adapters to other weights than {config.init.source}; {remedy}")
+    return base

@@ -28,8 +28,9 @@ from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.files import make_directory
 from sedd_jax.training import flops, origin
 from sedd_jax.training.checkpoint import Checkpoints
-from sedd_jax.training.experiment import Experiment, make_experiment
+from sedd_jax.training.experiment import Experiment, load_base, make_experiment
 from sedd_jax.training.report import Report, Stopwatch
+from sedd_jax.training.state import merged, split
 from sedd_jax.typing import as_batch
 
 
@@ -46,7 +47,8 @@ def train(
     on_leader = partial(processes.from_leader, "tokenizer")
     # Of a start that never came to a checkpoint, the tokenizer does not count.
     begun = configuration.has_checkpoint(workdir)
-    directory = workdir if begun else init and epath.Path(init)
+    source_has_one = init is not None and configuration.has_checkpoint(epath.Path(init))
+    directory = workdir if begun else epath.Path(init) if source_has_one else None
     data = build(dataset.load, "data", config, directory=directory, on_leader=on_leader)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
     data.tokenizer.padding = experiment.graph.vocab_size - data.tokenizer.vocab_size
@@ -60,7 +62,12 @@ def train(
     configuration.check_same_data(data.fingerprint, workdir)
     source = None if begun or init is None else origin.read(init, init_rows, config, experiment, data.tokenizer)
     if source:
-        config = origin.with_origin(config, source=os.path.abspath(init), fingerprint=source.fingerprint)
+        place = os.path.abspath(init) if os.path.exists(init) else init
+        config = origin.with_origin(config, source=place, fingerprint=source.fingerprint)
+    elif experiment.model.lora_rank:
+        if "init" not in config:
+            raise InputError(f"model.lora_rank={experiment.model.lora_rank} needs --init, the model to adapt")
+        source = load_base(config, workdir, log=say, mesh=dict(experiment.mesh.shape))
     # Nobody writes before all processes have passed the checks; nobody continues before all is written.
     processes.require_same("config", json.dumps(config.to_dict(), sort_keys=True))
     processes.require_same("data", data.fingerprint)
@@ -113,6 +120,7 @@ class Loop:
         self.state = restored.state if restored else experiment.init_state(init_key)
         if params is not None and not restored:
             self.state = origin.begin(self.state, params)
+        self.frozen = [split(params)[1]] if experiment.model.lora_rank else []
         self.step = int(self.state.step)
         self.loader = Loader(
             data.train,
@@ -148,7 +156,7 @@ class Loop:
             in_flight: tuple[int, dict] | None = None
             while self.step < self.options.steps:
                 batch = jax.tree.map(partial(sharding.place_batch, mesh=self.experiment.mesh), next(self.loader))
-                self.state, values = self.train_step(self.state, self.train_key, batch)
+                self.state, values = self.train_step(self.state, self.train_key, batch, *self.frozen)
                 self.step += 1
                 # Reads the metrics of the step before while this one runs, so that the device never waits.
                 self._finish(in_flight)
@@ -222,9 +230,9 @@ class Loop:
         self.losses.clear()
 
     def _evaluate(self) -> None:
-        quiet = not processes.is_leader()
+        quiet, params = not processes.is_leader(), merged(*self.frozen, self.state.ema)
         bounds = self.experiment.map_batches(
-            lambda batch, first: self.bound(self.state.ema, self.eval_key, batch.tokens, first, *batch[1:]),
+            lambda batch, first: self.bound(params, self.eval_key, batch.tokens, first, *batch[1:]),
             as_batch(self.valid),
             self.experiment.eval.batch_size,
             progress=partial(tqdm, desc="evaluating", leave=False, delay=1, file=sys.stderr, disable=quiet),
@@ -235,11 +243,11 @@ class Loop:
 
     def _sample(self) -> None:
         options = self.experiment.sampling
-        shape = (options.num, self.data.length)
+        shape, params = (options.num, self.data.length), merged(*self.frozen, self.state.ema)
         key = jax.random.fold_in(self.sample_key, self.step)
 
         def draw(clamp: Any, first: int) -> jax.Array:
-            sample = self.sample(self.state.ema, key, clamp, options.steps, first)
+            sample = self.sample(params, key, clamp, options.steps, first)
             sampling.require_sound(sample.failed)
             return sample.tokens
 

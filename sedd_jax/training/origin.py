@@ -11,28 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from sedd_jax import config as configuration
+from sedd_jax import interop
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.training.experiment import Experiment, Trained, load_trained
+from sedd_jax.training.experiment import Experiment, Trained, load_trained, make_experiment
 from sedd_jax.training.state import TrainState
 
 # Of a model: what may differ from the source's, since the weights mean the same.
-_FREE = {
-    "num_states",
-    "to_score",
-    "dropout",
-    "dtype",
-    "gradient_dtype",
-    "attention",
-    "remat",
-    "causal",
-    "parent",
-    "name",
-}
+_FREE = {"num_states", "to_score", "causal", "parent", "name", "dropout", "dtype", "gradient_dtype", "attention"}
+_FREE |= {"remat", "lora_rank", "lora_alpha"}
 
 
 def with_origin(config: ConfigDict, **record: Any) -> ConfigDict:
@@ -42,11 +34,9 @@ def with_origin(config: ConfigDict, **record: Any) -> ConfigDict:
 def resumed(config: ConfigDict, workdir: epath.Path, init: str | None) -> ConfigDict:
     """The config with what the run in workdir began from, if it has begun; the source is not read again.
 
-    Raises InputError if that is not `init`, or for a new run if `init` is none.
+    Raises InputError if that is not `init`.
     """
     if not configuration.has_checkpoint(workdir):
-        if init is not None and not configuration.has_checkpoint(epath.Path(init)):
-            raise InputError(f"--init={init} holds no checkpoint; give the directory of a trained model")
         return config
     found = configuration.load(workdir).get("init")
     if init is not None and (found is None or found.source not in (init, os.path.abspath(init))):
@@ -59,16 +49,16 @@ def resumed(config: ConfigDict, workdir: epath.Path, init: str | None) -> Config
 
 
 def read(init: str, rows: str | None, config: ConfigDict, experiment: Experiment, tokenizer: Tokenizer) -> Trained:
-    """The source, with weights for the model of `experiment`, on its mesh.
+    """The source, a workdir or what `interop.load` reads, with weights for the model of `experiment`.
 
     rows: 'mean' gives tokens that the source does not know the mean of its rows (Hewitt 2021, "Initializing new word
         embeddings"); the others keep their scores.
     Raises InputError for another graph, network or vocabulary than the run's.
     """
-    try:
+    if not configuration.has_checkpoint(epath.Path(init)):
+        source = _elsewhere(init, tokenizer, experiment)
+    else:
         source = load_trained(epath.Path(init), log=say, mesh=dict(experiment.mesh.shape))
-    except InputError as error:
-        raise InputError(str(error).replace("--workdir", "--init")) from error
     pairs = {"objective": [c.get("objective", "sedd") for c in (source.config, config)]}
     pairs |= {f"graph.{name}": [c.graph.get(name, 0) for c in (source.config, config)] for name in ("kind", "padding")}
     names = [field.name for field in dataclasses.fields(experiment.model) if field.name not in _FREE]
@@ -85,11 +75,23 @@ def read(init: str, rows: str | None, config: ConfigDict, experiment: Experiment
         return source
     old, new = source.tokenizer.vocab_size, tokenizer.vocab_size
     grown = new > old and all(source.tokenizer.decode([i]) == tokenizer.decode([i]) for i in range(old))
-    if not grown or rows is None:
-        remedy = "give --init_rows=mean for rows of the new ones" if grown else "leave data.tokenizer_path out"
+    if not grown or rows is None or experiment.model.lora_rank:
+        rows_of = "give --init_rows=mean for rows of the new ones, and no adapters, which have none"
+        remedy = rows_of if grown else "leave data.tokenizer_path out"
         known = f"the first {old} of {new} tokens" if grown else "another tokenizer"
         raise InputError(f"--init={init} has {known} of this run: {remedy}")
     return dataclasses.replace(source, params=_with_rows(source, new))
+
+
+def _elsewhere(init: str, tokenizer: Tokenizer, experiment: Experiment) -> Trained:
+    """Weights of another implementation, which come without a tokenizer: see `interop.load`."""
+    params, config = interop.load(init)
+    if config.data.vocab_size != tokenizer.vocab_size:
+        sizes = f"{config.data.vocab_size} tokens, and the tokenizer of this run {tokenizer.vocab_size}"
+        raise InputError(f"--init={init} has {sizes}: give data.tokenizer_path as for convert")
+    if experiment.model.lora_rank:
+        raise InputError(f"--init={init}: adapters need a workdir to refer to; make one with convert")
+    return Trained(config, make_experiment(config, tokenizer.vocab_size, jax.local_devices()[:1]), tokenizer, params, 0)
 
 
 def _with_rows(source: Trained, new: int) -> dict[str, Any]:
@@ -108,8 +110,9 @@ def _with_rows(source: Trained, new: int) -> dict[str, Any]:
 
 
 def begin(state: TrainState, params: dict[str, Any]) -> TrainState:
-    """A fresh state with these parameters."""
-    params = jax.tree.map(
-        lambda fresh, value: jax.device_put(value, fresh.sharding), state.params, state.params | params
+    """A fresh state with these parameters, where it has them."""
+    given, fresh = flatten_dict(params), flatten_dict(state.params)
+    params = unflatten_dict(
+        {path: jax.device_put(given.get(path, leaf), leaf.sharding) for path, leaf in fresh.items()}
     )
     return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
@@ -18,7 +19,8 @@ from sedd_jax.typing import PRNGKey, Scalar
 
 
 class TrainState(NamedTuple):
-    """step: number of updates. ema: running average of the parameters, for evaluation and sampling."""
+    """step: number of updates. params: those that are trained. ema: their running average, for evaluation and
+    sampling."""
 
     step: Int[Array, ""]
     params: Any
@@ -135,16 +137,52 @@ def _block_products(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def _init(key: PRNGKey, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+def split(params: Any) -> tuple[Any, Any]:
+    """Of parameters those that are trained beside a frozen model, adapters and the table of classes; and the others."""
+    trained = lambda path: path[0] == "classes" or path[-1].startswith("lora_")  # noqa: E731
+    flat = flatten_dict(params)
+    return tuple(unflatten_dict({path: flat[path] for path in flat if trained(path) == kind}) for kind in (True, False))
+
+
+def merged(*trees: Any) -> Any:
+    """One tree of all parameters; later ones replace earlier ones."""
+    return unflatten_dict({path: leaf for tree in trees for path, leaf in flatten_dict(tree).items()})
+
+
+def folded(params: Any, scale: float) -> Any:
+    """The parameters of the same model without adapters: kernels [layers, in, ...] with scale * a b added."""
+    flat = flatten_dict(params)
+    for path in [path for path in flat if path[-1] == "lora_a"]:
+        a, b = flat.pop(path), flat.pop((*path[:-1], "lora_b"))
+        product = jnp.einsum("lir,lr...->li...", a, b, precision=jax.lax.Precision.HIGHEST)
+        flat[(*path[:-1], "kernel")] += scale * product
+    return unflatten_dict(flat)
+
+
+def _init_params(key: PRNGKey, model: nn.Module) -> Any:
     # Parameters do not depend on the length, nor on the attention kernel, which may not accept this one.
-    params = model.clone(attention="plain").init(key, jnp.zeros((1, 2), jnp.int32), jnp.ones(1))["params"]
+    return model.clone(attention="plain").init(key, jnp.zeros((1, 2), jnp.int32), jnp.ones(1))["params"]
+
+
+def _init(key: PRNGKey, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    params = _init_params(key, model)
+    params = split(params)[0] if model.lora_rank else params
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
 @functools.lru_cache(maxsize=4)  # tracing a model takes a second
 def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without computing anything."""
-    boxed = jax.eval_shape(lambda: _init(jax.random.key(0), model, optimizer))
+    return _abstract(jax.eval_shape(lambda: _init(jax.random.key(0), model, optimizer)), mesh)
+
+
+@functools.lru_cache(maxsize=4)
+def abstract_params(model: nn.Module, mesh: Mesh) -> Any:
+    """Those of all parameters, also of frozen ones."""
+    return _abstract(jax.eval_shape(lambda: _init_params(jax.random.key(0), model)), mesh)
+
+
+def _abstract(boxed: Any, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         nn.unbox(boxed),

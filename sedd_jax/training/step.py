@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from sedd_jax.devices import sharding
 from sedd_jax.network import chunk_size
 from sedd_jax.score_entropy import Noised, Objective, loss_and_grads
-from sedd_jax.training.state import TrainState, abstract_state
+from sedd_jax.training.state import TrainState, abstract_params, abstract_state, merged, split
 from sedd_jax.transformer import Transformer
 from sedd_jax.typing import Batch, PRNGKey, Scalar, Tokens, as_batch
 
@@ -80,36 +80,39 @@ def make_train_step(
     microbatches: int = 1,
 ) -> TrainStep:
     """`step(state, key, batch)` -> (next state, metrics); the state is donated. batch: tokens [B, L], or a `Batch`.
+    With adapters a fourth argument has the frozen parameters.
 
     key: the run's key. The step folds its own number into it, so it depends on the state, this key and its batch only.
     metrics: `loss` in nats per token (for score entropy, an estimate of the diffusion part of the bound), `grad_norm`
         of the gradient of nats per sequence, before the clip.
     """
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
-    head_loss = make_head_loss(model, objective, mesh, places.params["head"])
+    whole, abstract = abstract_params(model, mesh), abstract_state(model, optimizer, mesh)
+    places, whole = jax.tree.map(lambda leaf: leaf.sharding, (abstract, whole))
+    head_loss = make_head_loss(model, objective, mesh, whole["head"])
 
-    def microbatch_loss_and_grads(params, key, noised: Noised, tokens, labels, numbers):
+    def microbatch_loss_and_grads(params, frozen, key, noised: Noised, tokens, labels, numbers):
         def features_of(params):
             inputs, dropout = (noised.x, noised.sigma, True, numbers, labels), {"dropout": key}
-            return model.apply({"params": params}, *inputs, rngs=dropout, method="features")
+            return model.apply({"params": merged(*frozen, params)}, *inputs, rngs=dropout, method="features")
 
         features, pull_back = jax.vjp(features_of, params)
-        loss, (d_head, d_features) = head_loss(params["head"], features, noised, tokens)
-        return loss, pull_back(d_features)[0] | {"head": d_head}
+        loss, (d_head, d_features) = head_loss(merged(*frozen, params)["head"], features, noised, tokens)
+        (grads,) = pull_back(d_features)
+        return loss, grads | {"head": d_head} if "head" in params else grads
 
-    def batch_loss_and_grads(params, key, noised: Noised, tokens, labels):
+    def batch_loss_and_grads(params, frozen, key, noised: Noised, tokens, labels):
         batch = noised, tokens, labels, jnp.arange(len(tokens))
         if microbatches == 1:
-            return microbatch_loss_and_grads(params, key, *batch)
+            return microbatch_loss_and_grads(params, frozen, key, *batch)
 
         def add(total, inputs):
-            return jax.tree.map(jnp.add, total, microbatch_loss_and_grads(params, key, *inputs)), None
+            return jax.tree.map(jnp.add, total, microbatch_loss_and_grads(params, frozen, key, *inputs)), None
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         total, _ = jax.lax.scan(add, zero, split_microbatches(batch, microbatches))
         return jax.tree.map(lambda x: x / microbatches, total)
 
-    def step(state: TrainState, key: PRNGKey, batch: Tokens | Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, key: PRNGKey, batch: Tokens | Batch, *frozen: Any) -> tuple[TrainState, Metrics]:
         tokens, given, never, labels = as_batch(batch)
         step_key = jax.random.fold_in(key, state.step)
         noise_key, dropout_key = jax.random.split(step_key)
@@ -118,7 +121,7 @@ def make_train_step(
             # `split` folds in 0 and 1.
             drop = jax.random.bernoulli(jax.random.fold_in(step_key, 2), LABEL_DROPOUT, labels.shape)
             labels = jnp.where(drop, model.num_classes, labels)
-        loss, grads = batch_loss_and_grads(state.params, dropout_key, noised, tokens, labels)
+        loss, grads = batch_loss_and_grads(state.params, frozen, dropout_key, noised, tokens, labels)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         keep = ema_decay(decay, state.step + 1)
@@ -131,6 +134,6 @@ def make_train_step(
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(places, replicated, sharding.batch_sharding(mesh)),
+        in_shardings=(places, replicated, sharding.batch_sharding(mesh), *[split(whole)[1]] * bool(model.lora_rank)),
         out_shardings=(places, replicated),
     )

@@ -86,6 +86,8 @@ class Linear(nn.Module):
     axes: the logical names of the weight's axes, input first.
     before: a cheap function of x (a norm, an activation). The backward pass recomputes it and stores no result.
     gradient_dtype: in which the kernel's gradient is summed over devices.
+    lora: (rank, scale) of an adapter, scale * a b beside the kernel (Hu et al., arXiv 2106.09685), zero at first; rank
+        0 for none.
     """
 
     features: tuple[int, ...]
@@ -95,6 +97,7 @@ class Linear(nn.Module):
     dtype: str = "float32"
     out_dtype: str | None = None
     gradient_dtype: str = "float32"
+    lora: tuple[int, float] = (0, 0.0)
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."], before: Callable[[Array], Array] = lambda x: x) -> Float[Array, "..."]:
@@ -103,13 +106,24 @@ class Linear(nn.Module):
         kernel_init = nn.with_logical_partitioning(zeros if self.zero_init else _kernel_init, self.axes)
         kernel = self.param("kernel", kernel_init, (fan_in, *self.features), jnp.float32)
 
+        (rank, scale), adapter = self.lora, ()
+        if rank:
+            a_init = nn.with_logical_partitioning(_kernel_init, (self.axes[0], None))
+            b_init = nn.with_logical_partitioning(zeros, (None, *self.axes[1:]))
+            a = self.param("lora_a", a_init, (fan_in, rank), jnp.float32)
+            adapter = a, self.param("lora_b", b_init, (rank, *self.features), jnp.float32)
+
         # Inside a scan XLA cannot merge the recomputation with the forward pass, so nothing has to prevent it.
         @partial(jax.checkpoint, prevent_cse=False)
-        def product(x, kernel):
-            dtypes = self.out_dtype or self.dtype, self.gradient_dtype
-            return _product(before(x).astype(self.dtype), kernel, self.axes, *dtypes)
+        def product(x, kernel, *adapter):
+            dtypes, x = (self.out_dtype or self.dtype, self.gradient_dtype), before(x).astype(self.dtype)
+            y = _product(x, kernel, self.axes, *dtypes)
+            for a, b in [adapter] if adapter else []:
+                low = _product(x, a, (self.axes[0], None), *dtypes)
+                y += scale * _product(low, b, (None, *self.axes[1:]), *dtypes)
+            return y
 
-        y = checkpoint_name(product(x, kernel), PRODUCT)
+        y = checkpoint_name(product(x, kernel, *adapter), PRODUCT)
         if self.use_bias:
             init = nn.with_logical_partitioning(zeros if self.zero_init else bias_init(fan_in), self.axes[1:])
             y = _add_bias(y, self.param("bias", init, self.features, jnp.float32))

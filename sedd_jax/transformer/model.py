@@ -85,6 +85,7 @@ class Block(nn.Module):
     gradient_dtype: str
     attention: str
     qkv_bias: bool
+    lora: tuple[int, float]
     train: bool
     causal: bool
 
@@ -99,6 +100,7 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "b l d"], Cache | None]:
         batch, length, dim = x.shape
         linear = partial(Linear, dtype=self.dtype, gradient_dtype=self.gradient_dtype)
+        adapted = partial(linear, lora=self.lora)
 
         def drop(h: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
             """Dropout by a key of each sequence, so that a batch may be computed in any parts."""
@@ -116,7 +118,7 @@ class Block(nn.Module):
             shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation(condition), 1, 0)
 
         norm = ModulatedNorm(name="norm1")(shift1, scale1)
-        qkv = linear((3, dim), ("embed", None, "heads"), use_bias=self.qkv_bias, name="qkv")(x, norm)
+        qkv = adapted((3, dim), ("embed", None, "heads"), use_bias=self.qkv_bias, name="qkv")(x, norm)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, self.num_heads, -1), 2, 0)
         if cache is None:
             h = IMPLEMENTATIONS[self.attention](rotary(q), rotary(k), v, causal=self.causal)
@@ -125,12 +127,12 @@ class Block(nn.Module):
             cache = jax.tree.map(lambda known, one: known.at[:, position].set(one[:, 0]), cache, new)
             h = cached(rotary(q, position), *cache, position)
         h = h.reshape(batch, length, dim)
-        h = linear((dim,), ("heads", "embed"), use_bias=False, name="attention_out")(h)
+        h = adapted((dim,), ("heads", "embed"), use_bias=False, name="attention_out")(h)
         x = x + gate1[:, None] * drop(h)
 
         norm = ModulatedNorm(name="norm2")(shift2, scale2)
-        h = linear((self.mlp_ratio * dim,), ("embed", "mlp"), name="mlp_in")(x, norm)
-        h = linear((dim,), ("mlp", "embed"), name="mlp_out")(h, gelu)
+        h = adapted((self.mlp_ratio * dim,), ("embed", "mlp"), name="mlp_in")(x, norm)
+        h = adapted((dim,), ("mlp", "embed"), name="mlp_out")(h, gelu)
         x = x + gate2[:, None] * drop(h)
         return constrain(x, "batch", None, None), cache
 
@@ -161,6 +163,8 @@ class Transformer(nn.Module):
         graph's scores, so that the untrained network starts near it. True for absorbing, False for uniform.
     num_classes: of labels, 0 for none. A table [classes + 1, cond_dim], the last row for "no class", adds to the
         condition; it begins as zeros, which change nothing.
+    lora_rank, lora_alpha: of adapters beside the products with q, k, v, the attention's output and the MLP, scaled by
+        alpha / rank; 0 for none. Training then leaves all else as it is: see `state.split`.
     qkv_bias: whether q, k and v have a bias. Networks have one whose modulation was folded in, see `interop`.
     dtype: of the matrix products and activations ('float32' or 'bfloat16'); parameters, the residual stream, norms
         and the log-score are always float32.
@@ -186,6 +190,8 @@ class Transformer(nn.Module):
     to_score: Callable[..., Float[Array, "b l n"]] | None = None
     scale_by_sigma: bool | None = True
     num_classes: int = 0
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
     qkv_bias: bool = False
     dtype: str = "float32"
     gradient_dtype: str = "float32"
@@ -208,8 +214,17 @@ class Transformer(nn.Module):
                 raise InputError(f"model.{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}")
         if not 0 <= self.num_classes < 1 << 31 or (self.causal and self.num_classes):
             raise InputError(f"model.num_classes={self.num_classes} must be at least 0, and 0 with objective='ar'")
+        if not 0 <= self.lora_rank <= self.dim or not abs(self.lora_alpha) <= 1e6:
+            raise InputError(
+                f"model.lora_rank={self.lora_rank}, lora_alpha={self.lora_alpha}: give a rank up to model.dim"
+            )
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout} must lie in [0, 1)")
+
+    @property
+    def lora(self) -> tuple[int, float]:
+        """(rank, scale) of the adapters."""
+        return self.lora_rank, self.lora_alpha / max(self.lora_rank, 1)
 
     def setup(self):
         axes = ("embed", "vocab")
@@ -295,7 +310,7 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast),
             length=self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(*options, self.qkv_bias, train, self.causal, name="blocks")
+        )(*options, self.qkv_bias, self.lora, train, self.causal, name="blocks")
         x, cache = blocks(x, condition, cache, position, jnp.arange(len(x)) if numbers is None else numbers)
 
         if condition is None:
