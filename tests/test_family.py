@@ -22,7 +22,7 @@ from etils import epath
 from sedd_jax.data import tokenizers
 from sedd_jax.errors import InputError
 from sedd_jax.interop import load, torch_files
-from sedd_jax.interop.official import from_official, plain
+from sedd_jax.interop.official import CLASSES, from_official, plain
 from sedd_jax.training.experiment import load_trained, make_experiment
 from sedd_jax.training.workdir import write_workdir
 
@@ -64,6 +64,7 @@ def logits(weights, x, told, heads):
     condition = np.concatenate([np.cos(angles), np.sin(angles)], -1)
     if "sigma_map.mlp.0.weight" in w:
         condition = silu(linear(silu(linear(condition, "sigma_map.mlp.0")), "sigma_map.mlp.2"))
+        condition = condition + silu(w[CLASSES][-1] if CLASSES in w else 0)  # of no class
     h = w["vocab_embed.embedding"][x]
     modulation = lambda layer, n: (  # noqa: E731
         np.split(linear(condition, f"{layer}.adaLN_modulation")[:, None], n, -1)
@@ -153,14 +154,15 @@ def told(family, sigma):
     return {"mdlm": 0 * sigma, "gidd": 1 - np.exp(-sigma)}.get(family, sigma)
 
 
-def found_logits(params, config, x, sigma):
+def found_logits(params, config, x, sigma, labels=None):
     """Those of the network of the experiment."""
     model = make_experiment(config, config.data.vocab_size, jax.devices()[:1]).model
     params = jax.tree.map(jnp.asarray, params)
 
     @jax.jit
     def apply(x, sigma):
-        return model.apply({"params": params}, x, sigma, method=lambda model, *args: model.head(model.features(*args)))
+        head = lambda model, *args: model.head(model.features(*args, labels=labels))  # noqa: E731
+        return model.apply({"params": params}, x, sigma, method=head)
 
     return apply(jnp.asarray(x, jnp.int32), jnp.asarray(sigma, jnp.float32))
 
@@ -182,6 +184,8 @@ def inputs():
 def test_logits_through_files(tmp_path, family, inputs):
     x, sigma = inputs
     weights, config = make_weights(family, **SIZES), make_config(family, **SIZES)
+    if family == "udlm":
+        weights[CLASSES] = np.random.default_rng(2).normal(size=(4, SIZES["cond"])).astype("f4")
     expected, layout = logits(weights, x, told(family, sigma), SIZES["heads"]), "safetensors"
     if family == "sedd":  # names that its uploader gave
         renamed = {"sigma_map": "cond_map", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2"}
@@ -205,6 +209,7 @@ def test_logits_through_files(tmp_path, family, inputs):
     }.get(family, {"kind": "loglinear"})
     law = {"sedd": "score"}.get(family, "plugin" if uniform else "mean")
     assert config.model.get("parametrisation", "score") == law
+    assert config.model.get("num_classes", 0) == (3 if family == "udlm" else 0)
     folded = family in ("mdlm", "radd")
     assert ("modulation" not in params) == ("bias" in params["blocks"]["qkv"]) == folded
 
@@ -215,15 +220,20 @@ def test_logits_of_the_pytorch_implementations(tmp_path, family):
     with np.load(GOLDEN) as file:
         figures = dict(file)
     weights = {name.removeprefix(f"{family}|"): x for name, x in figures.items() if name.startswith(f"{family}|")}
-    weights.pop("backbone.cond_map.embedding_table.weight", None)
+    table = weights.pop(f"backbone.{CLASSES}", None)
     config = make_config(family, dim=64, blocks=3, cond=32, rows=101, heads=4, length=24)
-    figures = figures["x"], figures["sigma"], figures[f"{family}>"]
+    labelled, figures = figures["udlm_cond>"], (figures["x"], figures["sigma"], figures[f"{family}>"])
     for layout in ("safetensors", "torch", "sharded"):
         params, found = require_logits(write(tmp_path / layout, plain(weights), config, layout), family, *figures)
     if family == "mdlm":  # not folded, and told sigma = 0
         found.model.update({"time_conditioning": True, "qkv_bias": False})
         whole = found_logits(from_official(plain(weights)), found, figures[0], 0 * figures[1])
         np.testing.assert_allclose(whole, figures[2], atol=2e-5)
+    if table is not None:
+        params, found = load(write(tmp_path / "classes", plain(weights) | {CLASSES: table}, config))
+        with_labels = found_logits(params, found, *figures[:2], labels=jnp.array([0, 3, 5]))
+        np.testing.assert_allclose(with_labels, labelled, atol=2e-5)
+        assert found.model.num_classes == 5
     reference = logits(plain(weights), figures[0], told(family, figures[1]), 4)
     np.testing.assert_allclose(reference, figures[2], atol=2e-5)
 
@@ -297,11 +307,9 @@ def test_a_block_as_long_as_the_sequences_is_mdlm(tmp_path):
 @pytest.mark.parametrize(
     ("family", "change", "named"),
     [
-        (
-            "udlm",
-            {"cond_map.embedding_table.weight": np.ones((6, 4), "f4")},
-            "models with class labels are not supported",
-        ),
+        ("udlm", {CLASSES: np.ones((6, 5), "f4")}, r"embedding_table.weight is \[6, 5\], and \[6, 4\]"),
+        ("mdlm", {CLASSES: np.ones((6, 4), "f4")}, "'cond_map.embedding_table.weight', which the model"),
+        ("udlm", {CLASSES: np.ones((), "f4")}, "'cond_map.embedding_table.weight', which the model"),
         ("gidd", {"logit_bias": np.ones(11, "f4")}, "logit_bias is not 0"),
         ("mdlm", {"blocks.0.attn_qkv.extra": np.ones(1, "f4")}, "'blocks.0.attn_qkv.extra', which the model"),
         ("mdlm", {"blocks.1.adaLN_modulation.bias": None}, "no 'blocks.1.adaLN_modulation.bias'"),
@@ -313,7 +321,7 @@ def test_a_block_as_long_as_the_sequences_is_mdlm(tmp_path):
         ("duo", {"sigma_map.mlp.0.weight": np.ones((4, 256), "f8")}, "of the type float64"),
         ("duo", {name: None for name in make_weights("duo", **SIZES) if "sigma" in name}, "no 'sigma_map.mlp.0.bias'"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_weights_that_are_not_supported(tmp_path, family, change, named):
     weights = {n: x for n, x in (make_weights(family, **SIZES) | change).items() if x is not None}
@@ -345,20 +353,17 @@ def test_the_hub_is_asked_for_the_revision(tmp_path, monkeypatch):
     assert asked[0]["revision"] == "abc" and "*-of-*.safetensors" in asked[0]["allow_patterns"]
 
 
-def test_more_rows_than_tokens_are_sampled_and_shown(tmp_path):
-    """258 states for 257 tokens; the head says nothing but the one without text."""
+def test_more_rows_than_tokens_are_kept_and_shown(tmp_path):
     sizes = SIZES | {"rows": 258}
-    weights, config = make_weights("duo", **sizes), make_config("duo", **sizes)
-    weights["output_layer.linear.bias"] = np.where(np.arange(258) == 257, 1e3, 0).astype("f4")
-    source, workdir = write(tmp_path / "hf", weights, config), tmp_path / "run"
+    source, workdir = (
+        write(tmp_path / "hf", make_weights("duo", **sizes), make_config("duo", **sizes)),
+        tmp_path / "run",
+    )
     write_workdir(epath.Path(workdir), *load(source), tokenizers.Bytes())
     trained = load_trained(epath.Path(workdir), log=pytest.fail)
-    assert trained.experiment.graph.num_states == 258 and trained.config.graph.padding == 1
-    sample = trained.experiment.sample_fn(trained.experiment.sampling)
-    clamp = jnp.zeros((1, 6), bool), jnp.zeros((1, 6), jnp.int32)
-    with jax.set_mesh(trained.experiment.mesh):
-        tokens = sample(trained.params, jax.random.key(0), clamp, 4, 0).tokens
-    assert trained.tokenizer.decode(np.asarray(tokens[0])) == "<|257|>" * 6
+    assert (trained.config.graph.padding, trained.config.data.vocab_size) == (1, 257)
+    assert trained.experiment.graph.num_states == len(trained.params["embedding"]) == 258
+    assert trained.tokenizer.decode([257, 0x61]) == "<|257|>a"
 
 
 def test_a_tokenizer_of_another_size_leaves_nothing_behind(tmp_path):

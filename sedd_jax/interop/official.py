@@ -23,13 +23,14 @@ from sedd_jax.transformer import Transformer
 # Constants that may be among the weights. A bias of the logits has to be 0. The table tells the number of heads.
 _ROTARY, _LOGIT_BIAS = "rotary_emb.inv_freq", "logit_bias"
 _CONSTANTS = ("rotary_emb.cos_cached", "rotary_emb.sin_cached", "sampling_eps_min", "sampling_eps_max", _LOGIT_BIAS)
-EMBEDDING, HEAD = "vocab_embed.embedding", "output_layer.linear"
+EMBEDDING, CLASSES, HEAD = "vocab_embed.embedding", "cond_map.embedding_table.weight", "output_layer.linear"
 # Names that an uploader has given to SEDD's layers.
 _RENAMED = {"cond_map.mlp.": "sigma_map.mlp.", "mlp.fc1.": "mlp.0.", "mlp.fc2.": "mlp.2."}
 
 # Our path -> the reference's name. {}: the number of the block.
 _NAMES = {
-    "embedding": "vocab_embed.embedding",
+    "embedding": EMBEDDING,
+    "classes": CLASSES,
     "sigma_in/kernel": "sigma_map.mlp.0.weight",
     "sigma_in/bias": "sigma_map.mlp.0.bias",
     "sigma_out/kernel": "sigma_map.mlp.2.weight",
@@ -53,22 +54,17 @@ _NAMES = {
 }
 # Layers that compute several vectors, and how many: torch has [n * dim] outputs, we have [n, dim].
 _FUSED = {"modulation": 2, "blocks/modulation": 6, "blocks/qkv": 3}
-_CONDITIONING = re.compile("sigma|modulation")
+_CONDITIONING = re.compile("sigma|modulation|classes")
 
 
 def plain(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The same under SEDD's names, without wrappers' prefixes, constants, and the teacher of a distillation.
-
-    Raises InputError for a model with class labels.
-    """
+    """The same under SEDD's names, without wrappers' prefixes, constants, and the teacher of a distillation."""
     for name in weights:
         if name.endswith(_LOGIT_BIAS) and np.any(weights[name]):
             raise InputError(f"{name} is not 0; such models are not supported")
     kept = without_prefixes({n: x for n, x in weights.items() if n.endswith(_ROTARY) or not is_constant(n)})
     for old, new in _RENAMED.items():
         kept = {name.replace(old, new): value for name, value in kept.items()}
-    if labels := [name for name in kept if name.startswith("cond_map.")]:
-        raise InputError(f"the weights have {labels[0]!r}; models with class labels are not supported")
     return kept
 
 
@@ -89,7 +85,12 @@ def from_official(weights: Mapping[str, np.ndarray], *, folded: bool = False) ->
     Raises InputError for a missing or an unknown name.
     """
     blocks, flat = range(len(_blocks(weights))), {}
-    is_there = lambda path: not _CONDITIONING.search(path) if folded else path != "blocks/qkv/bias"  # noqa: E731
+
+    def is_there(path: str) -> bool:
+        if folded:
+            return not _CONDITIONING.search(path)
+        return path != "blocks/qkv/bias" and (path != "classes" or CLASSES in weights)
+
     places = {path: [name.format(i) for i in blocks] for path, name in _NAMES.items() if is_there(path)}
     _check_names(weights.keys() - {_ROTARY}, {name for names in places.values() for name in names})
     for path, names in places.items():
@@ -145,8 +146,9 @@ def to_official(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
     Raises InputError if `params` are not those of a SEDD model.
     """
-    if odd := sorted((_NAMES.keys() - {"blocks/qkv/bias"}) ^ flatten_dict(params, sep="/").keys()):
-        word = "without" if odd[0] in _NAMES else "with"
+    flat = flatten_dict(params, sep="/")
+    if odd := sorted((_NAMES.keys() - {"blocks/qkv/bias", "classes"}) ^ flat.keys()):
+        word = "with" if odd[0] in flat else "without"
         raise InputError(f"the official implementation knows no model {word} the parameter {odd[0]}")
     return {name: np.ascontiguousarray(value) for name, value in _to_official(jax.device_get(params)).items()}
 
