@@ -24,7 +24,7 @@ GRAPHS = {"absorbing": Absorbing(SIZE), "uniform": Uniform(SIZE)}
 NOISE = Geometric(1e-4, 20.0)
 STEPS = (2, 4, 8, 16, 32, 64)
 METHODS = {
-    "absorbing": ("analytic", "euler", "trapezoidal", "first_hitting"),
+    "absorbing": ("analytic", "euler", "trapezoidal", "first_hitting", "confidence"),
     "uniform": ("analytic", "euler", "trapezoidal"),
 }
 SLICE = 50_000
@@ -34,7 +34,7 @@ flags.DEFINE_string("plot", None, "File for the plot.")
 
 
 def distances(graph: Graph, method: str, p0: np.ndarray, draws: int) -> list[tuple[float, float]]:
-    """(network calls, total variation) for each number of steps; first-hitting takes as many calls as positions."""
+    """(network calls, total variation) for each number of steps; from one call to one per position without a grid."""
     score_fn, sampler = toy.exact_score_fn(graph, p0), sampling.Sampler(method=method, rows=10**6)
 
     @jax.jit
@@ -44,7 +44,7 @@ def distances(graph: Graph, method: str, p0: np.ndarray, draws: int) -> list[tup
         return jnp.bincount(toy.number(drawn.tokens, SIZE), length=len(p0)), drawn.calls
 
     found = []
-    for steps in (SIZE,) if method == "first_hitting" else STEPS:
+    for steps in STEPS if method in sampling.GRID_METHODS else (1, 2, SIZE):
         parts = [count(steps, first) for first in range(0, draws, SLICE)]
         share = sum(np.asarray(counts) for counts, _ in parts) / (SLICE * len(parts))
         found.append((int(parts[0][1]), float(np.abs(share - p0).sum() / 2)))

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from benchmarks.rounds import medians
 from sedd_jax.rates import Absorbing
-from sedd_jax.sampling import METHODS
+from sedd_jax.sampling import GRID_METHODS, METHODS
 from sedd_jax.training.experiment import SamplingOptions, make_experiment
 
 config_flags.DEFINE_config_file("config", "configs/small.py")
@@ -31,7 +31,7 @@ def main(_):
         x, sigma = jnp.zeros(shape, jnp.int32), jnp.ones(options.batch)
         free = (jnp.zeros(shape, bool), x)
         forward = jax.jit(lambda params: experiment.score_fn(params)(x, sigma))
-        known = [name for name in METHODS if name != "first_hitting" or isinstance(experiment.graph, Absorbing)]
+        known = [name for name in METHODS if name in GRID_METHODS or isinstance(experiment.graph, Absorbing)]
         draws = {name: experiment.sample_fn(SamplingOptions(method=name)) for name in known}
         seconds = medians(
             options.repeats,

@@ -107,10 +107,12 @@ def get_config(form: str = "") -> ConfigDict:
             "sampling": {
                 "num": 8,
                 "steps": 256,
-                "method": "analytic",  # analytic, euler, trapezoidal, first_hitting
+                "method": "analytic",  # analytic, euler, trapezoidal, first_hitting, confidence, entropy
                 "grid": "uniform",  # uniform, cosine
                 "corrector_steps": 0,
                 "corrector_size": 0.5,
+                "entropy_budget": 0.1,  # nats per call of 'entropy'
+                "remask": 0,  # tokens that a call of 'confidence' masks again
                 "temperature": 1.0,  # these three narrow the distribution: biased
                 "top_k": 0,
                 "top_p": 1.0,

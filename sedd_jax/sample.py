@@ -39,6 +39,8 @@ flags.DEFINE_string("method", None, f"One of {', '.join(sampling.METHODS)}; by d
 flags.DEFINE_string("grid", None, f"Of the times: one of {', '.join(sampling.GRIDS)}; by default of the config.")
 flags.DEFINE_integer("corrector_steps", None, "Corrector steps after each step; by default of the config.")
 flags.DEFINE_float("corrector_size", None, "Their size, as a fraction of the step; by default of the config.")
+flags.DEFINE_float("entropy_budget", None, "Nats that a call of method 'entropy' may fill; by default of the config.")
+flags.DEFINE_integer("remask", None, "Tokens that a call of method 'confidence' masks again; by default of the config.")
 flags.DEFINE_float("temperature", None, "Below 1 narrows the distribution, a bias; by default of the config.")
 flags.DEFINE_integer("top_k", None, "Only the k likeliest tokens, a bias; 0 for all; by default of the config.")
 flags.DEFINE_float(
@@ -63,7 +65,8 @@ flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0, upper_bound
 def check_flags(given: Iterable[str]) -> None:
     """Raises InputError for a flag that does not apply to the AR baseline. given: their names."""
     others = {"suffix", "template", "templates", "live", "html", "gif", "steps", "method", "grid", "precision"}
-    for name in (others | {"corrector_steps", "corrector_size"}).intersection(given):
+    others |= {"corrector_steps", "corrector_size", "entropy_budget", "remask"}
+    for name in others.intersection(given):
         raise InputError(
             f"--{name} does not apply: the model of this --workdir is autoregressive and writes from left to right, "
             "one token per network call; it takes --prefix, --temperature, --top_k and --top_p"

@@ -199,15 +199,16 @@ def test_template_keeps_every_given_character_in_its_place(trained):
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("train", "config workdir"),
+        ("train", "config workdir init init_rows"),
         (
             "evaluate",
             "workdir data num_times num_sequences batch_size seed suite corpora output mesh prompts estimator orders",
         ),
         (
             "sample",
-            "workdir num steps method grid corrector_steps corrector_size temperature top_k top_p precision batch_size "
-            "prefix suffix template templates text_field output live html gif seed mesh",
+            "workdir num steps method grid corrector_steps corrector_size entropy_budget remask temperature "
+            "top_k top_p precision label guidance batch_size prefix suffix template templates text_field output live "
+            "html gif seed mesh",
         ),
     ],
 )

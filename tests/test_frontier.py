@@ -11,7 +11,7 @@ from tiny_llama import write_llama
 
 from sedd_jax import lock
 
-METHODS = "--methods=analytic,analytic:cosine,first_hitting"
+METHODS = "--methods=analytic,analytic:cosine,confidence"
 
 
 def answer(out):
@@ -29,8 +29,7 @@ def test_points_are_those_of_sample_and_the_command_continues(models, tmp_path, 
     data, *points = found["points"]
     assert data["method"] == "data" and data["network_evaluations"] is None
     for line in points:
-        first_hitting = line["method"] == "first_hitting"
-        assert line["network_evaluations"] == line["steps"] + (not first_hitting)
+        assert line["network_evaluations"] == line["steps"] + (line["method"] == "analytic")
         assert line["generative_perplexity"] == pytest.approx(2 ** line["bits_per_token"])
         # 32 tokens have no more than log 32 nats.
         assert 0 < line["unigram_entropy"] <= math.log(32) + 1e-6 and line["seconds"] > 0

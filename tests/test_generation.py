@@ -78,7 +78,7 @@ def test_gif_has_a_frame_per_event_and_then_stays(tmp_path):
     assert sum(durations[5:]) > 3 * durations[0]
 
 
-@pytest.mark.parametrize("method", ["analytic", "first_hitting"])
+@pytest.mark.parametrize("method", ["analytic", "entropy"])
 def test_watching_changes_no_sample(method, models):
     trained = load_trained(epath.Path(models / "diffusion"), log=print)
     generator = Generator(trained, dataclasses.replace(trained.experiment.sampling, method=method), batch_size=8)

@@ -1,5 +1,8 @@
 """With true scores the samplers reproduce the distribution; given positions stay; one compilation is enough."""
 
+import itertools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +122,98 @@ def test_first_hitting_is_exact_with_a_call_per_position():
     assert found == pytest.approx(FLOOR, rel=0.2)
 
 
+THREE = toy.data_distribution(vocab_size=toy.V, length=3)
+
+
+def ordered_law(uncertainty, count):
+    """What ordered unmasking of THREE draws from with exact predictions; on texts from THREE its mean calls, and the
+    mean of what is left of a call's entropies without the largest, summed over calls.
+
+    uncertainty: of a prediction [V]. count: entropies, the most certain position first -> how many a call fills.
+    """
+    joint, texts = THREE.reshape((toy.V,) * 3), list(itertools.product(range(toy.V), repeat=3))
+    states, law, calls, spent = {(None,) * 3: 1.0}, dict.fromkeys(texts, 0.0), 0.0, 0.0
+    while states:
+        state, share = states.popitem()
+        known = joint[tuple(slice(None) if token is None else slice(token, token + 1) for token in state)]
+        calls += known.sum()
+        masked = [i for i in range(3) if state[i] is None]
+        predicted = {i: np.moveaxis(known, i, 0).reshape(toy.V, -1).sum(1) / known.sum() for i in masked}
+        order = sorted(masked, key=lambda i: uncertainty(predicted[i]))  # noqa: B023
+        entropies = [scipy.stats.entropy(predicted[i]) for i in order]
+        kept = order[: count(entropies)]
+        spent += known.sum() * (sum(entropies[: len(kept)]) - max(entropies[: len(kept)]))
+        for tokens in itertools.product(range(toy.V), repeat=len(kept)):
+            filled = dict(zip(kept, tokens, strict=True))
+            new = tuple(filled.get(i, token) for i, token in enumerate(state))
+            new_share = share * np.prod([predicted[i][token] for i, token in filled.items()])
+            into = states if None in new else law
+            into[new] = into.get(new, 0.0) + new_share
+    return np.array([law[text] for text in texts]), calls, spent
+
+
+BUDGET = 0.9
+
+
+@pytest.mark.parametrize(
+    ("method", "uncertainty", "counts"),
+    [
+        ("confidence", lambda p: -p.max(), {3: lambda h: 1, 2: lambda h: 2}),
+        ("entropy", scipy.stats.entropy, {3: lambda h: 1 + sum(np.cumsum(h) <= BUDGET)}),
+    ],
+)
+def test_ordered_unmasking_follows_its_law(method, uncertainty, counts):
+    """One position per call is exact. A call that fills n positions with predictions of entropies h loses at most
+    sum(h) - max(h) of KL(data || samples), and with 'entropy' that is at most the budget."""
+    graph, noise = Absorbing(toy.V), LogLinear(1e-6)
+    score_fn = toy.exact_score_fn(graph, THREE)
+    sampler = sampling.Sampler(method=method, entropy_budget=BUDGET, rows=10**6)
+    run = jax.jit(
+        lambda steps: sampling.simulate(
+            jax.random.key(0), score_fn, graph, noise, (20_000, 3), steps=steps, sampler=sampler
+        ),
+        compiler_options=toy.OPTIMISED,
+    )
+    for steps, count in counts.items():
+        law, calls, spent = ordered_law(uncertainty, count)
+        drawn = run(steps)
+        assert fits(np.bincount(toy.number(np.asarray(drawn.tokens), toy.V), minlength=27), law)
+        divergence = scipy.stats.entropy(THREE, law)
+        assert divergence <= spent + 1e-9
+        if method == "entropy":
+            assert divergence > 0.01 and spent <= BUDGET * calls and calls < 2.6
+            np.testing.assert_allclose(np.asarray(drawn.changed).max(1).mean(), calls, rtol=0.02)
+        else:
+            assert calls == pytest.approx(steps)
+            assert divergence == pytest.approx(0, abs=1e-9) if steps == 3 else divergence > 0.01
+
+
+def test_remasking_takes_the_least_certain_tokens_and_ends_with_the_calls():
+    graph, length, steps = Absorbing(5), 9, 4
+    logits = 2 * jax.random.normal(jax.random.key(0), (length, 6, 6))
+    score_fn = lambda x, sigma: jnp.roll(logits[jnp.arange(length), x], 1, axis=1)  # noqa: E731 (of the neighbour)
+    clamp = jnp.arange(length) < jnp.array([[0], [2]] * 8), jnp.full((16, length), 3)
+    sampler = sampling.Sampler(method="confidence", remask=2)
+    process = sampling.make_process(
+        jax.random.key(1), score_fn, graph, LogLinear(), (16, length), steps=steps, sampler=sampler, clamp=clamp
+    )
+    assert sampling.num_events(process) == steps  # three calls fill 9 positions, and four 7
+    advance, states = jax.jit(lambda *args: sampling.advance(process, *args)), [process.start()]
+    for number in range(1, steps + 1):
+        states.append(advance(states[-1], number))
+    free = ~np.asarray(clamp[0])
+    again = 0
+    for number, (before, after) in enumerate(itertools.pairwise(states), start=1):
+        filled = np.asarray(after.x != graph.mask) & free
+        assert (filled.sum(1) == np.minimum(number * np.array([3, 2] * 8), free.sum(1))).all()
+        assert (np.asarray(after.x)[~free] == 3).all()
+        lost = np.asarray(before.x != graph.mask) & free & ~filled
+        again += lost.sum()
+        certainty = np.asarray(after.certainty)
+        assert all(certainty[i][lost[i]].max(initial=0) <= certainty[i][filled[i]].min() for i in range(16))
+    assert again > 0
+
+
 def test_corrector_steps_reduce_the_error_of_few_steps():
     plain, corrected = (
         np.abs(frequencies("absorbing", 4, "analytic", corrector_steps=n) / DRAWS - P0).sum() / 2 for n in (0, 2)
@@ -218,6 +313,7 @@ def test_same_key_same_samples_for_any_slices_and_chunks(method):
     graph, noise = CASES["absorbing"]
     score_fn = toy.exact_score_fn(graph, P0)
 
+    @partial(jax.jit, static_argnames=("batch", "rows"))
     def run(batch, first=0, rows=512):
         sampler = sampling.Sampler(method=method, rows=rows)
         shape = (batch, toy.L)
@@ -231,7 +327,7 @@ def test_same_key_same_samples_for_any_slices_and_chunks(method):
     assert (run(6, rows=1).tokens == whole.tokens).all()
     assert (run(6, first=6).tokens != whole.tokens).any()
     assert (whole.changed >= 1).all() and (whole.changed <= 4).all()
-    assert whole.calls == {"trapezoidal": 7, "first_hitting": 2}.get(method, 4)
+    assert whole.calls == {"trapezoidal": 7, "analytic": 4, "euler": 4}.get(method, 2)
 
 
 def test_a_timeless_network_is_called_only_when_a_token_has_changed():
@@ -333,6 +429,11 @@ def test_exact_draws_unmask_at_the_true_rate_and_reference_draws_do_not():
         ({"corrector_steps": -1}, "corrector_steps=-1"),
         ({"corrector_size": 0.0}, "corrector_size=0.0"),
         ({"method": "first_hitting", "corrector_steps": 1}, "first_hitting"),
+        ({"method": "entropy", "corrector_steps": 1}, "'entropy' has no time grid"),
+        ({"entropy_budget": -1.0}, "entropy_budget=-1.0"),
+        ({"entropy_budget": float("nan")}, "entropy_budget=nan"),
+        ({"method": "confidence", "remask": -1}, "remask=-1"),
+        ({"method": "entropy", "remask": 1}, "needs method='confidence'"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -343,10 +444,11 @@ def test_bad_options_are_refused(options, message):
         )
 
 
-def test_first_hitting_is_refused_where_tokens_change_more_than_once():
+@pytest.mark.parametrize("method", ["first_hitting", "confidence", "entropy"])
+def test_methods_that_fill_masks_are_refused_where_tokens_change_more_than_once(method):
     graph, noise = CASES["uniform"]
-    with pytest.raises(InputError, match="needs the absorbing graph"):
-        sampling.sample(jax.random.key(0), lambda x, s: None, graph, noise, (1, 2), steps=2, method="first_hitting")
+    with pytest.raises(InputError, match=f"'{method}' needs the absorbing graph"):
+        sampling.sample(jax.random.key(0), lambda x, s: None, graph, noise, (1, 2), steps=2, method=method)
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,25 @@ def test_bound_and_samples_are_those_of_one_device(objective, kind, meshes):
         assert (samples == tokens)[given].all()
 
 
+@pytest.mark.parametrize(
+    "options", [{"method": "confidence", "remask": 2}, {"method": "entropy", "entropy_budget": 20.0}]
+)
+def test_positions_are_filled_in_the_order_of_one_device(options):
+    given = TOKENS[:6] % 5 == 0
+
+    def samples(shape):
+        experiment = experiment_of("sedd", "absorbing", shape)
+        with jax.set_mesh(experiment.mesh):
+            sample = experiment.sample_fn(dataclasses.replace(experiment.sampling, **options))
+            return jax.device_get(sample(random_params(experiment), jax.random.key(3), (given, TOKENS[:6]), 4, 0))
+
+    expected, found = samples((1, 1, 1)), samples((2, 2, 2))
+    assert found.calls == expected.calls <= 4
+    # Certainties that are equal up to rounding may come in another order.
+    assert np.mean(found.tokens != expected.tokens) < 0.05
+    assert (found.tokens == TOKENS[:6])[given].all()
+
+
 def test_no_device_waits_for_another_within_the_loop_over_chunks():
     """Each has its own number of positions to draw or to evaluate, and so its own number of chunks."""
     experiment = experiment_of("sedd", "absorbing", (2, 4, 1))

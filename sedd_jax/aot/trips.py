@@ -1,8 +1,8 @@
 """How often the loops run whose end depends on the data, on average: those through noised positions in chunks.
 
-Each stands in a named scope: "loss", "diffusion", "reconstruction", "exact", "step", "denoise" or "first_hitting" (and
-"events", the calls of the latter). Averages are of whole chunks. Noise levels are those of the schedule; a sampler's
-too, if its scores are right.
+Each stands in a named scope: "loss", "diffusion", "reconstruction", "exact", "step", "denoise", "first_hitting" or
+"ordered" (and "events", the calls of these two). Averages are of whole chunks. Noise levels are those of the schedule;
+a sampler's too, if its scores are right.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError
 from sedd_jax.network import chunk_size
 from sedd_jax.rates import Absorbing
-from sedd_jax.sampling.sampler import END_TIME, grid_time
+from sedd_jax.sampling.sampler import END_TIME, GRID_METHODS, grid_time
 from sedd_jax.training.experiment import Experiment
 
 DRAWS = 256
@@ -74,6 +74,12 @@ def sampling(experiment: Experiment, length: int, num: int) -> dict[str, Loop]:
         per_call = -(-length // options.steps)
         calls, trips = -(-length // per_call), -(-shape[-1] * per_call // rows)
         return {"first_hitting": Loop(calls, per_call / length, trips, trips), "events": Loop(0, 0.0, calls, calls)}
+    if options.method not in GRID_METHODS:  # the most calls that 'entropy' may take
+        per_call = -(-length // options.steps)
+        left = np.arange(length, 0, -per_call)
+        trips = float(np.mean(-(-shape[-1] * left // rows)))
+        ordered = Loop(len(left), float(np.mean(left)) / length, trips, trips)
+        return {"ordered": ordered, "events": Loop(0, 0.0, len(left), len(left))}
     grid = jax.vmap(partial(grid_time, options.grid))(jnp.arange(options.steps) / options.steps)
     calls = options.steps * (options.corrector_steps + 1 + (options.method == "trapezoidal"))
 

@@ -20,7 +20,7 @@ from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
 from sedd_jax.sampling import methods
 from sedd_jax.sampling.process import Count, Process, State
-from sedd_jax.sampling.sampler import GRIDS, METHODS, Sampler, Truncation
+from sedd_jax.sampling.sampler import GRID_METHODS, GRIDS, METHODS, Sampler, Truncation
 from sedd_jax.typing import Clamp, PRNGKey, Scalar, ScoreFn, Tokens
 
 
@@ -51,9 +51,10 @@ def make_process(
 ) -> Process:
     """The reverse process of `shape` = (B, L) tokens.
 
-    steps: from t = 1 to END_TIME; the denoising follows, with one more call. With 'first_hitting', the largest number
+    steps: from t = 1 to END_TIME; the denoising follows, with one more call. With `methods.CALLS`, the largest number
         of network calls: the positions to fill are divided evenly among them, and with as many calls as positions each
-        is drawn by itself. May be traced: another number does not compile another program.
+        is drawn by itself; 'entropy' may be done earlier. May be traced: another number does not compile another
+        program.
     clamp: the given positions, which are set from the beginning and never drawn.
     first_index: index of the first sequence. A sequence's draws depend only on the key and its index, so slices of a
         batch, on any devices, are slices of the samples of the batch, up to rounding.
@@ -68,12 +69,12 @@ def make_process(
 def simulate(*arguments: Any, **options: Any) -> Sample:
     """Samples from the process of `make_process`, which documents the arguments."""
     process = make_process(*arguments, **options)
-    first_hitting = process.sampler.method == "first_hitting"
+    on_grid = process.sampler.method in GRID_METHODS
     # Not `advance`, which would put a second network into the loop.
-    event, count = (advance, num_events(process)) if first_hitting else (methods.step, process.steps)
+    event, count = (methods.step, process.steps) if on_grid else (advance, num_events(process))
     with jax.named_scope("events"):
         state = jax.lax.fori_loop(1, count + 1, lambda number, state: event(process, state, number), process.start())
-    return as_sample(state if first_hitting else methods.denoise(process, state, process.steps + 1))
+    return as_sample(methods.denoise(process, state, process.steps + 1) if on_grid else state)
 
 
 def sample(
@@ -86,16 +87,15 @@ def sample(
 
 
 def num_events(process: Process) -> Count:
-    """The steps and the final denoising; with 'first_hitting' the calls that the free positions need."""
-    first_hitting = process.sampler.method == "first_hitting"
-    return methods.hitting_counts(process)[1] if first_hitting else process.steps + 1
+    """The steps and the final denoising; with `methods.CALLS` the calls that the free positions need."""
+    return process.steps + 1 if process.sampler.method in GRID_METHODS else methods.hitting_counts(process)[1]
 
 
 def advance(process: Process, state: State, number: Count) -> State:
     """The state after event `number`, from 1 to `num_events`."""
     number = jnp.asarray(number, jnp.int32)
-    if process.sampler.method == "first_hitting":
-        return methods.first_hitting(process, state, number)
+    if call := methods.CALLS.get(process.sampler.method):
+        return call(process, state, number)
     step, denoise = partial(methods.step, process), partial(methods.denoise, process)
     return jax.lax.cond(number <= process.steps, step, denoise, state, number)
 

@@ -92,7 +92,7 @@ def denoise(process: Process, state: State, number: Count) -> State:
 
 
 def hitting_counts(process: Process) -> tuple[Int[Array, " b"], Int[Array, ""]]:
-    """The positions that the first-hitting sampler draws per call in each sequence, and the number of its calls."""
+    """The positions that the first-hitting sampler fills per call in each sequence, and the number of its calls."""
     free = (~process.given[0]).sum(1)
     per_call = jnp.maximum(1, -(-free // jnp.asarray(process.steps)))
     return per_call, (-(-free // per_call)).max()
@@ -123,6 +123,73 @@ def first_hitting(process: Process, state: State, number: Count) -> State:
     sigma = -jnp.log1p(-jnp.where(masked_fraction > 0, masked_fraction, 0.5))
     among = (rank >= first) & (rank < first + count)
     return process.step(state, number, 0, sigma, lambda at: process.graph.hazard(*at), among)
+
+
+@jax.named_scope("ordered")
+def ordered(process: Process, state: State, number: Count) -> State:
+    """Call `number` of 'confidence' or 'entropy', for the absorbing graph: tokens are drawn for all masked positions,
+    and those of the most certain positions are kept.
+
+    'confidence' (MaskGIT, arXiv 2202.04200) keeps as many as first-hitting does, by their largest probability; then the
+    tokens that were the least probable when drawn are masked again, `remask` of them, while positions are left.
+    'entropy' (Ben-Hamu et al., arXiv 2505.24857) keeps the first n such that n - 1 have at most the budget of entropy.
+    The choice depends on the state, not on the draws: one position per call is exact, whatever the order. Narrowing
+    changes the draws, not the certainty.
+    """
+    sampler, graph, free = process.sampler, process.graph, ~process.given[0]
+    masked, per_call = free & graph.contributes(state.x), hitting_counts(process)[0][:, None]
+    left = masked.sum(1)
+    # The mean of the level at which first-hitting draws the next of these positions; arbitrary without any.
+    fraction = -jnp.expm1(-process.noise.total(jnp.ones(()))) * left / (free.sum(1) + 1)
+    sigma = -jnp.log1p(-jnp.where(left > 0, fraction, 0.5))
+    entropy = sampler.method == "entropy"
+
+    def call(state: State) -> State:
+        now, before = process.evaluate(state, sigma)
+        hazard = lambda at: graph.hazard(*at)  # noqa: E731
+        measures = (_entropy if entropy else _confidence, *[_probability] * (sampler.remask > 0))
+        drawn, (key, *certainty) = process.draw_and_measure(before, number, 0, hazard, now, measures=measures)
+        key = jnp.where(masked, key if entropy else -key, jnp.inf)
+        count = per_call + sampler.remask
+        if entropy:
+            count = jnp.maximum(count, 1 + jnp.sum(jnp.cumsum(jnp.sort(key), 1) <= sampler.entropy_budget, 1)[:, None])
+        kept = masked & (_rank(key) < count)
+        x = jnp.where(kept, drawn.x, before.x)
+        if certainty:
+            certainty, filled = jnp.where(kept, certainty[0], before.certainty), free & (kept | ~masked)
+            # After call n, n per_call positions are filled.
+            aim = jnp.minimum(number * per_call, free.sum(1, keepdims=True))
+            spare = filled.sum(1, keepdims=True) - aim
+            again = filled & (_rank(jnp.where(filled, certainty, jnp.inf)) < spare)
+            x, drawn = jnp.where(again, graph.mask, x), drawn._replace(certainty=certainty)
+        return drawn._replace(x=x, changed=jnp.where(x != before.x, number, before.changed))
+
+    # By entropy, all may be done before the last call.
+    return jax.lax.cond(masked.any(), call, lambda state: state, state) if entropy else call(state)
+
+
+# Samplers without a time grid: events are network calls, see `hitting_counts`.
+CALLS: dict[str, Callable[[Process, State, Count], State]] = {
+    "first_hitting": first_hitting,
+    "confidence": ordered,
+    "entropy": ordered,
+}
+
+
+def _entropy(weights: Float[Array, "r m"], tokens: Int[Array, " r"]) -> Float[Array, " r"]:
+    return jax.scipy.special.entr(weights / weights.sum(-1, keepdims=True)).sum(-1)
+
+
+def _confidence(weights: Float[Array, "r m"], tokens: Int[Array, " r"]) -> Float[Array, " r"]:
+    return weights.max(-1) / weights.sum(-1)
+
+
+def _probability(weights: Float[Array, "r m"], tokens: Int[Array, " r"]) -> Float[Array, " r"]:
+    return jnp.take_along_axis(weights, tokens[:, None], axis=-1)[:, 0] / weights.sum(-1)
+
+
+def _rank(key: Float[Array, "b l"]) -> Int[Array, "b l"]:
+    return jnp.argsort(jnp.argsort(key, axis=1), axis=1)
 
 
 def _leap(process: Process, state: State, number: Count, draw: int, sigma: Scalar, dsigma: Scalar) -> State:

@@ -18,6 +18,7 @@ from sedd_jax.typing import Clamp, Mask, PerSequence, Scalar, Tokens
 
 Keys = Key[Array, " b"]
 Count = Int[Array, ""] | int
+PerPosition = Float[Array, "b l"]
 
 
 class State(NamedTuple):
@@ -27,6 +28,7 @@ class State(NamedTuple):
     calls: network evaluations so far. drawn: draws so far in each sequence.
     clipped, failed: of each sequence, how many draws had a negative probability, and the first event at which a
         position had no probabilities to draw from, NaN or all zero; 0 for none. Devices need not agree on a sum.
+    certainty: if tokens are masked again, the probability that each had when it was drawn.
     cache: for a timeless network, the tokens of its last evaluation and their features.
     """
 
@@ -36,6 +38,7 @@ class State(NamedTuple):
     drawn: Int[Array, ""]
     clipped: Int[Array, " b"]
     failed: Int[Array, " b"]
+    certainty: PerPosition | None
     cache: tuple[Tokens, Float[Array, "b l d"]] | None
 
 
@@ -55,6 +58,8 @@ class Positions(NamedTuple):
     sigma: Float[Array, "r 1"]
 
 
+# (transition probabilities [R, M] before any narrowing, tokens drawn [R]) -> a number each.
+Measure = Callable[[Float[Array, "r m"], Int[Array, " r"]], Float[Array, " r"]]
 # (positions of each evaluation) -> transition probabilities [R, 1, M], M = N or V; negative ones are clipped.
 Probs = Callable[..., Float[Array, "r 1 m"]]
 
@@ -90,7 +95,8 @@ class Process:
             features = jax.eval_shape(self.network.features, x, jnp.ones(len(x)))
             cache = jnp.full_like(x, -1), jnp.zeros(features.shape, features.dtype)
         zero, none = jnp.zeros((), jnp.int32), jnp.zeros(len(x), jnp.int32)
-        return State(x, jnp.zeros_like(x), calls=zero, drawn=zero, clipped=none, failed=none, cache=cache)
+        certainty = jnp.zeros(x.shape) if self.sampler.remask else None
+        return State(x, jnp.zeros_like(x), zero, zero, clipped=none, failed=none, certainty=certainty, cache=cache)
 
     def event_keys(self, *event: Count) -> Keys:
         """A key per sequence for a numbered event of the process."""
@@ -126,7 +132,21 @@ class Process:
     def draw(
         self, state: State, number: Count, draw: int, probs: Probs, *at: Evaluation, among: Mask | None = None
     ) -> State:
-        """Draw `draw` of event `number`: at every position (of `among`) that can leave its token and is not given.
+        """The state of `draw_and_measure`."""
+        return self.draw_and_measure(state, number, draw, probs, *at, among=among)[0]
+
+    def draw_and_measure(
+        self,
+        state: State,
+        number: Count,
+        draw: int,
+        probs: Probs,
+        *at: Evaluation,
+        among: Mask | None = None,
+        measures: tuple[Measure, ...] = (),
+    ) -> tuple[State, tuple[PerPosition, ...]]:
+        """Draw `draw` of event `number`: at every position (of `among`) that can leave its token and is not given. And
+        the measures there.
 
         Every device goes through these positions of its own sequences in chunks: log-scores [B, L, N] never exist, and
         those of positions that stay are not computed.
@@ -135,35 +155,47 @@ class Process:
         if among is not None:
             active &= among
         keys = self.event_keys(number, draw)
-        local = self.network.on_shards(partial(self._draw_local, probs))
-        drawn, clipped, failed = local(self.network.head, keys, state.x, active, at)
-        return state._replace(
+        local = self.network.on_shards(partial(self._draw_local, probs, measures))
+        drawn, clipped, failed, *measured = local(self.network.head, keys, state.x, active, at)
+        state = state._replace(
             x=drawn,
             changed=jnp.where(drawn != state.x, number, state.changed),
             drawn=state.drawn + active.shape[1],
             clipped=state.clipped + clipped.sum(1),
             failed=jnp.where((state.failed == 0) & failed.any(1), number, state.failed),
         )
+        return state, tuple(measured)
 
     def _draw_local(
-        self, probs: Probs, head: Any, keys: Keys, x: Tokens, active: Mask, at: tuple[Evaluation, ...]
-    ) -> tuple[Tokens, Mask, Mask]:
-        """The tokens after a draw, where a probability was negative, and where there was nothing to draw from."""
+        self,
+        probs: Probs,
+        measures: tuple[Measure, ...],
+        head: Any,
+        keys: Keys,
+        x: Tokens,
+        active: Mask,
+        at: tuple[Evaluation, ...],
+    ) -> tuple[Any, ...]:
+        """The tokens after a draw, where a probability was negative, where there was nothing to draw from, measures."""
         length = x.shape[1]
         uniform = jax.vmap(lambda key: fine_uniform(key, (length, 2)))(keys)
 
-        def positions(evaluation: Evaluation, index: Index) -> tuple[Positions, Mask]:
+        def positions(evaluation: Evaluation, index: Index) -> Positions:
             here = pick(evaluation.x, index)[:, None]
             sigma = evaluation.sigma.at[index // length].get(mode="clip")
             log_score = self.network.log_score(head, pick(evaluation.features, index)[:, None], here, sigma)
-            clipped, truncation = jnp.zeros_like(here, bool), self.sampler.truncation
-            if truncation != Truncation():
-                log_score, clipped = self.graph.narrow(truncation.log_probs, here, log_score, sigma[:, None])
-            return Positions(here, log_score, sigma[:, None]), clipped
+            return Positions(here, log_score, sigma[:, None])
+
+        def narrow(at: Positions) -> tuple[Positions, Mask]:
+            if (truncation := self.sampler.truncation) == Truncation():
+                return at, jnp.zeros_like(at.x, bool)
+            log_score, clipped = self.graph.narrow(truncation.log_probs, *at)
+            return at._replace(log_score=log_score), clipped
 
         def chunk(index, carry):
-            evaluations, clipped = zip(*(positions(evaluation, index) for evaluation in at), strict=True)
-            transition = probs(*evaluations)[:, 0]
+            given = [positions(evaluation, index) for evaluation in at]
+            narrowed, clipped = zip(*map(narrow, given), strict=True)
+            transition = probs(*narrowed)[:, 0]
             weights = jnp.maximum(transition, 0)
             if self.sampler.precision == "exact":
                 tokens = quantile(pick(uniform, index), weights)
@@ -171,8 +203,9 @@ class Process:
                 sequence_keys = keys.at[index // length].get(mode="clip")
                 tokens = jax.vmap(truncated)(jax.vmap(jax.random.fold_in)(sequence_keys, index % length), weights)
             clipped = jnp.any(transition < 0, axis=-1) | jnp.any(jnp.stack(clipped), axis=0)[:, 0]
-            results = tokens, clipped, ~usable(weights)
+            measured = [measure(probs(*given)[:, 0], tokens) for measure in measures]
+            results = tokens, clipped, ~usable(weights), *measured
             return tuple(put(values, index, new) for values, new in zip(carry, results, strict=True))
 
-        nowhere = jnp.zeros_like(active)
-        return for_chunks(active, min(self.sampler.rows, x.size), chunk, (x, nowhere, nowhere))
+        nowhere, measured = jnp.zeros_like(active), [jnp.zeros(x.shape)] * len(measures)
+        return for_chunks(active, min(self.sampler.rows, x.size), chunk, (x, nowhere, nowhere, *measured))

@@ -10,9 +10,9 @@ from sedd_jax.errors import InputError
 from sedd_jax.rates import Absorbing, Graph
 from sedd_jax.typing import Scalar
 
-# With a time grid; 'first_hitting' has none.
+# With a time grid; the others count network calls.
 GRID_METHODS = ("analytic", "euler", "trapezoidal")
-METHODS = (*GRID_METHODS, "first_hitting")
+METHODS = (*GRID_METHODS, "first_hitting", "confidence", "entropy")
 GRIDS = ("uniform", "cosine")
 PRECISIONS = ("exact", "reference")
 # The time where the reverse steps end and the denoising step follows.
@@ -69,10 +69,12 @@ class Truncation:
 class Sampler:
     """How to run the chain backwards.
 
-    method: 'analytic' (Tweedie tau-leaping), 'euler', 'trapezoidal' (smaller error, two calls per step), or
-        'first_hitting' (absorbing graph; exact in time); see `sampling.methods` and docs/mathematics.md. With the
-        absorbing graph and the log-linear schedule, analytic and Euler are the same step.
-    grid: of the times, see `grid_time`; without effect for 'first_hitting'.
+    method: 'analytic' (Tweedie tau-leaping), 'euler', 'trapezoidal' (smaller error, two calls per step), or for the
+        absorbing graph 'first_hitting' (exact in time), 'confidence' or 'entropy' (the most certain positions first);
+        see `sampling.methods` and docs/mathematics.md. With the absorbing graph and the log-linear schedule, analytic
+        and Euler are the same step.
+    grid: of the times, see `grid_time`; only for GRID_METHODS.
+    entropy_budget, remask: of 'entropy', in nats per call, and of 'confidence': see `methods.ordered`.
     corrector_steps: corrector steps after each step, one call each; corrector_size: their size, as a fraction of the
         step's own change of sigma.
     temperature, top_k, top_p: see `Truncation`; biased.
@@ -85,6 +87,8 @@ class Sampler:
     grid: str = "uniform"
     corrector_steps: int = 0
     corrector_size: float = 0.5
+    entropy_budget: float = 0.1
+    remask: int = 0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -101,8 +105,18 @@ class Sampler:
             raise InputError(f"sampling corrector_size={self.corrector_size} must lie in (0, 1]")
         if not self.rows >= 1:
             raise InputError(f"sampling rows={self.rows} must be at least 1")
-        if self.method == "first_hitting" and self.corrector_steps:
-            raise InputError("sampling method 'first_hitting' has no time grid to correct on; set corrector_steps to 0")
+        if not 0 <= self.entropy_budget <= 1e30:
+            raise InputError(f"sampling entropy_budget={self.entropy_budget} must be at least 0 and finite, in nats")
+        if not self.remask >= 0:
+            raise InputError(f"sampling remask={self.remask} must be at least 1, or 0 to mask no token again")
+        if self.remask and self.method != "confidence":
+            raise InputError(
+                f"sampling remask={self.remask} needs method='confidence'; with {self.method!r} set it to 0"
+            )
+        if self.method not in GRID_METHODS and self.corrector_steps:
+            raise InputError(
+                f"sampling method {self.method!r} has no time grid to correct on; set corrector_steps to 0"
+            )
         self.truncation  # noqa: B018 (checks the values)
 
     @property
@@ -111,9 +125,9 @@ class Sampler:
 
     def check(self, graph: Graph, steps: int) -> None:
         """Raises InputError if the method does not support the graph, or for steps < 1."""
-        if self.method == "first_hitting" and not isinstance(graph, Absorbing):
+        if self.method not in GRID_METHODS and not isinstance(graph, Absorbing):
             raise InputError(
-                "sampling method 'first_hitting' needs the absorbing graph, where a position changes once; choose "
+                f"sampling method {self.method!r} needs the absorbing graph, where a position changes once; choose "
                 f"one of {', '.join(GRID_METHODS)}"
             )
         if not 1 <= steps < 1 << 31:

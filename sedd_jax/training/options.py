@@ -99,7 +99,7 @@ class SamplingOptions(sampling.Sampler):
     def __post_init__(self):
         super().__post_init__()
         _require("sampling", self, "num", most=MOST)
-        _require("sampling", self, "steps corrector_steps", least=0, most=MOST)
+        _require("sampling", self, "steps corrector_steps remask", least=0, most=MOST)
         if not abs(self.guidance) <= 1e4 or (self.guidance != 1 and self.label is None):
             raise InputError(f"sampling guidance={self.guidance} is to be a number up to 10000, and needs a label")
 
