@@ -38,7 +38,6 @@ _ALIASES = {"bd3lm": "mdlm", "absorbing_state subs": "mdlm", "uniform d3pm": "ud
 _ALIASES |= {"duo_base": "duo", "distillation": "duo"}
 # Our fields of `model` that the official implementation has no option for, and what it does.
 _FIXED = {"mlp_ratio": 4, "parametrisation": "score", "time_conditioning": True, "time_input": "sigma"}
-_FIXED |= {"qkv_bias": False}
 
 
 class _Loader(yaml.SafeLoader):
