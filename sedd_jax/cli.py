@@ -48,28 +48,24 @@ def define_workdir(text: str) -> None:
 
 def define_path(name: str, text: str, *, output: bool = False) -> None:
     """A flag for a path, see `files.typed_path`. output: for a file to write, see `files.output_path`."""
-    flags.DEFINE(_Output() if output else _Path(), name, None, text)
-
-
-class _Path(flags.ArgumentParser):
-    parse = staticmethod(typed_path)
-
-
-class _Output(flags.ArgumentParser):
-    parse = staticmethod(output_path)
+    flags.DEFINE(_Parser(output_path if output else typed_path), name, None, text)
 
 
 def define_mesh() -> None:
     """--mesh=AXIS:SIZE,... of a command that reads trained models: a dict, or None for their default."""
     text = "How the devices are laid out, such as data:2,fsdp:4; by default as for the training, where that fits."
-    flags.DEFINE(_Mesh(), "mesh", None, text)
+    flags.DEFINE(_Parser(_mesh), "mesh", None, text)
 
 
-class _Mesh(flags.ArgumentParser):
-    def parse(self, argument: str) -> dict[str, int]:
-        if not re.fullmatch(r"((^|,)(data|fsdp|tensor):(-1|\d{1,6}))+", argument):
-            raise InputError("give AXIS:SIZE,... of data, fsdp and tensor, such as data:2,fsdp:4")
-        return {axis: int(size) for axis, size in (part.split(":") for part in argument.split(","))}
+def _mesh(argument: str) -> dict[str, int]:
+    if not re.fullmatch(r"((^|,)(data|fsdp|tensor):(-1|\d{1,6}))+", argument):
+        raise InputError("give AXIS:SIZE,... of data, fsdp and tensor, such as data:2,fsdp:4")
+    return {axis: int(size) for axis, size in (part.split(":") for part in argument.split(","))}
+
+
+class _Parser(flags.ArgumentParser):
+    def __init__(self, parse: Callable[[str], Any]):
+        self.parse = parse
 
 
 def define_processes() -> None:
@@ -240,7 +236,8 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
     try:
         _parse(sys.argv)
         if "num_processes" in flags.FLAGS:
-            _join_processes(flags.FLAGS)
+            joining = ("coordinator", "num_processes", "process_id", "start_timeout", "heartbeat_timeout")
+            processes.initialise(**{name: flags.FLAGS[name].value for name in joining})
         result = main()
         if processes.is_leader() and result is not None:
             print(json.dumps(to_json(result)))
@@ -287,13 +284,3 @@ def verdict(error: BaseException) -> tuple[str, int | None]:
             reason = f" ({missing})" if str(missing) else ""
             return one_line(f"{where}; install sedd_jax[cuda12] or sedd_jax[tpu], or unset it{reason}"), 2
     return f"{type(error).__name__}: {line}", None
-
-
-def _join_processes(values: flags.FlagValues) -> None:
-    processes.initialise(
-        values.coordinator,
-        values.num_processes,
-        values.process_id,
-        timeout=values.start_timeout,
-        heartbeat_timeout=values.heartbeat_timeout,
-    )

@@ -108,26 +108,24 @@ def _open_if_read(path: str, flags: int) -> int:
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     """Replaces the file in one move, as buckets do, so that nobody ever sees half of it. Pipes and devices stay."""
-    path = epath.Path(path)
-    stays = in_bucket(path) or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path))
-    temporary = path if stays else path.parent / f".{path.name}.new"
+    path, content = epath.Path(path), content.encode() if isinstance(content, str) else content
+    temporary = path.parent / f".{path.name}.new"
     with naming(path):
-        if os.path.isdir(path):
+        if in_bucket(path):
+            path.write_bytes(content)
+        elif os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        try:
-            content = content.encode() if isinstance(content, str) else content
-            if stays and not in_bucket(path):
-                with open(path, "wb", opener=_open_if_read) as file:
-                    file.write(content)
-            else:
+        elif os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "wb", opener=_open_if_read) as file:
+                file.write(content)
+        else:
+            try:
                 temporary.write_bytes(content)
-            if not stays:
                 temporary.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                if not stays:
+            except OSError:
+                with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
-            raise
+                raise
 
 
 def read_text(path: epath.PathLike, flag: str) -> str:
@@ -154,16 +152,6 @@ def make_folder(path: epath.Path) -> None:
     """Makes a folder with its parents, but none in a bucket, which has no folders and would itself be made."""
     if not in_bucket(path):
         path.mkdir(parents=True, exist_ok=True)
-
-
-def make_directory(path: epath.PathLike, flag: str) -> epath.Path:
-    """Makes the directory of a flag, with its parents. Raises InputError if that fails."""
-    path = epath.Path(path)
-    try:
-        make_folder(path)
-    except OSError as error:
-        raise InputError(f"--{flag}={path} cannot be made a directory: {error.strerror}") from error
-    return path
 
 
 def check_free(path: epath.PathLike) -> epath.Path:

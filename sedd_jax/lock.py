@@ -24,25 +24,30 @@ from filelock import FileLock, Timeout
 
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.files import in_bucket, naming
+from sedd_jax.files import in_bucket, make_folder, naming
 
 _NO_FLOCK = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
 
 
 @contextlib.contextmanager
 def hold(directory: epath.PathLike, flag: str, *, lease: bool | None = None, period: float = 20.0) -> Iterator[None]:
-    """Holds a directory that is there. Raises InputError, which names the holder, if another process does.
+    """Makes a directory, and holds it. Raises InputError, which names the holder, if another process does.
 
     flag: that gave the directory. lease: whether to use one; by default in buckets. period: its seconds.
     """
+    try:
+        make_folder(epath.Path(directory))
+    except OSError as error:
+        raise InputError(f"--{flag}={directory} cannot be made a directory: {error.strerror}") from error
     path = epath.Path(directory) / ".lock"
     me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %Z")}
     lease = in_bucket(path) if lease is None else lease
     try:
         release = (None if lease else _lock(path, me)) or _lease(path, me, period)
-    except _Held as error:
+    except Timeout as error:
         raise InputError(
-            f"--{flag}={directory} is in use by {error}: wait until that has ended, or choose another --{flag}"
+            f"--{flag}={directory} is in use by {_holder(_read(path))}: wait until that has ended, or choose another "
+            f"--{flag}"
         ) from error
     try:
         yield
@@ -50,17 +55,11 @@ def hold(directory: epath.PathLike, flag: str, *, lease: bool | None = None, per
         release()
 
 
-class _Held(Exception):
-    """Another process has it; the message says which."""
-
-
 def _lock(path: epath.Path, me: dict) -> Callable[[], None] | None:
-    """Takes the lock, and returns what frees it; None where there is no flock. Raises `_Held`."""
+    """Takes the lock, and returns what frees it; None where there is no flock. Raises Timeout if it is held."""
     lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
-    except Timeout:
-        raise _Held(_holder(_read(path))) from None
     except OSError as error:
         if error.errno in _NO_FLOCK:
             return None
@@ -82,7 +81,7 @@ def _lease(path: epath.Path, me: dict, period: float) -> Callable[[], None]:
         say(f"{path} is of {_holder(before)}: waiting {1.5 * period:.0f} s to see whether it still runs")
         time.sleep(1.5 * period)
         if (now := _read(path)) and now != before:
-            raise _Held(_holder(now))
+            raise Timeout(str(path))
 
     def write():
         path.write_text(json.dumps(me | {"token": token, "renewed": time.time()}))
@@ -97,8 +96,8 @@ def _lease(path: epath.Path, me: dict, period: float) -> Callable[[], None]:
     with naming(path):
         write()
     time.sleep(period / 10)
-    if token not in (now := _read(path)):  # of another start at the same time
-        raise _Held(_holder(now))
+    if token not in _read(path):  # of another start at the same time
+        raise Timeout(str(path))
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()
 

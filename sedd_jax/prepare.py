@@ -7,6 +7,7 @@ One JSON line on stdout: tokens, documents, bytes and characters of each part.
 
 import dataclasses
 import os
+import signal
 from typing import Any
 
 from absl import flags
@@ -14,7 +15,7 @@ from absl import flags
 from sedd_jax import cli
 from sedd_jax.data import preparation
 from sedd_jax.data.preparation import Plan
-from sedd_jax.errors import TrainingError
+from sedd_jax.devices.stopping import Stopped
 
 flags.DEFINE_string("data", None, "What to read: a file or glob, tfds:NAME, hf:PATH, embedded; see docs/data.md.")
 flags.DEFINE_string("valid_data", None, "Validation text, read completely; by default a part of --data.")
@@ -38,9 +39,7 @@ def main() -> dict[str, Any]:
     try:
         manifest, kept = preparation.prepare(plan, values.output, workers=values.workers, progress=True)
     except KeyboardInterrupt as error:
-        stopped = TrainingError("stopped; the finished shards stay, and the same command continues")
-        stopped.exit_code = 130
-        raise stopped from error
+        raise Stopped(signal.SIGINT, "with the finished shards kept") from error
     return {
         "output": values.output,
         "vocab_size": manifest.vocab_size,

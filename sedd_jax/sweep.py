@@ -18,26 +18,59 @@ import signal
 import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from etils import epath
+from ml_collections import ConfigDict
 
-from sedd_jax import cli, lock
+from sedd_jax import cli, files, lock
 from sedd_jax import config as configuration
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.stopping import Stopped
 from sedd_jax.errors import InputError, TrainingError
-from sedd_jax.evaluation import comparison
-from sedd_jax.evaluation.comparison import Trial
-from sedd_jax.files import make_directory, read_json, write_atomically
+from sedd_jax.evaluation import tables
+from sedd_jax.training.report import read_metrics
 
 cli.define_workdir("Directory of the sweep, with one for each point.")
 cli.define_path("sweep", "Sweep, a file such as configs/sweeps/noise.py.")
 cli.define_config("Experiment that the points are overrides of; by default the sweep's.")
 flags.DEFINE_boolean("print_commands", False, "Prints the commands for a cluster instead of running them.")
+
+BITS = "eval_bits_per_byte"
+FIGURES = ("train_loss", BITS, f"{BITS}_stderr", "eval_nats_per_token", "tokens_per_second", "mfu")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point, begun or not. arguments: those of its training command."""
+
+    name: str
+    config: ConfigDict
+    workdir: epath.Path
+    arguments: Sequence[str] = ()
+
+    def last(self) -> dict[str, int | float | None]:
+        """All figures of the last step reported; step 0 before the first."""
+        entries = read_metrics(self.workdir)
+        last = {"step": max((entry["step"] for entry in entries), default=0)}
+        for entry in entries:
+            last |= entry if entry["step"] == last["step"] else {}
+        return last
+
+    def is_done(self) -> bool:
+        """Whether everything is there that training leaves behind its last step."""
+        options, last = self.config.train, self.last()
+        return (
+            last["step"] >= options.steps
+            and "train_loss" in last
+            and (not options.eval_every or "eval_nats_per_token" in last)
+            and (not options.sample_every or (self.workdir / "samples" / f"{last['step']}.txt").exists())
+            and (self.workdir / "checkpoints" / str(last["step"])).exists()
+        )
 
 
 def read_sweep(path: str) -> tuple[str | None, list[dict[str, Any]]]:
@@ -91,7 +124,7 @@ def check_workdir(points: Sequence[Trial], workdir: epath.Path) -> None:
     if (workdir / "config.json").exists():
         raise InputError(f"--workdir={workdir} holds a run of its own; choose another --workdir for the sweep")
     names, record = [point.name for point in points], workdir / "sweep.json"
-    held = read_json(record, remedy=f"if {workdir} is of this sweep, remove it") if record.exists() else {}
+    held = files.read_json(record, remedy=f"if {workdir} is of this sweep, remove it") if record.exists() else {}
     for name in held.get("points", []):
         if name not in names:
             raise InputError(f"--workdir={workdir} holds another sweep, with the point {name}; choose another one")
@@ -138,8 +171,8 @@ def run_sweep(points: Sequence[Trial], fields: Sequence[str], workdir: epath.Pat
     """Trains the points that are not done and returns the table. Raises TrainingError if points fail."""
     states: dict[str, str] = {}
     record = {"points": [point.name for point in points]}
-    with lock.hold(make_directory(workdir, "workdir"), "workdir"), Trainer() as trainer:
-        write_atomically(workdir / "sweep.json", json.dumps(record, indent=2) + "\n")
+    with lock.hold(workdir, "workdir"), Trainer() as trainer:
+        files.write_atomically(workdir / "sweep.json", json.dumps(record, indent=2) + "\n")
         for number, point in enumerate(points, 1):
             what = f"point {number} of {len(points)}, {point.name}"
             if point.is_done():
@@ -153,8 +186,8 @@ def run_sweep(points: Sequence[Trial], fields: Sequence[str], workdir: epath.Pat
                 break
             reason = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
             states[point.name] = "done" if code == 0 else f"failed: {reason}"
-            comparison.write(workdir, points, fields, states)
-        table = comparison.write(workdir, points, fields, states)
+            write_results(workdir, points, fields, states)
+        table = write_results(workdir, points, fields, states)
         say((workdir / "results.md").read_text())
         left = [line["name"] for line in table if line["state"] == "unfinished"]
         if left:
@@ -163,6 +196,62 @@ def run_sweep(points: Sequence[Trial], fields: Sequence[str], workdir: epath.Pat
     if failed:
         raise TrainingError(f"{len(failed)} of {len(points)} points failed: {'; '.join(failed)}; see above for why")
     return table
+
+
+def write_results(
+    folder: epath.Path, trials: Sequence[Trial], fields: Sequence[str], states: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Writes results.{json,csv,md,png} into the folder. Returns the table, with a line per trial: name, state, values
+    of the fields of its config, and the figures of its last step.
+
+    states: of some trials, by name; that of the others, done or unfinished, is read from their workdirs.
+    """
+    table = []
+    for trial in trials:
+        values, last = dict(configuration.flatten(trial.config)), trial.last()
+        state = states.get(trial.name) or ("done" if trial.is_done() else "unfinished")
+        table.append(
+            {"name": trial.name, "state": state, "step": last["step"], "steps": trial.config.train.steps}
+            | {field: values[field] for field in fields}
+            | {name: last.get(name) for name in FIGURES}
+            | {"workdir": str(trial.workdir)}
+        )
+    columns = {field: lambda line, field=field: str(line[field]) for field in fields}
+    columns = columns or {"point": lambda line: line["name"]}
+    columns["bits per byte"] = tables.number(BITS, ".3f")
+    columns["training loss"] = tables.number("train_loss", ".3f")
+    columns["step"] = lambda line: f"{line['step']} of {line['steps']}"
+    columns["tokens/s"] = tables.number("tokens_per_second", ",.0f")
+    columns["state"] = lambda line: line["state"]
+    tables.write(folder, table, tables.markdown(table, columns))
+    plot(folder / "results.png", trials)
+    return table
+
+
+def best(table: Sequence[Mapping[str, Any]]) -> str | None:
+    """The finished trial with the fewest bits per byte, or with the lowest loss if none knows its bits per byte."""
+    for figure in (BITS, "eval_nats_per_token", "train_loss"):
+        known = [line for line in table if line["state"] == "done" and line[figure] is not None]
+        if known:
+            return min(known, key=lambda line: line[figure])["name"]
+    return None
+
+
+def plot(path: epath.Path, trials: Sequence[Trial]) -> None:
+    """Validation bound in bits per byte against steps, or the training loss if no trial has two bounds."""
+    entries = {trial.name: read_metrics(trial.workdir) for trial in trials}
+    figure, label = BITS, "validation bound, bits per byte"
+    if all(sum(figure in entry for entry in found) < 2 for found in entries.values()):
+        figure, label = "train_loss", "training loss, nats per token"
+    with files.plot(path, size=(7.0, 4.5)) as (page, axes):
+        for name, found in entries.items():
+            points = [(entry["step"], entry[figure]) for entry in found if entry.get(figure)]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o" if figure.startswith("eval") else "", label=name)
+        axes.set(xlabel="step", ylabel=label)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            page.legend(loc="outside lower center", fontsize="small", ncols=1 + (len(axes.lines) > 6))
 
 
 def main() -> dict[str, Any] | None:
@@ -182,7 +271,7 @@ def main() -> dict[str, Any] | None:
         return None
     fields = list(dict.fromkeys(field for point in overrides for field in point))
     table = run_sweep(points, fields, workdir)
-    return {"sweep": Path(path).stem, "points": table, "best": comparison.best(table), "workdir": str(workdir)}
+    return {"sweep": Path(path).stem, "points": table, "best": best(table), "workdir": str(workdir)}
 
 
 if __name__ == "__main__":

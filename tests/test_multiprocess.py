@@ -305,7 +305,7 @@ def test_coordinator_that_is_not_there_or_whose_port_is_taken():
         with pytest.raises(InputError, match="process 0 cannot listen there"):
             processes.initialise(address, 2, 0)
     with pytest.raises(TrainingError, match="did not answer for 1 s"):
-        processes.initialise(address, 2, 1, timeout=1)
+        processes.initialise(address, 2, 1, start_timeout=1)
 
 
 JOIN = textwrap.dedent(

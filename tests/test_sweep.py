@@ -18,8 +18,7 @@ from running import ENVIRONMENT, ROOT, SMALL, files, losses, metrics, run, train
 
 from sedd_jax.config import flatten
 from sedd_jax.errors import InputError, TrainingError
-from sedd_jax.evaluation import comparison
-from sedd_jax.sweep import check_workdir, make_points, point_name, read_sweep, run_sweep
+from sedd_jax.sweep import FIGURES, Trial, best, check_workdir, make_points, point_name, read_sweep, run_sweep
 
 BASELINE = str(ROOT / "configs" / "baseline.py")
 # ml_collections reads configs in a way that Python will drop.
@@ -227,7 +226,7 @@ def test_sweep_fails_stops_continues_and_ends_with_results(tmp_path, monkeypatch
     for line in results:
         last = [entry for entry in metrics(Path(line["workdir"])) if entry["step"] == stopped + 2]
         reported = {name: value for entry in last for name, value in entry.items()}
-        assert all(line[name] == reported[name] for name in comparison.FIGURES)
+        assert all(line[name] == reported[name] for name in FIGURES)
         assert 0 < line["eval_bits_per_byte"] < 20
     # The same text under two names, but one run was stopped on its way: Ctrl-C cost nothing.
     assert results[0]["eval_bits_per_byte"] == results[1]["eval_bits_per_byte"]
@@ -241,16 +240,16 @@ def test_sweep_fails_stops_continues_and_ends_with_results(tmp_path, monkeypatch
 
 def test_best_is_the_lowest_of_the_finished():
     def line(name: str, state: str, **figures: float) -> dict:
-        return dict.fromkeys(comparison.FIGURES) | {"name": name, "state": state} | figures
+        return dict.fromkeys(FIGURES) | {"name": name, "state": state} | figures
 
     bits = [
         line("stopped", "unfinished", eval_bits_per_byte=1.0),
         line("good", "done", eval_bits_per_byte=2.0, train_loss=3.0),
         line("bad", "done", eval_bits_per_byte=3.0, train_loss=2.0),
     ]
-    assert comparison.best(bits) == "good"
-    assert comparison.best([entry | {"eval_bits_per_byte": None} for entry in bits]) == "bad"
-    assert comparison.best(bits[:1]) is None
+    assert best(bits) == "good"
+    assert best([entry | {"eval_bits_per_byte": None} for entry in bits]) == "bad"
+    assert best(bits[:1]) is None
 
 
 def test_trial_is_done_with_all_that_is_due_after_its_last_step(trained, tmp_path):
@@ -258,7 +257,7 @@ def test_trial_is_done_with_all_that_is_due_after_its_last_step(trained, tmp_pat
 
     def is_done(**train: int) -> bool:
         fields = {"steps": 2, "eval_every": 2, "sample_every": 2} | train
-        return comparison.Trial("run", ConfigDict({"train": fields}), folder).is_done()
+        return Trial("run", ConfigDict({"train": fields}), folder).is_done()
 
     assert is_done()
     assert not is_done(steps=3)

@@ -146,7 +146,8 @@ def _used(program: Program, inside: Computation, parameter: Instruction) -> int:
             used += sum(array.bytes for array in user.arrays)
         elif user.opcode == "fusion":
             nested = program.inside(user)
-            used += _used(program, nested, next(p for p in nested.values() if _is_parameter(p, position)))
+            parameters = (entry for entry in nested.values() if entry.opcode == "parameter")
+            used += _used(program, nested, next(p for p in parameters if int(p.arguments) == position))
         elif user.opcode != "dynamic-update-slice" or position > 0:
             return size
     return min(used, size)
@@ -226,7 +227,3 @@ def _in_hbm(arrays: tuple[Array, ...]) -> int:
 def _passes_on(instruction: Instruction) -> bool:
     """Whether it is a part of a collective spread over fusions, whose buffers pass through each of them unchanged."""
     return instruction.opcode in COLLECTIVES or '"AsyncCollective' in instruction.attributes
-
-
-def _is_parameter(instruction: Instruction, position: int) -> bool:
-    return instruction.opcode == "parameter" and int(instruction.arguments) == position

@@ -147,7 +147,15 @@ def _figures(program: _Program, experiment: Experiment, length: int, chip: Chip)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        raise _out_of_memory(program.name, error) from error
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        # "... required for HLO temporaries (37.25G) exceeds available HBM (15.75G)", or "Used 37.25G of 15.75G hbm".
+        sizes = re.findall(r"\b[\d.]+[KMGT]\b", str(error))
+        needs = f"needs {sizes[0]}iB of {sizes[1]}iB" if len(sizes) > 1 else str(error).split("\n")[0]
+        raise TrainingError(
+            f"{program.name} does not fit a chip: it {needs}; split more (mesh.fsdp), recompute (model.remat), or take "
+            "train.microbatches or a smaller batch"
+        ) from error
     seconds = time.perf_counter() - start
     mesh, params, loops = experiment.mesh, experiment.abstract_state().params, program.loops
     memory, slices = compiled.memory_analysis(), len({getattr(chip, "slice_index", 0) for chip in mesh.devices.flat})
@@ -209,19 +217,6 @@ def _figures(program: _Program, experiment: Experiment, length: int, chip: Chip)
         "tokens_per_second": tokens / roof["step_seconds"],
         "compile_seconds": round(seconds, 1),
     }
-
-
-def _out_of_memory(name: str, error: jax.errors.JaxRuntimeError) -> Exception:
-    """A TrainingError if the program does not fit; any other error unchanged."""
-    if "RESOURCE_EXHAUSTED" not in str(error):
-        return error
-    # "... required for HLO temporaries (37.25G) exceeds available HBM (15.75G)", or "Used 37.25G of 15.75G hbm".
-    sizes = re.findall(r"\b[\d.]+[KMGT]\b", str(error))
-    needs = f"needs {sizes[0]}iB of {sizes[1]}iB" if len(sizes) > 1 else str(error).split("\n")[0]
-    return TrainingError(
-        f"{name} does not fit a chip: it {needs}; split more (mesh.fsdp), recompute (model.remat), or take "
-        "train.microbatches or a smaller batch"
-    )
 
 
 def describe(result: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -4,24 +4,28 @@ Neighbouring documents of about `shard_bytes` are a block, and a block becomes a
 the documents and the plan, shards can be made in any order, and existing ones are kept.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Iterator
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 
 from sedd_jax import lock
 from sedd_jax.data import corpora, shards, tokenizers
 from sedd_jax.data.packing import progress_bar, tokenize
 from sedd_jax.data.shards import Manifest, Shard
 from sedd_jax.data.tokenizers import Tokenizer
-from sedd_jax.data.workers import map_unordered
-from sedd_jax.errors import InputError, explained
-from sedd_jax.files import in_bucket, make_directory, write_atomically
+from sedd_jax.errors import InputError, TrainingError, explained
+from sedd_jax.files import in_bucket, write_atomically
 
 JOURNAL = "progress.jsonl"
 
@@ -105,11 +109,47 @@ def prepare(plan: Plan, output: str, *, workers: int = 1, progress: bool = False
         make = functools.partial(make_shard, root, plan.record_tokens)
         bar = progress_bar("tokenizing", num_bytes, show=progress, initial=sum(shard.bytes for shard in made))
         with bar, open(root / JOURNAL, "a") as journal:
-            for shard in map_unordered(make, _missing(plan, cut, there, kept), workers):
+            for shard in _make_all(make, _missing(plan, cut, there, kept), workers):
                 made.append(shard)
                 print(json.dumps(dataclasses.asdict(shard)), file=journal, flush=True)
                 bar.update(shard.bytes)
         return finish(plan, root, made), len(kept)
+
+
+def _make_all(make: Callable[[Block], Shard], blocks: Iterator[Block], workers: int) -> Iterator[Shard]:
+    """The shards as they are finished. At most two blocks per worker are held in memory."""
+    if workers == 1:
+        yield from map(make, blocks)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=_begin_worker)
+    running: set[concurrent.futures.Future[Shard]] = set()
+    try:
+        for block in blocks:
+            running.add(pool.submit(make, block))
+            if len(running) >= 2 * workers:
+                done, running = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
+                yield from (future.result() for future in done)
+        yield from (future.result() for future in concurrent.futures.as_completed(running))
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "a worker process was killed, perhaps out of memory; finished shards stay, and the same command continues: "
+            f"give fewer than workers={workers}"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    # Ctrl-C reaches all processes: the parent ends, and the workers finish their current item.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # If the parent is killed, the workers would wait for work forever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def find(plan: Plan, root: pathlib.Path) -> list[Shard]:
@@ -161,7 +201,7 @@ def begin(plan: Plan, root: pathlib.Path, *, kept: Collection[Shard] = (), cut: 
     )
     if kept and tokenizers.load(saved).fingerprint != tokenizer.fingerprint:
         raise InputError(f"{saved} is another tokenizer than that of the flags: put the old file back or prepare anew")
-    with lock.hold(make_directory(root, "output"), "output"):
+    with lock.hold(root, "output"):
         find(plan, root)  # again, since another preparation may have been here meanwhile
         for path in (*root.glob(".*.tmp"), *root.glob(".*.new")):
             path.unlink()

@@ -59,7 +59,7 @@ def initialise(
     num_processes: int | None = None,
     process_id: int | None = None,
     *,
-    timeout: int = 300,
+    start_timeout: int = 300,
     heartbeat_timeout: int = 100,
 ) -> None:
     """Joins the other processes of a run; call it before anything touches a device.
@@ -69,7 +69,7 @@ def initialise(
     and nothing happens.
 
     coordinator: host:port at which process 0 listens.
-    timeout: seconds within which all processes have to start.
+    start_timeout: seconds within which all processes have to start.
     heartbeat_timeout: seconds of silence after which a process counts as dead.
     Raises InputError for values that are incomplete or do not fit, TrainingError if process 0 does not answer.
     """
@@ -77,22 +77,22 @@ def initialise(
     num_processes = _number("JAX_NUM_PROCESSES") if num_processes is None else num_processes
     process_id = _number("JAX_PROCESS_ID") if process_id is None else process_id
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    _check(**given, start_timeout=timeout, heartbeat_timeout=heartbeat_timeout)
+    _check(**given, start_timeout=start_timeout, heartbeat_timeout=heartbeat_timeout)
     tasks = next(filter(None, map(os.environ.get, _TASKS)), "")
     if num_processes == 1 or (num_processes is None and tasks == "1"):
         return
     complete = None not in given.values()
     if complete:
-        _reach(coordinator, process_id, timeout)
+        _reach(coordinator, process_id, start_timeout)
     # jax would catch SIGTERM for good, in evaluation too; training has its own agreement (devices/stopping.py).
     jax.config.update("jax_enable_preemption_service", False)
-    _on_abort(f"not all processes were there within {timeout} s; start them all with the same command")
+    _on_abort(f"not all processes were there within {start_timeout} s; start them all with the same command")
     try:
         with warnings.catch_warnings(action="ignore"):  # of a Kubernetes pod that may well be alone
             jax.distributed.initialize(
                 *given.values(),
                 cluster_detection_method="deactivate" if complete else None,
-                initialization_timeout=timeout,
+                initialization_timeout=start_timeout,
                 heartbeat_timeout_seconds=heartbeat_timeout,
             )
     except ValueError as error:

@@ -11,7 +11,7 @@ from sedd_jax import lock
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.files import make_directory, read_json, write_atomically
+from sedd_jax.files import make_folder, read_json, write_atomically
 
 
 @contextlib.contextmanager
@@ -19,8 +19,7 @@ def hold(folder: epath.Path, setting: dict[str, Any]) -> Iterator["Ledger"]:
     """Gives the ledger of --output=folder, where no other command writes meanwhile. Raises InputError as `lock.hold`
     and `Ledger` do."""
     with contextlib.ExitStack() as stack:
-        held = lambda: lock.hold(make_directory(folder, "output"), "output")  # noqa: E731
-        processes.from_leader("ledger", lambda: stack.enter_context(held()) or b"held")
+        processes.from_leader("ledger", lambda: stack.enter_context(lock.hold(folder, "output")) or b"held")
         yield Ledger(folder, setting)
 
 
@@ -39,7 +38,7 @@ class Ledger:
                 )
         self._folder = folder / "points"
         if processes.is_leader():
-            make_directory(self._folder, "output")
+            make_folder(self._folder)
             write_atomically(record, json.dumps(setting, indent=2) + "\n")
 
     def entry(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -188,9 +188,8 @@ class Checkpoints:
         _require_same_layout(record["manifest"], abstract_state, self._directory / str(step))
         wanted = ocp.args.StandardRestore(abstract_state)
         if only:  # which Orbax's standard handler has no words for, and its other one no word in common with `save`
-            tree = jax.tree_util.tree_map_with_path(
-                lambda path, leaf: leaf if _name(path).startswith(only) else ocp.PLACEHOLDER, abstract_state
-            )
+            choose = lambda path, leaf: leaf if _name(path).startswith(only) else ocp.PLACEHOLDER  # noqa: E731
+            tree = jax.tree.map_with_path(choose, abstract_state)
             wanted = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
         state = _on_every_process(lambda: read("state", wanted))
         # Each process hashes its own copy of replicated arrays, so the results may differ.
@@ -285,8 +284,7 @@ def _no_stray_reports(pattern: str = "") -> Iterator[None]:
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_name(path): leaf for path, leaf in leaves if leaf is not ocp.PLACEHOLDER}
+    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree) if leaf is not ocp.PLACEHOLDER}
 
 
 def _name(path: Any) -> str:
@@ -297,9 +295,9 @@ def _layout(tree: Any) -> dict[str, dict]:
     return {path: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for path, leaf in _by_path(tree).items()}
 
 
-def _require_same_layout(manifest: Mapping[str, dict], abstract_state: Any, folder: epath.Path) -> None:
+def _require_same_layout(manifest: dict[str, dict], abstract_state: Any, folder: epath.Path) -> None:
     here = _layout(abstract_state)
-    for path in [*here, *(path for path in manifest if path not in here)]:
+    for path in here | manifest:
         wanted, saved = (_show(layout.get(path)) for layout in (here, manifest))
         if wanted != saved:
             raise InputError(

@@ -25,7 +25,6 @@ from sedd_jax.devices import processes, sharding
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.stopping import Stopped, StopSignals, stop_signals
 from sedd_jax.errors import InputError, TrainingError
-from sedd_jax.files import make_directory
 from sedd_jax.training import flops, origin
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.experiment import Experiment, load_base, make_experiment
@@ -85,7 +84,7 @@ def train(
 
 def _write_record(config: ConfigDict, workdir: epath.Path, data: Dataset, stack: contextlib.ExitStack) -> bytes:
     """Makes the workdir ours until the stack ends."""
-    stack.enter_context(lock.hold(make_directory(workdir, "workdir"), "workdir"))
+    stack.enter_context(lock.hold(workdir, "workdir"))
     # Again, since another run may have ended here meanwhile.
     configuration.check_same_experiment(config, workdir)
     configuration.check_same_data(data.fingerprint, workdir)
