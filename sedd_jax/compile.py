@@ -16,9 +16,9 @@ from sedd_jax.aot import report as aot
 
 cli.define_config()
 flags.DEFINE_string("topology", None, "TPU version and shape of a slice, such as v5e:16x16 or v5p:4x8x8.")
-flags.DEFINE_integer("num_slices", 1, "Slices of that shape.")
+flags.DEFINE_integer("num_slices", 1, "Slices of that shape.", lower_bound=1)
 flags.DEFINE_integer("vocab_size", None, "Tokens, without MASK; by default data.vocab_size of the config.")
-flags.DEFINE_string("what", "train", f"One of {', '.join(aot.TARGETS)}.")
+flags.DEFINE_enum("what", "train", aot.TARGETS, "Which programs to compile.")
 
 
 def main() -> dict[str, Any]:

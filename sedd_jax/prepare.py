@@ -26,8 +26,8 @@ flags.DEFINE_string("tokenizer", None, "Kind of tokenizer, such as bytes or sent
 cli.define_path("tokenizer_path", "File or folder of an existing tokenizer.")
 flags.DEFINE_integer("vocab_size", None, "Size of the vocabulary, if one is trained.")
 flags.DEFINE_integer("workers", os.cpu_count(), "Processes that tokenise.", lower_bound=1, upper_bound=1024)
-flags.DEFINE_integer("shard_bytes", Plan.shard_bytes, "Bytes of text per shard.")
-flags.DEFINE_integer("record_tokens", Plan.record_tokens, "Tokens per record of a shard.")
+flags.DEFINE_integer("shard_bytes", Plan.shard_bytes, "Bytes of text per shard.", lower_bound=1)
+flags.DEFINE_integer("record_tokens", Plan.record_tokens, "Tokens per record of a shard.", lower_bound=1)
 cli.define_path("output", "Directory of the shards.")
 
 

@@ -1,15 +1,7 @@
 """The least that a program needs: bytes between chips, which follow from the shardings, and seconds.
 
-    fsdp (n)    every weight that it splits is gathered in the forward and in the backward pass, and its gradient is
-                scattered: (n - 1)/n of twice its bytes and of its gradient's, per microbatch. For the embedding, its
-                table or the rows looked up move, whichever is smaller, and their gradient.
-    data (d)    the gradient is all-reduced once per step: 2 (d - 1)/d bytes(its part on a chip); over n d chips for
-                weights that fsdp does not split. Results of evaluation and sampling are gathered on all chips.
-    tensor (t)  activations [B / (n d), L, dim] are all-reduced twice per block in the forward pass and twice in the
-                backward pass, and once before a head that is split: 2 (t - 1)/t bytes each.
-
-Bytes are those that one chip sends, weights in model.dtype and gradients in model.gradient_dtype. Sources: Rajbhandari
-et al. 2020 (ZeRO), section 7; Shoeybi et al. 2019 (Megatron-LM), section 3; Patarasuk and Yuan 2009 for the rings.
+docs/tpu.md derives the bytes that one chip sends, by mesh axis. Sources: Rajbhandari et al. 2020 (ZeRO), section 7;
+Shoeybi et al. 2019 (Megatron-LM), section 3; Patarasuk and Yuan 2009 for the rings.
 """
 
 import math
@@ -43,16 +35,23 @@ def roofline(chip: Chip, *, flops: float, traffic: float, sent: float, useful: f
 
 
 def least_traffic(
-    params: Any, experiment: Experiment, *, batch: int, calls: int, results: int = 0, training: bool = True
+    params: Any,
+    experiment: Experiment,
+    *,
+    batch: int,
+    calls: int,
+    gradient_dtype: str,
+    results: int = 0,
+    training: bool = True,
 ) -> dict[str, float]:
-    """Bytes that a chip must send per run, by mesh axis: the formulas above. batch: global tokens of a network call.
+    """Bytes that a chip must send per run, by mesh axis. batch: global tokens of a network call.
     calls: of the network; microbatches. results: bytes that every chip gets, of which each has computed its share.
 
     Without training, weights are gathered once per call and activations all-reduced in the forward pass only.
     """
     mesh, model = experiment.mesh, experiment.model
     data, fsdp, tensor = (mesh.shape[axis] for axis in sharding.MESH_AXES)
-    width, summed = (jnp.dtype(dtype).itemsize for dtype in (model.dtype, model.gradient_dtype))
+    width, summed = (jnp.dtype(dtype).itemsize for dtype in (model.dtype, gradient_dtype))
     local = batch // (data * fsdp)  # tokens of one chip, at a time
     least = {"data": 0.0, "fsdp": 0.0, "tensor": 0.0}
     ring = lambda group: (group - 1) / group  # noqa: E731

@@ -44,17 +44,8 @@ def read(
 def documents(source: str, *, text_field: str = "text", separator: str | None = None) -> tuple[str, ...]:
     """Reads all documents of a source but the empty ones.
 
-    source: one of
-        * "embedded", the language reference that ships with Python (0.5 MB of English and code, which needs no network
-          and changes a little with each minor version of Python);
-        * the path, or the glob (`**` descends), of local UTF-8 files, read in sorted order. A line of JSON lines and a
-          row of a Parquet file is a document, any other file one document. Files may be compressed (gzip, zstd, bz2,
-          xz). JSON lines are `.jsonl`, `.ndjson` and `.json`, and what begins like them;
-        * `tfds:NAME`, a TFDS data set that has been built as array_record, found in TFDS_DATA_DIR (by default
-          ~/tensorflow_datasets); or by its folder, `tfds:/data/lm1b/1.1.0`. `tfds:NAME@SPLIT` is another split than
-          train, or a part of one, `train[:10%]`;
-        * `hf:PATH`, a folder that `save_to_disk` of Hugging Face datasets wrote, and `hf:PATH@SPLIT`;
-        * `text8:PATH@SPLIT`, see `read_text8`.
+    source: "embedded", the path or glob of local files, `tfds:NAME@SPLIT`, `hf:PATH@SPLIT` or `text8:PATH@SPLIT`; what
+        each of them is says docs/data.md.
     text_field: the field of a record that holds its text; null is no text. If empty, files that begin like JSON or
         are named `.json` are text.
     separator: divides the text of other files, wherever it stands. A line end on either side of it is part of it.

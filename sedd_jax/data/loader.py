@@ -9,7 +9,6 @@ from absl import flags
 
 from sedd_jax.data.mixture import Mixture
 from sedd_jax.data.packing import TokenStream, check_length
-from sedd_jax.errors import InputError
 from sedd_jax.typing import Batch
 
 # Grain would add a note about hidden frames to the message of every error while reading.
@@ -47,20 +46,12 @@ class Loader(Iterator[np.ndarray | Batch]):
         rows: this process's sequences of each global batch, in this order; by default all.
         shift: each epoch treats the stream as a circle and cuts it from a random token on, so that tokens change their
             places in chunks. An epoch uses each token at most once, and all but len(tokens) % length exactly once.
-        Raises InputError, which names the argument.
+        Raises InputError as `check_length`.
         """
         streams = stream.streams if isinstance(stream, Mixture) else (stream,)
         for part in streams:
             check_length(part, length)
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: give at least 1")
         self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
-        if len(self._rows) == 0 or self._rows.min() < 0 or self._rows.max() >= batch_size:
-            raise InputError(f"rows={self._rows.tolist()}: give some from 0 to {batch_size - 1}")
-        if not 0 <= seed < 1 << 32:
-            raise InputError(f"seed={seed}: give a number from 0 to {(1 << 32) - 1}")
-        if position < 0:
-            raise InputError(f"position={position}: give a number of batches, 0 or more")
         self._epochs = [_Epochs(part, length, seed, shift) for part in streams]
         self._choice = stream.order(_ENDLESS) if isinstance(stream, Mixture) else None
         self._length, self._batch_size, self.position = length, batch_size, position

@@ -50,11 +50,6 @@ class Plan:
     shard_bytes: int = 1 << 26
     record_tokens: int = 1 << 12
 
-    def __post_init__(self):
-        for name in ("shard_bytes", "record_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}: give at least 1")
-
     def parts(self, source: str) -> list[corpora.Part]:
         return corpora.parts(source, text_field=self.text_field, separator=self.separator, size=self.shard_bytes)
 
@@ -91,8 +86,6 @@ def prepare(plan: Plan, output: str, *, workers: int = 1, progress: bool = False
     Raises InputError if the source cannot be read, or `output` holds anything but this preparation; TrainingError if a
     worker was killed.
     """
-    if workers < 1:
-        raise InputError(f"workers={workers}: give at least 1")
     if in_bucket(output):
         raise InputError(f"output {output}: ArrayRecord writes to disks; copy from one with `gcloud storage cp -r`")
     root = pathlib.Path(os.path.expanduser(output))
@@ -191,10 +184,7 @@ def begin(plan: Plan, root: pathlib.Path, *, kept: Collection[Shard] = (), cut: 
     saved = root / shards.TOKENIZER
     texts: list[str] = []
     if cut is not None and plan.vocab_size is not None and plan.tokenizer_path is None and not [*saved.glob("*.json")]:
-        if plan.valid_data is None:
-            training = (text for _, text in itertools.takewhile(lambda piece: piece[0][0] == "train", plan.pieces(cut)))
-        else:
-            training = plan.texts(plan.data)
+        training = (text for _, text in itertools.takewhile(lambda piece: piece[0][0] == "train", plan.pieces(cut)))
         texts = [*itertools.islice(training, 0, None, 1 + cut // 50_000_000)]
     tokenizer = tokenizers.make(
         plan.tokenizer, vocab_size=plan.vocab_size, path=plan.tokenizer_path, texts=texts, directory=saved

@@ -56,11 +56,8 @@ class Checkpoints:
         keep_last: number of newest checkpoints that stay; with 1 there is none to fall back on.
         keep_period: steps divisible by this stay for good; None for no others.
         read_only: leaves the directory exactly as it is; `save` is then an error.
-        Raises InputError if a number to keep is below 1, or `directory` is a file.
+        Raises InputError if `directory` is a file.
         """
-        for name, value in (("keep_last", keep_last), ("keep_period", keep_period)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}: keep at least 1")
         path = epath.Path(directory)
         # Tensorstore takes no relative paths, and a bucket URL counts as absolute but would not survive `absolute`.
         self._directory = path if path.is_absolute() else path.absolute()
