@@ -40,7 +40,6 @@ TARGETS = ("train", "evaluate", "sample")
 COLUMNS = (
     "recipe",
     "slice",
-    "chips",
     "GB per chip",
     "TFLOPs per chip (by the formula)",
     "GB sent per chip (of the least)",
@@ -70,14 +69,14 @@ def compiled(name: str, what: str, overrides: list[str]) -> tuple[dict | None, s
 
 
 def cells(name: str, overrides: list[str]) -> list[str]:
-    """One line of the table; the programs of a cell are in the order of TARGETS."""
-    parts, chips, errors = [], "", []
+    """Recipe, slice and figures of a line; the programs of a cell are in the order of TARGETS."""
+    parts, errors = [], []
     for what in TARGETS:
         result, error = compiled(name, what, overrides)
         if result is None:
             errors.append(f"{what}: {error.partition(';')[0]}")
             continue
-        figures, chips = result[what], str(result["chips"])
+        figures = result[what]
         ratio, useful = figures["collective_bytes_ratio"] or 0, figures["flops_per_step"] / result["chips"]
         parts.append(
             (
@@ -89,7 +88,7 @@ def cells(name: str, overrides: list[str]) -> list[str]:
             )
         )
     columns = [", ".join(cell) for cell in zip(*parts, strict=True)] or [""] * 5
-    return [*name.split("/"), chips, *columns[:4], "; ".join([columns[4], *errors])]
+    return [*name.split("/"), *columns[:4], "; ".join([columns[4], *errors])]
 
 
 def write(table: str) -> None:
@@ -99,11 +98,14 @@ def write(table: str) -> None:
 
 
 def main(argv):
-    lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    recipes: dict[tuple[str, ...], list[str]] = {}
     for name in LINES:
         if name.startswith(flags.FLAGS.only):
-            lines.append(cells(name, argv[1:]))
-            print(" | ".join(lines[-1]), file=sys.stderr, flush=True)
+            recipe, *rest = cells(name, argv[1:])
+            recipes.setdefault(tuple(rest), []).append(recipe)
+            print(" | ".join([recipe, *rest]), file=sys.stderr, flush=True)
+    # Recipes of the same programs share a line.
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *((", ".join(names), *rest) for rest, names in recipes.items())]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     if flags.FLAGS.write:
         write(table)
