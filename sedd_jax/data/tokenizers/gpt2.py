@@ -90,10 +90,7 @@ def _parse_encoder(content: bytes) -> dict[str, int]:
 
 
 def _parse_merges(content: bytes) -> list[tuple[str, str]]:
-    try:
-        lines = content.decode("utf-8").split("\n")
-    except UnicodeDecodeError:
-        lines = [""]
+    lines = content.decode("utf-8", errors="replace").split("\n")
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if not pairs or not all(len(pair) == 2 for pair in pairs):
         raise InputError(f"not a vocab.bpe, or a damaged one ({len(content)} bytes): give a sound copy")
