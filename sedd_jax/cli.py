@@ -73,11 +73,9 @@ def define_processes() -> None:
     flags.DEFINE_string("coordinator", None, "host:port of process 0; found by itself on TPU VMs, Slurm and Open MPI.")
     flags.DEFINE_integer("num_processes", None, "Number of processes; 1 for this one alone.")
     flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
-    seconds = {"lower_bound": 1, "upper_bound": 10**6}
-    flags.DEFINE_integer("start_timeout", 300, "Seconds within which all processes have to start.", **seconds)
-    flags.DEFINE_integer(
-        "heartbeat_timeout", 100, "Seconds of silence after which a process counts as dead.", **seconds
-    )
+    span = {"lower_bound": 1, "upper_bound": 10**6}
+    flags.DEFINE_integer("start_timeout", 300, "Seconds within which all processes have to start.", **span)
+    flags.DEFINE_integer("heartbeat_timeout", 100, "Seconds of silence after which a process counts as dead.", **span)
 
 
 def define_config(text: str = "Experiment, a file such as configs/tiny.py.") -> None:
