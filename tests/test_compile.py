@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import PartitionSpec
 from running import make_config, run
 
-from sedd_jax.aot import costs, trips
+from sedd_jax.aot import costs, estimates
 from sedd_jax.aot import report as aot
+from sedd_jax.aot.estimates import least_traffic, roofline
 from sedd_jax.aot.hlo import Program
-from sedd_jax.aot.least import least_traffic, roofline
 from sedd_jax.devices import chips, sharding
 from sedd_jax.errors import InputError
 
@@ -192,14 +192,14 @@ def test_float32_operands_are_multiplied_in_float32(dtype):
 def test_the_trips_of_chunk_loops_are_those_of_a_step():
     """The loop of the loss, on each of 8 devices, against a batch that is noised."""
     experiment = aot.make_experiment(make_config(train__batch_size=512), 256)
-    loop = trips.training(experiment, 32)["loss"]
+    loop = estimates.training(experiment, 32)["loss"]
     noised = experiment.objective.noised(jax.random.key(1), jnp.zeros((512, 32), jnp.int32))
     counts = experiment.objective.contributes(noised.x).reshape(8, -1).sum(1)
     assert loop.trips == pytest.approx(float(jnp.ceil(counts / 320).mean()), rel=0.1)  # 1024 of 2048 are noised
     assert loop.share == pytest.approx(0.5, abs=0.01)
     uniform = aot.make_experiment(make_config(graph__kind="uniform", noise__kind="geometric", eval__num_times=16), 256)
-    assert trips.training(uniform, 32)["loss"].share == 1
-    assert [loop.calls for loop in trips.evaluation(uniform, 32, 8).values()] == [16, 2]
+    assert estimates.training(uniform, 32)["loss"].share == 1
+    assert [loop.calls for loop in estimates.evaluation(uniform, 32, 8).values()] == [16, 2]
 
 
 @needs_libtpu

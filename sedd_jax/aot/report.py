@@ -2,7 +2,7 @@
 
 The functions are those that run; only their arguments are abstract. XLA reports the bytes per chip. The
 text of the program gives FLOPs, bytes to and from HBM and bytes between chips (`costs`), which are compared with the
-least possible (`least`).
+least possible (`estimates`).
 """
 
 import importlib.util
@@ -20,10 +20,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from sedd_jax.aot import costs, trips
+from sedd_jax.aot import costs, estimates
+from sedd_jax.aot.estimates import Loop, least_traffic, roofline
 from sedd_jax.aot.hlo import Program
-from sedd_jax.aot.least import least_traffic, roofline
-from sedd_jax.aot.trips import Loop
 from sedd_jax.devices import chips, sharding
 from sedd_jax.devices.chips import Chip
 from sedd_jax.errors import InputError, TrainingError
@@ -64,8 +63,8 @@ def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
 
 
 class _Program(NamedTuple):
-    """What `report` compiles. num: sequences. loops: see `trips`. parts: network calls that their tokens are dealt out
-    to; without it each call has all. held: what training holds beside the parameters."""
+    """What `report` compiles. num: sequences. loops: see `estimates`. parts: network calls that their tokens are dealt
+    out to; without it each call has all. held: what training holds beside the parameters."""
 
     name: str
     function: jax.stages.Wrapped
@@ -112,7 +111,7 @@ def _train(experiment: Experiment, length: int) -> _Program:
     options.check(experiment.mesh)
     arguments = state, _key(), _batch(experiment, options.batch_size, length)
     held = {"ema": state.ema, "moments": state.opt_state, "batch": arguments[2]}
-    step, loops = experiment.train_step_fn(), trips.training(experiment, length)
+    step, loops = experiment.train_step_fn(), estimates.training(experiment, length)
     return _Program("the training step", step, arguments, options.batch_size, loops, options.microbatches, held)
 
 
@@ -120,7 +119,7 @@ def _evaluate(experiment: Experiment, length: int) -> _Program:
     options, params = experiment.eval, experiment.abstract_state().params
     num = sharding.whole_shards(min(options.batch_size, options.num_sequences or MOST), experiment.mesh)
     arguments = params, _key(), _batch(experiment, num, length), jax.ShapeDtypeStruct((), jnp.int32)
-    loops = trips.evaluation(experiment, length, num)
+    loops = estimates.evaluation(experiment, length, num)
     return _Program("the evaluation", experiment.bound_fn(options.num_times, options.estimator), arguments, num, loops)
 
 
@@ -128,7 +127,7 @@ def _sample(experiment: Experiment, length: int) -> _Program:
     options, params = experiment.sampling, experiment.abstract_state().params
     num = sharding.whole_shards(options.num, experiment.mesh)
     arguments = params, _key(), tuple(_batch(experiment, num, length, dtype) for dtype in (jnp.bool_, jnp.int32))
-    loops, parts = trips.sampling(experiment, length, num), length if experiment.model.causal else 1
+    loops, parts = estimates.sampling(experiment, length, num), length if experiment.model.causal else 1
     return _Program("the sampler", experiment.sample_fn(options, options.steps), arguments, num, loops, parts)
 
 

@@ -1,10 +1,14 @@
-"""How often the loops run whose end depends on the data, on average: those through noised positions in chunks.
+"""What a config says of a program without compiling it: trips of its loops, the least bytes between chips and seconds.
 
-Each stands in a named scope: "loss", "diffusion", "reconstruction", "exact", "step", "denoise", "first_hitting" or
-"ordered" (and "events", the calls of these two). Averages are of whole chunks. Noise levels are those of the schedule;
-a sampler's too, if its scores are right.
+Loops through noised positions in chunks end with the data. Each stands in a named scope: "loss", "diffusion",
+"reconstruction", "exact", "step", "denoise", "first_hitting" or "ordered" (and "events", the calls of these two). Trips
+are averages of whole chunks, at the noise levels of the schedule; a sampler has those too, if its scores are right.
+
+docs/tpu.md derives the bytes that one chip sends, by mesh axis. Sources: Rajbhandari et al. 2020 (ZeRO), section 7;
+Shoeybi et al. 2019 (Megatron-LM), section 3; Patarasuk and Yuan 2009 for the rings.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sedd_jax.devices import sharding
+from sedd_jax.devices.chips import Chip
 from sedd_jax.errors import InputError
 from sedd_jax.network import chunk_size
 from sedd_jax.rates import Absorbing
@@ -88,3 +93,62 @@ def sampling(experiment: Experiment, length: int, num: int) -> dict[str, Loop]:
         return _loop(np.broadcast_to(shares, (len(t), *shape)), length, rows, calls)
 
     return {"step": loop(grid, calls), "denoise": loop(jnp.full(DRAWS, END_TIME), 1)}
+
+
+def roofline(chip: Chip, *, flops: float, traffic: float, sent: float, useful: float, full: float) -> dict[str, float]:
+    """Seconds of one run on one chip: `step_seconds` if computing, HBM and links work at once and at their peaks (the
+    least that is possible), `step_seconds_serial` if they take turns. mfu: the share of the peak for useful FLOPs;
+    mfu_full: with the head at every position."""
+    parts = {
+        "compute_seconds": flops / chip.flops,
+        "memory_seconds": traffic / chip.memory_bandwidth,
+        "link_seconds": sent / chip.link_bandwidth,
+    }
+    longest, together = max(parts.values()), sum(parts.values())
+    return parts | {
+        "step_seconds": longest,
+        "step_seconds_serial": together,
+        "mfu": useful / chip.flops / longest,
+        "mfu_serial": useful / chip.flops / together,
+        "mfu_full": full / chip.flops / longest,
+    }
+
+
+def least_traffic(
+    params: Any,
+    experiment: Experiment,
+    *,
+    batch: int,
+    calls: int,
+    gradient_dtype: str,
+    results: int = 0,
+    training: bool = True,
+) -> dict[str, float]:
+    """Bytes that a chip must send per run, by mesh axis. batch: global tokens of a network call.
+    calls: of the network; microbatches. results: bytes that every chip gets, of which each has computed its share.
+
+    Without training, weights are gathered once per call and activations all-reduced in the forward pass only.
+    """
+    mesh, model = experiment.mesh, experiment.model
+    data, fsdp, tensor = (mesh.shape[axis] for axis in sharding.MESH_AXES)
+    width, summed = (jnp.dtype(dtype).itemsize for dtype in (model.dtype, gradient_dtype))
+    local = batch // (data * fsdp)  # tokens of one chip, at a time
+    least = {"data": 0.0, "fsdp": 0.0, "tensor": 0.0}
+    ring = lambda group: (group - 1) / group  # noqa: E731
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        axes = [axis for axes in leaf.sharding.spec if axes for axis in ((axes,) if isinstance(axes, str) else axes)]
+        size = math.prod(leaf.shape) / (tensor if "tensor" in axes else 1)
+        split = "fsdp" in axes
+        if path[0].key == "embedding":
+            moved = min(size, local * model.dim) * (width + (summed if training else 0))
+        else:
+            moved = size * (2 * width + summed if training else width)
+        least["fsdp"] += calls * moved * ring(fsdp) if split else 0
+        if training:
+            group = data if split else data * fsdp
+            least["data"] += 2 * ring(group) * size * summed / (fsdp if split else 1)
+    least["data"] += results * ring(data * fsdp)
+    head_is_split = "tensor" in str(params["head"]["kernel"].sharding.spec)
+    reductions = 4 * model.num_layers + head_is_split if training else 2 * model.num_layers
+    least["tensor"] = calls * reductions * 2 * ring(tensor) * local * model.dim * width
+    return least
