@@ -22,7 +22,7 @@ from sedd_jax import cli, files
 from sedd_jax.data.packing import chunks
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.evaluation import ledger, perplexity, quality, tables
+from sedd_jax.evaluation import perplexity, quality, results
 from sedd_jax.evaluation.judging import judge_samples, load_judge, make_mauve, read_samples
 from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE
@@ -37,15 +37,15 @@ MEASURED = [name + end for name in FIGURES for end in ("", "_stderr")]
 COSTS = ("network_evaluations", "seconds", "clipped_fraction")
 # The method in the line of the validation text.
 DATA = "data"
-COLUMNS: tables.Columns = {
+COLUMNS: results.Columns = {
     "sampler": lambda line: " ".join(filter(None, (line["method"], line["grid"]))),
-    "temperature": tables.number("temperature", "g"),
-    "steps": tables.number("steps", "g"),
-    "calls": tables.number("network_evaluations", "d"),
-    "seconds": tables.number("seconds", ".1f"),
-    "bits per token": tables.number("bits_per_token", ".3f"),
-    "unigram entropy": tables.number("unigram_entropy", ".3f"),
-    "distinct-2": tables.number("distinct_2", ".3f"),
+    "temperature": results.number("temperature", "g"),
+    "steps": results.number("steps", "g"),
+    "calls": results.number("network_evaluations", "d"),
+    "seconds": results.number("seconds", ".1f"),
+    "bits per token": results.number("bits_per_token", ".3f"),
+    "unigram entropy": results.number("unigram_entropy", ".3f"),
+    "distinct-2": results.number("distinct_2", ".3f"),
 }
 
 cli.define_workdir("Directory of a trained diffusion model.")
@@ -166,7 +166,7 @@ def main() -> dict[str, Any]:
         return {"row": cli.to_json(line), "texts": [trained.tokenizer.decode(ids) for ids in tokens.tolist()]}
 
     measured_by = "the model's own bound" if values.judge is None else f"the judge {epath.Path(values.judge).name}"
-    with ledger.hold(output, setting) as held:
+    with results.hold(output, setting) as held:
         table = []
         # None is the validation text.
         for options in tqdm(([None] if values.data else []) + points, desc="frontier", unit="point"):
@@ -174,8 +174,8 @@ def main() -> dict[str, Any]:
             parts = [value for value in fields.values() if value is not None]
             name = "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in parts)
             table.append(held.entry(name, partial(compute, options, fields))["row"])
-        text = tables.markdown(table, COLUMNS | {name.upper(): tables.number(name, ".3f") for name in more})
-        tables.write(output, table, text)
+        text = results.markdown(table, COLUMNS | {name.upper(): results.number(name, ".3f") for name in more})
+        results.write(output, table, text)
         plot(output / "results.png", table, measured_by)
     say(text)
     return {"points": table, "measured_by": measured_by, "output": str(output)}

@@ -32,7 +32,7 @@ from sedd_jax import config as configuration
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.stopping import Stopped
 from sedd_jax.errors import InputError, TrainingError
-from sedd_jax.evaluation import tables
+from sedd_jax.evaluation import results
 from sedd_jax.training.report import read_metrics
 
 cli.define_workdir("Directory of the sweep, with one for each point.")
@@ -218,12 +218,12 @@ def write_results(
         )
     columns = {field: lambda line, field=field: str(line[field]) for field in fields}
     columns = columns or {"point": lambda line: line["name"]}
-    columns["bits per byte"] = tables.number(BITS, ".3f")
-    columns["training loss"] = tables.number("train_loss", ".3f")
+    columns["bits per byte"] = results.number(BITS, ".3f")
+    columns["training loss"] = results.number("train_loss", ".3f")
     columns["step"] = lambda line: f"{line['step']} of {line['steps']}"
-    columns["tokens/s"] = tables.number("tokens_per_second", ",.0f")
+    columns["tokens/s"] = results.number("tokens_per_second", ",.0f")
     columns["state"] = lambda line: line["state"]
-    tables.write(folder, table, tables.markdown(table, columns))
+    results.write(folder, table, results.markdown(table, columns))
     plot(folder / "results.png", trials)
     return table
 

@@ -21,7 +21,7 @@ from test_multiprocess import two
 from sedd_jax import cli, lock
 from sedd_jax.data import dataset, preparation
 from sedd_jax.errors import InputError
-from sedd_jax.evaluation.ledger import Ledger
+from sedd_jax.evaluation.results import Ledger
 from sedd_jax.training.experiment import load_trained
 
 RUN = epath.Path("gs://bucket/run")

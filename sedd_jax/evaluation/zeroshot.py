@@ -19,7 +19,7 @@ from sedd_jax.data.packing import Stream, tokenize
 from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.evaluation import detokenize, ledger, perplexity, tables
+from sedd_jax.evaluation import detokenize, perplexity, results
 from sedd_jax.training.experiment import EvalOptions, Trained
 
 
@@ -91,20 +91,20 @@ def evaluate(
     anything is computed, if a source cannot be read or does not fill one chunk, or if `output` is of another setting.
     """
     causal, figures = trained.experiment.model.causal, {}
-    show = tables.number("perplexity", ".2f", prefix="" if causal else "≤ ")
+    show = results.number("perplexity", ".2f", prefix="" if causal else "≤ ")
     streams = {name: _stream(name, source, trained) for name, source in sources.items()}
     options = perplexity.fit(options, *streams.values(), length=trained.config.data.length)
     setting = {"weights": trained.fingerprint, "tokenizer": trained.tokenizer.fingerprint, "seed": seed}
     setting |= {"length": trained.config.data.length, "num_times": None if causal else options.num_times}
     setting |= {"estimator": None if causal else options.estimator}
-    with ledger.hold(output, setting | {"limit": options.num_sequences or None}) as held:
+    with results.hold(output, setting | {"limit": options.num_sequences or None}) as held:
         for name, stream in streams.items():
             digest = hashlib.sha256(stream.content()).hexdigest()[:12]
             figures[name] = held.entry(f"{name}-{digest}", partial(_figures, trained, stream, options, seed, name))
             say(f"{TEST_SETS[name].title}: perplexity {show(figures[name])}")
         text = _markdown(figures, show)
         if processes.is_leader():
-            tables.write(output, [{"corpus": name} | line for name, line in figures.items()], text)
+            results.write(output, [{"corpus": name} | line for name, line in figures.items()], text)
     say(text)
     return figures
 
@@ -139,4 +139,4 @@ def _markdown(figures: Mapping[str, Mapping[str, Any]], show: Callable[[Mapping[
     for index, model in enumerate(MODELS):
         sign = "≤ " if model.startswith("SEDD") else ""
         columns[model] = lambda name, index=index, sign=sign: f"{sign}{TEST_SETS[name].published[index]:.2f}"
-    return tables.markdown(TEST_SETS, columns)
+    return results.markdown(TEST_SETS, columns)
