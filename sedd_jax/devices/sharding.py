@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
 
+from sedd_jax.devices import processes
 from sedd_jax.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -268,19 +270,20 @@ def map_batches(
     batch_size: int,
     *,
     mesh: Mesh,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: str | None = None,
 ) -> Any:
     """`function(batch, number of its first sequence)` over all sequences, a tree of arrays [N, ...]: a tree of NumPy
     arrays [N, ...]. The batches are split over the mesh, which is set meanwhile.
 
     batch_size: sequences per batch, rounded up to a multiple of the parts that the mesh splits. The last batch is
         filled up with repeats of its last sequence, so that all are of one shape; their results are dropped.
-    progress: wraps the iterable of batches, as `tqdm` does.
+    progress: the name of a bar on stderr once a second has passed, by the first process; by default none.
     """
     count, size, parts = len(jax.tree.leaves(sequences)[0]), whole_shards(batch_size, mesh), []
     where = batch_sharding(mesh)
+    options = {"unit": "batch", "delay": 1, "leave": False, "disable": progress is None or not processes.is_leader()}
     with jax.set_mesh(mesh):
-        for first in progress(range(0, count, size)):
+        for first in tqdm(range(0, count, size), desc=progress, **options):
             numbers = np.minimum(np.arange(first, first + size), count - 1)
             batch = jax.tree.map(lambda a: place(a[numbers], where), sequences)  # noqa: B023
             parts.append(jax.device_get(function(batch, first)))

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from sedd_jax.autoregressive import nats
 from sedd_jax.data import tokenizers
@@ -52,9 +51,7 @@ class Judge:
         length = min(self.length, max(attention.LANES, 1 << (int(lengths.max()) - 1).bit_length()))
         padded = np.stack([np.pad(tokens, (0, length - len(tokens))) for tokens in samples], dtype=np.int32)
         run = lambda batch, first: function(*batch)  # noqa: E731
-        return map_batches(
-            run, (padded, lengths), batch_size, mesh=self.mesh, progress=partial(tqdm, desc=what, unit="batch")
-        )
+        return map_batches(run, (padded, lengths), batch_size, mesh=self.mesh, progress=what)
 
 
 def _judged(tokens: jax.Array, lengths: jax.Array) -> jax.Array:

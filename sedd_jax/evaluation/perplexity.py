@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from sedd_jax.config import build, check_same_data
 from sedd_jax.data import corpora, dataset, records, shards
@@ -41,9 +39,9 @@ def bounds(
     experiment = trained.experiment
     bound = processes.compile_together(f"bound of {name}", experiment.bound_fn(options.num_times, options.estimator))
     key = jax.random.key(seed)
-    bar = partial(tqdm, desc=f"evaluating {name}", unit="batch", disable=not processes.is_leader())
     measure = lambda batch, first: bound(trained.params, key, batch.tokens, first, *batch[1:])  # noqa: E731
-    return map_batches(measure, as_batch(sequences), options.batch_size, mesh=experiment.mesh, progress=bar)
+    progress = f"evaluating {name}"
+    return map_batches(measure, as_batch(sequences), options.batch_size, mesh=experiment.mesh, progress=progress)
 
 
 def fit(options: EvalOptions, *streams: TokenStream, length: int) -> EvalOptions:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from sedd_jax import sampling
 from sedd_jax.devices import processes, sharding
@@ -52,8 +51,7 @@ class Generator:
                 arguments = self.trained.params, jax.random.key(seed), clamp, steps, 0
                 self._compiled[shape] = sample_fn.lower(*arguments).compile()
         processes.barrier("compiled")
-        bar = partial(tqdm, desc="sampling", unit="batch", delay=2, disable=not processes.is_leader(), leave=False)
-        return self._map(self._compiled[shape], windows, steps, seed, progress=bar)
+        return self._map(self._compiled[shape], windows, steps, seed, progress="sampling")
 
     @functools.cached_property
     def _events(self) -> tuple[Callable[..., Any], ...]:

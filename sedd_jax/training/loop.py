@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import sys
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,6 @@ import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from sedd_jax import config as configuration
 from sedd_jax import likelihood, lock, sampling
@@ -229,12 +227,12 @@ class Loop:
         self.losses.clear()
 
     def _evaluate(self) -> None:
-        quiet, params = not processes.is_leader(), merged(*self.frozen, self.state.ema)
+        params = merged(*self.frozen, self.state.ema)
         bounds = self.experiment.map_batches(
             lambda batch, first: self.bound(params, self.eval_key, batch.tokens, first, *batch[1:]),
             as_batch(self.valid),
             self.experiment.eval.batch_size,
-            progress=partial(tqdm, desc="evaluating", leave=False, delay=1, file=sys.stderr, disable=quiet),
+            progress="evaluating",
         )
         summary = likelihood.summarise(bounds, mean_length(self.valid), self.tokens_per_byte)
         self.report.entry(self.step, **{f"eval_{name}": value for name, value in summary.items()})
