@@ -82,7 +82,7 @@ def universal_newlines(text: str) -> str:
 
 
 def validation_documents(text: Path) -> tuple[str, ...]:
-    return corpora.read(str(text), valid_fraction=0.1).valid
+    return corpora.read(str(text), valid_fraction=0.1)[1]
 
 
 def tokens_per_byte(rows: np.ndarray, tokenizer: Tokenizer) -> float:

@@ -34,19 +34,19 @@ def test_the_embedded_corpus_is_text_and_the_same_at_each_reading():
 @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.999])
 def test_the_two_parts_of_a_division_make_up_the_whole(fraction):
     whole = "".join(corpora.documents("embedded"))
-    corpus = corpora.read("embedded", valid_fraction=fraction)
-    assert "".join(corpus.train) + "".join(corpus.valid) == whole
-    assert len("".join(corpus.valid)) == round(len(whole) * fraction)
-    assert all(corpus.train) and all(corpus.valid)
+    train, valid = corpora.read("embedded", valid_fraction=fraction)
+    assert "".join(train) + "".join(valid) == whole
+    assert len("".join(valid)) == round(len(whole) * fraction)
+    assert all(train) and all(valid)
 
 
 def test_only_the_document_at_the_cut_is_divided(write):
     for name, text in (("a.txt", "aaaa"), ("b.txt", "bbbb"), ("c.txt", "cc")):
         source = write(name, text)
     pattern = source.replace("c.txt", "*.txt")
-    assert corpora.read(pattern, valid_fraction=0.4) == corpora.Corpus(("aaaa", "bb"), ("bb", "cc"))
-    assert corpora.read(pattern, valid_fraction=0.2) == corpora.Corpus(("aaaa", "bbbb"), ("cc",))
-    assert corpora.read(write("one", "0123456789")) == corpora.Corpus(("012345678",), ("9",))
+    assert corpora.read(pattern, valid_fraction=0.4) == (("aaaa", "bb"), ("bb", "cc"))
+    assert corpora.read(pattern, valid_fraction=0.2) == (("aaaa", "bbbb"), ("cc",))
+    assert corpora.read(write("one", "0123456789")) == (("012345678",), ("9",))
 
 
 def test_a_validation_source_is_read_whole(write):

@@ -51,8 +51,8 @@ def tokens_of(stream) -> np.ndarray:
 
 def test_shards_hold_the_tokens_that_training_on_the_text_would_see(plan, prepared):
     found = shards.load(str(prepared))
-    corpus = corpora.read(plan.data, valid_fraction=plan.valid_fraction)
-    for split, stream, texts in (("train", found.train, corpus.train), ("valid", found.valid, corpus.valid)):
+    train, valid = corpora.read(plan.data, valid_fraction=plan.valid_fraction)
+    for split, stream, texts in (("train", found.train, train), ("valid", found.valid, valid)):
         expected = tokenize(texts, found.tokenizer)
         np.testing.assert_array_equal(tokens_of(stream), expected.tokens)
         assert (stream.num_bytes, stream.num_documents) == (expected.num_bytes, expected.num_documents)

@@ -1,6 +1,5 @@
 """Corpora as documents: where they are read from, and how they are divided for training and validation."""
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,18 +17,10 @@ _TEXT8_SPLITS = {"train": (0, 90_000_000), "valid": (90_000_000, 95_000_000), "t
 Part = Callable[[], Iterator[str]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Documents in reading order; none is empty, and neither part is."""
-
-    train: tuple[str, ...]
-    valid: tuple[str, ...]
-
-
 def read(
     source: str = EMBEDDED, *, valid_fraction: float = 0.1, text_field: str = "text", separator: str | None = None
-) -> Corpus:
-    """Reads a corpus and divides it.
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The documents of a corpus in reading order, for training and for validation; none is empty, and neither part is.
 
     source, text_field, separator: see `documents`.
     valid_fraction: the share of the characters, taken from the end of the corpus. The document at the cut is divided,
@@ -38,7 +29,8 @@ def read(
     """
     texts = documents(source, text_field=text_field, separator=separator)
     pieces = list(divide([lambda: iter(texts)], cut_of(sum(map(len, texts)), valid_fraction)))
-    return Corpus(*(tuple(text for place, text in pieces if place[0] == split) for split in SPLITS))
+    train, valid = (tuple(text for place, text in pieces if place[0] == split) for split in SPLITS)
+    return train, valid
 
 
 def documents(source: str, *, text_field: str = "text", separator: str | None = None) -> tuple[str, ...]:

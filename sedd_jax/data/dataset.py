@@ -91,8 +91,7 @@ def load(
             return found[:cut], found[cut or 0 :]
         if valid_source is not None:
             return (texts := corpora.documents(name, text_field=text_field, separator=separator)), texts
-        corpus = corpora.read(name, valid_fraction=valid_fraction, text_field=text_field, separator=separator)
-        return corpus.train, corpus.valid
+        return corpora.read(name, valid_fraction=valid_fraction, text_field=text_field, separator=separator)
 
     parts = [read(name) for name in names]
     train = [part for part, _ in parts]
