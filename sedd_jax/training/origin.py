@@ -19,7 +19,7 @@ from sedd_jax import interop
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.training.experiment import Experiment, Trained, load_trained, make_experiment
+from sedd_jax.training.experiment import Experiment, Trained, load_trained, make_converted
 from sedd_jax.training.state import TrainState
 
 # Of a model: what may differ from the source's, since the weights mean the same.
@@ -86,12 +86,9 @@ def read(init: str, rows: str | None, config: ConfigDict, experiment: Experiment
 def _elsewhere(init: str, tokenizer: Tokenizer, experiment: Experiment) -> Trained:
     """Weights of another implementation, which come without a tokenizer: see `interop.load`."""
     params, config = interop.load(init)
-    if config.data.vocab_size != tokenizer.vocab_size:
-        sizes = f"{config.data.vocab_size} tokens, and the tokenizer of this run {tokenizer.vocab_size}"
-        raise InputError(f"--init={init} has {sizes}: give data.tokenizer_path as for convert")
     if experiment.model.lora_rank:
         raise InputError(f"--init={init}: adapters need a workdir to refer to; make one with convert")
-    return Trained(config, make_experiment(config, tokenizer.vocab_size, jax.local_devices()[:1]), tokenizer, params, 0)
+    return Trained(config, make_converted(config, tokenizer), tokenizer, params, 0)
 
 
 def _with_rows(source: Trained, new: int) -> dict[str, Any]:
