@@ -106,17 +106,18 @@ class Grown(tokenizers.Bytes):
 def test_rows_of_new_tokens_are_the_mean_and_leave_the_others_as_they_were(models):
     config, init = make_config(data__source="text.txt"), str(models / "diffusion")
     known, grown = (make_experiment(config, size) for size in (257, 260))
-    source = origin.read(init, None, config, known, tokenizers.Bytes())
+    source, fingerprint = origin.read(init, None, config, known, tokenizers.Bytes())
     tokenizer = Grown()
     tokenizer.__dict__["fingerprint"] = "another"
     with pytest.raises(InputError, match="the first 257 of 260 tokens of this run: give --init_rows=mean"):
         origin.read(init, None, config, grown, tokenizer)
-    params = origin.read(init, "mean", config, grown, tokenizer).params
+    params, same = origin.read(init, "mean", config, grown, tokenizer)
+    assert same == fingerprint
     x, sigma = jnp.array([[257, 1, 257, 65]]), jnp.ones(1)
-    before = known.score_fn(source.params)(x, sigma)
+    before = known.score_fn(source)(x, sigma)
     after = grown.score_fn(params)(jnp.where(x == 257, 260, x), sigma)
     np.testing.assert_allclose(after[..., :257], before[..., :257], atol=1e-5)
-    mean = source.params["embedding"][:257].mean(0)
+    mean = source["embedding"][:257].mean(0)
     np.testing.assert_allclose(params["embedding"][257:260], np.tile(mean, (3, 1)), atol=1e-6)
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, grown.abstract_state().params)
 
@@ -242,7 +243,10 @@ def test_adapters_resume_bit_for_bit_and_need_the_model_that_they_adapt(adapted,
     tune(other, None, **fields)
     assert saved_states(other) == saved_states(workdir)
     record = json.loads((other / "config.json").read_text())
-    for source, line in ((workdir, "adapters to other weights than"), (tmp_path / "none", "cannot be read")):
+    for source, line in (
+        (workdir, "adapters to other weights than"),
+        (tmp_path / "none", "adapts a model that cannot be read"),
+    ):
         (other / "config.json").write_text(json.dumps(record | {"init": record["init"] | {"source": str(source)}}))
         with pytest.raises(InputError, match=line):
             load_trained(epath.Path(other), log=print)

@@ -23,14 +23,7 @@ from sedd_jax.training.options import MOST
 from sedd_jax.typing import Batch, TokenRows, as_batch
 
 
-def bounds(
-    trained: Trained,
-    sequences: TokenRows | Batch,
-    options: EvalOptions,
-    *,
-    seed: int,
-    name: str,
-) -> Estimate:
+def bounds(trained: Trained, sequences: TokenRows | Batch, options: EvalOptions, *, seed: int, name: str) -> Estimate:
     """One entry per sequence, which depends on the seed and the sequence's number, and not on the batch size.
 
     options: its batch size is that of each call, even of a single sequence: one shape for all calls.

@@ -301,13 +301,11 @@ def load_trained(workdir: epath.Path, *, log: Callable[[str], None], mesh: Mappi
     if restored is None:
         raise InputError(f"--workdir={workdir} has no checkpoint yet; let the training get to its first one")
     configuration.check_same_model(config, restored.config, workdir)
-    params, model = (
-        require_finite(restored.state.ema, f"--workdir={workdir}, step {restored.step}, weights"),
-        experiment.model,
-    )
-    if model.lora_rank:
+    params = require_finite(restored.state.ema, f"--workdir={workdir}, step {restored.step}, weights")
+    if experiment.model.lora_rank:
         base = load_base(config, workdir, log=log, mesh=dict(experiment.mesh.shape))
-        params, config.model.lora_rank = folded(merged(base.params, params), model.lora[1]), 0
+        params = folded(merged(base.params, params), experiment.model.lora[1])
+        config.model.lora_rank = 0
         experiment = make_experiment(config, tokenizer.vocab_size)
     return Trained(config, experiment, tokenizer, params, restored.step)
 
@@ -321,9 +319,7 @@ def load_base(config: ConfigDict, workdir: epath.Path, **options: Any) -> Traine
     try:
         base = load_trained(epath.Path(config.init.source), **options)
     except InputError as error:
-        raise InputError(
-            f"--workdir={workdir} has adapters to a model that cannot be read ({error}); {remedy}"
-        ) from error
+        raise InputError(f"--workdir={workdir} adapts a model that cannot be read ({error}); {remedy}") from error
     if base.fingerprint != config.init.fingerprint:
         raise InputError(f"--workdir={workdir} has adapters to other weights than {config.init.source}; {remedy}")
     return base

@@ -44,27 +44,25 @@ def train(
     on_leader = partial(processes.from_leader, "tokenizer")
     # Of a start that never came to a checkpoint, the tokenizer does not count.
     begun = configuration.has_checkpoint(workdir)
-    source_has_one = init is not None and configuration.has_checkpoint(epath.Path(init))
-    directory = workdir if begun else epath.Path(init) if source_has_one else None
+    known = workdir if begun else epath.Path(init or workdir)
+    directory = known if configuration.has_checkpoint(known) else None
     data = build(dataset.load, "data", config, directory=directory, on_leader=on_leader)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
     data.tokenizer.padding = experiment.graph.vocab_size - data.tokenizer.vocab_size
-    if data.num_classes > experiment.model.num_classes:
-        field = f"data.label_field={config.data.label_field!r}"
-        raise InputError(
-            f"{field} has {data.num_classes} classes, and model.num_classes={experiment.model.num_classes}"
-        )
+    if data.num_classes > (known := experiment.model.num_classes):
+        raise InputError(f"data.label_field has {data.num_classes} classes, and model.num_classes={known}")
     options = experiment.train
     options.check(experiment.mesh)
     configuration.check_same_data(data.fingerprint, workdir)
-    source = None if begun or init is None else origin.read(init, init_rows, config, experiment, data.tokenizer)
-    if source:
+    params = None
+    if init is not None and not begun:
+        params, fingerprint = origin.read(init, init_rows, config, experiment, data.tokenizer)
         place = os.path.abspath(init) if os.path.exists(init) else init
-        config = origin.with_origin(config, source=place, fingerprint=source.fingerprint)
+        config = origin.with_origin(config, source=place, fingerprint=fingerprint)
     elif experiment.model.lora_rank:
         if "init" not in config:
             raise InputError(f"model.lora_rank={experiment.model.lora_rank} needs --init, the model to adapt")
-        source = load_base(config, workdir, log=say, mesh=dict(experiment.mesh.shape))
+        params = load_base(config, workdir, log=say, mesh=dict(experiment.mesh.shape)).params
     # Nobody writes before all processes have passed the checks; nobody continues before all is written.
     processes.require_same("config", json.dumps(config.to_dict(), sort_keys=True))
     processes.require_same("data", data.fingerprint)
@@ -74,7 +72,7 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **kept))
         stack.enter_context(jax.set_mesh(experiment.mesh))
         signals = stack.enter_context(stop_signals())
-        loop = Loop(config, workdir, data, experiment, checkpoints, flops.peak_flops(), source and source.params)
+        loop = Loop(config, workdir, data, experiment, checkpoints, flops.peak_flops(), params)
         # Nothing waits once more for a bucket that does not answer.
         stack.push(lambda _, error, trace: None if isinstance(error, OSError) else loop.report.flush())
         return loop.run(signals)

@@ -48,8 +48,11 @@ def resumed(config: ConfigDict, workdir: epath.Path, init: str | None) -> Config
     return with_origin(config, **found) if found else config
 
 
-def read(init: str, rows: str | None, config: ConfigDict, experiment: Experiment, tokenizer: Tokenizer) -> Trained:
-    """The source, a workdir or what `interop.load` reads, with weights for the model of `experiment`.
+def read(
+    init: str, rows: str | None, config: ConfigDict, experiment: Experiment, tokenizer: Tokenizer
+) -> tuple[dict[str, Any], str]:
+    """Weights of a workdir, or of what `interop.load` reads, for the model of `experiment`; and their fingerprint as
+    they lie there.
 
     rows: 'mean' gives tokens that the source does not know the mean of its rows (Hewitt 2021, "Initializing new word
         embeddings"); the others keep their scores.
@@ -72,7 +75,7 @@ def read(init: str, rows: str | None, config: ConfigDict, experiment: Experiment
                 f"--config.{name}={theirs}, or another --init"
             )
     if tokenizer.fingerprint == source.tokenizer.fingerprint:
-        return source
+        return source.params, source.fingerprint
     old, new = source.tokenizer.vocab_size, tokenizer.vocab_size
     grown = new > old and all(source.tokenizer.decode([i]) == tokenizer.decode([i]) for i in range(old))
     if not grown or rows is None or experiment.model.lora_rank:
@@ -80,7 +83,7 @@ def read(init: str, rows: str | None, config: ConfigDict, experiment: Experiment
         remedy = rows_of if grown else "leave data.tokenizer_path out"
         known = f"the first {old} of {new} tokens" if grown else "another tokenizer"
         raise InputError(f"--init={init} has {known} of this run: {remedy}")
-    return dataclasses.replace(source, params=_with_rows(source, new))
+    return _with_rows(source, new), source.fingerprint
 
 
 def _elsewhere(init: str, tokenizer: Tokenizer, experiment: Experiment) -> Trained:

@@ -215,9 +215,8 @@ class Transformer(nn.Module):
         if not 0 <= self.num_classes < 1 << 31 or (self.causal and self.num_classes):
             raise InputError(f"model.num_classes={self.num_classes} must be at least 0, and 0 with objective='ar'")
         if not 0 <= self.lora_rank <= self.dim or not abs(self.lora_alpha) <= 1e6:
-            raise InputError(
-                f"model.lora_rank={self.lora_rank}, lora_alpha={self.lora_alpha}: give a rank up to model.dim"
-            )
+            given = f"model.lora_rank={self.lora_rank}, model.lora_alpha={self.lora_alpha}"
+            raise InputError(f"{given}: give a rank from 0 to model.dim, and a finite alpha")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout} must lie in [0, 1)")
 
@@ -235,12 +234,7 @@ class Transformer(nn.Module):
         return self.log_score(self.features(tokens, sigma, train), tokens, sigma)
 
     def features(
-        self,
-        tokens: Tokens,
-        sigma: PerSequence,
-        train: bool = False,
-        numbers: Numbers = None,
-        labels: Numbers | Int[Array, ""] | int = None,
+        self, tokens: Tokens, sigma: PerSequence, train: bool = False, numbers: Numbers = None, labels: Any = None
     ) -> Features:
         """Everything but the last matrix product. With `log_score`, for a loss that never holds [B, L, N].
 
