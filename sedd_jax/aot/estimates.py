@@ -75,16 +75,14 @@ def sampling(experiment: Experiment, length: int, num: int) -> dict[str, Loop]:
     rows = min(options.rows, shape[-1] * length)
     if experiment.model.causal:
         return {"next": Loop(length, 1.0, 0.0, 0.0)}
-    if options.method == "first_hitting":
-        per_call = -(-length // options.steps)
-        calls, trips = -(-length // per_call), -(-shape[-1] * per_call // rows)
-        return {"first_hitting": Loop(calls, per_call / length, trips, trips), "events": Loop(0, 0.0, calls, calls)}
-    if options.method not in GRID_METHODS:  # the most calls that 'entropy' may take
-        per_call = -(-length // options.steps)
-        left = np.arange(length, 0, -per_call)
-        trips = float(np.mean(-(-shape[-1] * left // rows)))
-        ordered = Loop(len(left), float(np.mean(left)) / length, trips, trips)
-        return {"ordered": ordered, "events": Loop(0, 0.0, len(left), len(left))}
+    if options.method not in GRID_METHODS:  # as many calls as there may be
+        scope, per_call = "ordered", -(-length // options.steps)
+        drawn = np.arange(length, 0, -per_call)
+        if options.method == "first_hitting":
+            scope, drawn = options.method, np.full(len(drawn), per_call)
+        calls, trips = len(drawn), float(np.mean(-(-shape[-1] * drawn // rows)))
+        drawn_share = float(np.mean(drawn)) / length
+        return {scope: Loop(calls, drawn_share, trips, trips), "events": Loop(0, 0.0, calls, calls)}
     grid = jax.vmap(partial(grid_time, options.grid))(jnp.arange(options.steps) / options.steps)
     calls = options.steps * (options.corrector_steps + 1 + (options.method == "trapezoidal"))
 

@@ -46,7 +46,7 @@ def trapezoidal(process: Process, state: State, number: Count, t: Scalar, t_next
 
     now, state = process.evaluate(state, process.noise.total(t))
     to_middle = lambda at: _jump(graph, at.x, graph.hazard(*at), first_part)  # noqa: E731
-    state = process.draw(state, number, 0, to_middle, now)
+    state, _ = process.draw(state, number, 0, to_middle, now)
     # From sigma = 88 on the absorbing graph's clock is 0 in float32, whose sigma would be infinite.
     middle, state = process.evaluate(state, jnp.minimum(graph.from_clock(start - first_part), process.noise.total(t)))
 
@@ -54,7 +54,7 @@ def trapezoidal(process: Process, state: State, number: Count, t: Scalar, t_next
         hazard = a1 * graph.hazard(*at) - (a1 - 1) * graph.hazard(*before)
         return _jump(graph, at.x, jnp.maximum(hazard, 0), second_part)
 
-    return process.draw(state, number, 1, to_end, middle, now)
+    return process.draw(state, number, 1, to_end, middle, now)[0]
 
 
 STEPS: dict[str, Step] = {"analytic": analytic, "euler": euler, "trapezoidal": trapezoidal}
@@ -147,9 +147,9 @@ def ordered(process: Process, state: State, number: Count) -> State:
     def call(state: State) -> State:
         now, before = process.evaluate(state, sigma)
         hazard = lambda at: graph.hazard(*at)  # noqa: E731
-        measures = (_entropy if entropy else _confidence, *[_probability] * (sampler.remask > 0))
-        drawn, (key, *certainty) = process.draw_and_measure(before, number, 0, hazard, now, measures=measures)
-        key = jnp.where(masked, key if entropy else -key, jnp.inf)
+        measures = (UNCERTAINTY[sampler.method], *[_probability] * (sampler.remask > 0))
+        drawn, (key, *certainty) = process.draw(before, number, 0, hazard, now, measures=measures)
+        key = jnp.where(masked, key, jnp.inf)
         count = per_call + sampler.remask
         if entropy:
             count = jnp.maximum(count, 1 + jnp.sum(jnp.cumsum(jnp.sort(key), 1) <= sampler.entropy_budget, 1)[:, None])
@@ -169,23 +169,15 @@ def ordered(process: Process, state: State, number: Count) -> State:
 
 
 # Samplers without a time grid: events are network calls, see `hitting_counts`.
-CALLS: dict[str, Callable[[Process, State, Count], State]] = {
-    "first_hitting": first_hitting,
-    "confidence": ordered,
-    "entropy": ordered,
+CALLS = {"first_hitting": first_hitting, "confidence": ordered, "entropy": ordered}
+UNCERTAINTY = {
+    "confidence": lambda probs, token: -probs.max(-1),
+    "entropy": lambda probs, token: jax.scipy.special.entr(probs).sum(-1),
 }
 
 
-def _entropy(weights: Float[Array, "r m"], tokens: Int[Array, " r"]) -> Float[Array, " r"]:
-    return jax.scipy.special.entr(weights / weights.sum(-1, keepdims=True)).sum(-1)
-
-
-def _confidence(weights: Float[Array, "r m"], tokens: Int[Array, " r"]) -> Float[Array, " r"]:
-    return weights.max(-1) / weights.sum(-1)
-
-
-def _probability(weights: Float[Array, "r m"], tokens: Int[Array, " r"]) -> Float[Array, " r"]:
-    return jnp.take_along_axis(weights, tokens[:, None], axis=-1)[:, 0] / weights.sum(-1)
+def _probability(probs: Float[Array, "r m"], token: Int[Array, " r"]) -> Float[Array, " r"]:
+    return jnp.take_along_axis(probs, token[:, None], axis=-1)[:, 0]
 
 
 def _rank(key: Float[Array, "b l"]) -> Int[Array, "b l"]:

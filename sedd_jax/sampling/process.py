@@ -58,8 +58,8 @@ class Positions(NamedTuple):
     sigma: Float[Array, "r 1"]
 
 
-# (transition probabilities [R, M] before any narrowing, tokens drawn [R]) -> a number each.
-Measure = Callable[[Float[Array, "r m"], Int[Array, " r"]], Float[Array, " r"]]
+# (probabilities [R, M] before any narrowing, tokens drawn [R]) -> a number each.
+Measures = tuple[Callable[[Float[Array, "r m"], Int[Array, " r"]], Float[Array, " r"]], ...]
 # (positions of each evaluation) -> transition probabilities [R, 1, M], M = N or V; negative ones are clipped.
 Probs = Callable[..., Float[Array, "r 1 m"]]
 
@@ -127,15 +127,9 @@ class Process:
     ) -> State:
         """One network call at the noise level sigma, and one draw, as in `draw`."""
         now, state = self.evaluate(state, sigma)
-        return self.draw(state, number, draw, probs, now, among=among)
+        return self.draw(state, number, draw, probs, now, among=among)[0]
 
     def draw(
-        self, state: State, number: Count, draw: int, probs: Probs, *at: Evaluation, among: Mask | None = None
-    ) -> State:
-        """The state of `draw_and_measure`."""
-        return self.draw_and_measure(state, number, draw, probs, *at, among=among)[0]
-
-    def draw_and_measure(
         self,
         state: State,
         number: Count,
@@ -143,7 +137,7 @@ class Process:
         probs: Probs,
         *at: Evaluation,
         among: Mask | None = None,
-        measures: tuple[Measure, ...] = (),
+        measures: Measures = (),
     ) -> tuple[State, tuple[PerPosition, ...]]:
         """Draw `draw` of event `number`: at every position (of `among`) that can leave its token and is not given. And
         the measures there.
@@ -169,7 +163,7 @@ class Process:
     def _draw_local(
         self,
         probs: Probs,
-        measures: tuple[Measure, ...],
+        measures: Measures,
         head: Any,
         keys: Keys,
         x: Tokens,
@@ -203,7 +197,10 @@ class Process:
                 sequence_keys = keys.at[index // length].get(mode="clip")
                 tokens = jax.vmap(truncated)(jax.vmap(jax.random.fold_in)(sequence_keys, index % length), weights)
             clipped = jnp.any(transition < 0, axis=-1) | jnp.any(jnp.stack(clipped), axis=0)[:, 0]
-            measured = [measure(probs(*given)[:, 0], tokens) for measure in measures]
+            # XLA drops this again where nothing is measured.
+            shares = probs(*given)[:, 0]
+            shares = shares / shares.sum(-1, keepdims=True)
+            measured = [measure(shares, tokens) for measure in measures]
             results = tokens, clipped, ~usable(weights), *measured
             return tuple(put(values, index, new) for values, new in zip(carry, results, strict=True))
 
