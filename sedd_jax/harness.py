@@ -65,14 +65,16 @@ class Run(LM):
 
     def loglikelihood_rolling(self, requests: Requests, disable_tqdm: bool = False) -> list[float]:
         """log p(text) in nats: each window is given the last token before it, and the last one what it has room for."""
-        pairs, numbers = [], []
+        pairs, numbers, totals = [], [], [0.0] * len(requests)
         for number, request in enumerate(requests):
             ids = self._encode(request.args[0]).tolist()
             for window in get_rolling_token_windows(ids, FREE, self._length - 1, 1):
                 context, text = make_disjoint_window(window)
                 pairs.append((self._start if context == [FREE] else context, text))
                 numbers.append(number)
-        return (-np.bincount(numbers, self._nats(pairs)[0], len(requests))).tolist()
+        for number, cost in zip(numbers, self._nats(pairs)[0] if pairs else (), strict=True):
+            totals[number] -= float(cost)
+        return totals
 
     def generate_until(self, requests: Requests, disable_tqdm: bool = False) -> list[str]:
         """Holes of max_gen_toks tokens behind each context, infilled, up to the first of the strings `until`.

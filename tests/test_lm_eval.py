@@ -141,5 +141,7 @@ def test_bad_arguments_in_one_line(models, tasks):
     ).items():
         with pytest.raises(InputError, match=named):
             Run(str(models / "diffusion"), **{name: value})
+    empty = Instance("loglikelihood_rolling", {}, ("",), 0)
+    assert Run(str(models / "diffusion")).loglikelihood_rolling([empty, empty]) == [0, 0]
     with pytest.raises(InputError, match="a text has 33 tokens, the model's windows 32"):
         Run(str(models / "diffusion")).loglikelihood([Instance("loglikelihood", {}, ("", "a" * 33), 0)])
