@@ -7,6 +7,7 @@ they cover the path from device to device, on any two meshes.
 """
 
 import contextlib
+import functools
 import gc
 import itertools
 import json
@@ -26,6 +27,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint import type_handlers
 
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.files import system_error
@@ -64,6 +66,7 @@ class Checkpoints:
         if self._directory.exists() and not self._directory.is_dir():
             raise InputError(f"{self._directory} is a file: name a directory for the checkpoints")
         self._read_only = read_only
+        _slice_large_leaves_only()
         kept = [policies.LatestN(keep_last)]
         if keep_period is not None:
             kept.append(policies.EveryNSteps(keep_period))
@@ -208,6 +211,14 @@ class Checkpoints:
                     raise
         multihost_utils.sync_global_devices("damaged checkpoints moved aside")
         self._manager.reload()
+
+
+@functools.cache
+def _slice_large_leaves_only() -> None:
+    """Devices that hold the same leaf each write a slice of it, which Orbax cuts by a program of its own: at the first
+    save more than a hundred are compiled, most for leaves that are written sooner than cut."""
+    handler = type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
+    type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 def fingerprint(tree: Any) -> Any:

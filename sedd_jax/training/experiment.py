@@ -1,5 +1,6 @@
 """A config as objects: what training, evaluation and sampling of one run have in common."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,9 @@ from sedd_jax.training.step import TrainStep, make_train_step
 from sedd_jax.transformer import Transformer, attention
 from sedd_jax.typing import PRNGKey
 
+# Equal experiments have the same functions, so that what one has compiled the next of this process need not.
+_once = functools.lru_cache(maxsize=8)
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -55,12 +59,9 @@ class Experiment:
     model: Transformer
     optimizer: optax.GradientTransformation
     mesh: Mesh
-    train: TrainOptions
-    eval: EvalOptions
-    sampling: SamplingOptions
-    _bounds: dict[tuple[int, str], jax.stages.Wrapped] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    train: TrainOptions = field(compare=False)
+    eval: EvalOptions = field(compare=False)
+    sampling: SamplingOptions = field(compare=False)
 
     def score_fn(self, params: Any) -> ScoreFn:
         return lambda tokens, sigma: self.model.apply({"params": params}, tokens, sigma)
@@ -111,10 +112,10 @@ class Experiment:
         clean, noise = (float(objective.contributes(x)[0]) for x in kinds)
         return noise + (clean - noise) * np.exp(-np.asarray(sigma, np.float64))
 
+    @_once
     def bound_fn(self, num_times: int, estimator: str = "auto") -> Callable[..., likelihood.Estimate]:
         """(params, key, tokens [B, L], number of the first sequence, given=None, never=None, labels=None) ->
-        `likelihood.Bound`, or for a causal model the likelihood itself. The same function at every call, so that it
-        compiles once for a shape.
+        `likelihood.Bound`, or for a causal model the likelihood itself.
 
         num_times, estimator: those of `likelihood.bound`; with 'orders' it is `likelihood.orders`.
         """
@@ -134,9 +135,9 @@ class Experiment:
                 return likelihood.orders(key, *process, tokens, num_orders=num_times, **options)
             return likelihood.bound(key, *process, tokens, num_times=num_times, estimator=estimator, **options)
 
-        made = jax.jit(exact if self.model.causal else bound, out_shardings=sharding.replicated(self.mesh))
-        return self._bounds.setdefault((num_times, estimator), made)
+        return jax.jit(exact if self.model.causal else bound, out_shardings=sharding.replicated(self.mesh))
 
+    @_once
     def sample_fn(self, sampler: SamplingOptions, steps: int | None = None) -> jax.stages.Wrapped:
         """(params, key, (given [B, L], values [B, L]), steps, number of the first sequence) -> `sampling.Sample`.
 
@@ -158,6 +159,7 @@ class Experiment:
         fixed = chosen if steps is None else lambda params, key, clamp: chosen(params, key, clamp, steps, 0)
         return jax.jit(fixed, out_shardings=sharding.replicated(self.mesh))
 
+    @_once
     def event_fns(self, sampler: SamplingOptions) -> tuple[jax.stages.Wrapped, ...]:
         """The events of `sample_fn` one at a time, each after the same arguments as there.
 

@@ -63,6 +63,7 @@ def clip_by_global_norm(clip: float) -> optax.GradientTransformation:
     return optax.stateless(scaled)
 
 
+@functools.lru_cache(maxsize=4)  # so that equal options give equal keys of `abstract_state`
 def make_optimizer(
     *,
     lr: float = 3e-4,

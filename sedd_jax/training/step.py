@@ -1,5 +1,6 @@
 """The training step: one jitted, donated function that runs unchanged on any mesh."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,7 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
     )
 
 
+@functools.lru_cache(maxsize=4)  # the next run of this process need not compile it again
 def make_train_step(
     model: Transformer,
     objective: Objective,

@@ -10,11 +10,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import huggingface_hub
 import numpy as np
 import tokenizers as library
 from etils import epath
-from huggingface_hub.errors import HFValidationError
 
 from sedd_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer, piece_bytes
 from sedd_jax.errors import InputError, explained
@@ -171,8 +169,10 @@ class HuggingFace(Pipeline):
 
 def cached(repository: str, *names: str) -> tuple[epath.Path, ...] | None:
     """Paths of files of a repository (`owner/name`), or None if the cache lacks one of them."""
+    from huggingface_hub import errors, try_to_load_from_cache  # here, since it is slow to import
+
     try:
-        found = [huggingface_hub.try_to_load_from_cache(repository, name) for name in names]
-    except HFValidationError:
+        found = [try_to_load_from_cache(repository, name) for name in names]
+    except errors.HFValidationError:
         return None
     return tuple(map(epath.Path, found)) if all(isinstance(path, str) for path in found) else None
