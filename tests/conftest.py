@@ -17,6 +17,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 jaxtyping.install_import_hook("sedd_jax", "beartype.beartype")
 
@@ -41,13 +42,18 @@ def pytest_collection_modifyitems(items) -> None:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory) -> pathlib.Path:
-    """A folder with a small diffusion model in diffusion/, its AR baseline in ar/ and their text.txt: trained once, for
-    tests that only read."""
+def models(tmp_path_factory, worker_id) -> pathlib.Path:
+    """A folder with a small diffusion model in diffusion/, its AR baseline in ar/ and their text.txt: trained once, by
+    the worker that first needs them, for tests that only read."""
     from running import train_here, write_text  # here, behind the hook above
 
-    folder = tmp_path_factory.mktemp("models")
-    source = str(write_text(folder / "text.txt"))
-    train_here(folder / "diffusion", data__source=source)
-    train_here(folder / "ar", data__source=source, objective="ar")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "models"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            folder.mkdir(exist_ok=True)
+            fields = {"data__source": str(write_text(folder / "text.txt")), "train__eval_every": 0}
+            for name, objective in (("diffusion", "sedd"), ("ar", "ar")):
+                train_here(folder / name, **fields, train__sample_every=0, objective=objective)
+            (folder / "done").touch()
     return folder

@@ -22,19 +22,23 @@ from typing import Any, NamedTuple
 
 import sedd_jax
 
-COMMANDS = ("train", "evaluate", "sample", "prepare", "convert", "compile", "sweep", "judge", "frontier", "compare")
+COMMANDS = {path.stem for path in Path(sedd_jax.__file__).parent.glob("*.py") if "cli.run(" in path.read_text()}
 NOBODY = 65534
 LONGEST_LINE = 350
 
 
-def preload() -> None:
-    """Imports all that the commands import, but not the commands, which define flags. Starts no thread of JAX."""
+def preload(*, libraries: bool = True) -> None:
+    """Imports all that the commands import, but not the commands, which define flags. Starts no thread of JAX.
+
+    libraries: also those that few commands import, and all that a copy without privileges may need.
+    """
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
     names = [module.name for module in pkgutil.walk_packages(sedd_jax.__path__, "sedd_jax.")]
+    names += ["matplotlib.pyplot", "matplotlib.backends.backend_agg"]
     # Python itself may lie in a home that its copies, without privileges, cannot read.
-    names += [f"encodings.{module.name}" for module in pkgutil.iter_modules(encodings.__path__)]
-    names += ["matplotlib.pyplot", "matplotlib.backends.backend_agg", "pydoc_data.topics", "tensorflow_datasets"]
-    for name in [*names, "datasets", "huggingface_hub._snapshot_download"]:
+    more = [f"encodings.{module.name}" for module in pkgutil.iter_modules(encodings.__path__)]
+    more += ["pydoc_data.topics", "tensorflow_datasets", "datasets", "huggingface_hub._snapshot_download"]
+    for name in names + more * libraries:
         if name.removeprefix("sedd_jax.") not in (*COMMANDS, "data.beam"):
             with contextlib.suppress(ImportError):  # encodings of other systems
                 importlib.import_module(name)

@@ -1,11 +1,16 @@
 """A very small experiment for the tests that run the commands, in this process or as a user would."""
 
+import atexit
+import functools
 import json
 import os
 import pathlib
 import random
 import subprocess
 import sys
+import tempfile
+import time
+from typing import Any
 
 import pytest
 from etils import epath
@@ -67,15 +72,37 @@ def arguments(workdir: pathlib.Path, **fields: object) -> list[str]:
     return ["--config=configs/baseline.py", f"--workdir={workdir}", *overrides]
 
 
-def start(name: str, *argv: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", f"sedd_jax.{name}", *argv]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+@functools.cache
+def _forkserver() -> str:
+    """The socket of a server that lives as long as this process."""
+    path = pathlib.Path(tempfile.mkdtemp(prefix="sedd_jax")) / "socket"
+    command = [sys.executable, "tests/forkserver.py", str(path)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)  # streams as the commands will have them
+    server = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **pipes)
+    atexit.register(server.communicate)
+    while not path.exists():
+        assert server.poll() is None, server.stderr.read()
+        time.sleep(0.02)
+    return str(path)
 
 
-def run(name: str, *argv: str, expect: int = 0) -> tuple[str, str]:
-    """(stdout, stderr) of a command that has to end with the exit code `expect`."""
-    process = start(name, *argv)
+def command(name: str, *argv: str, real: bool = False, **environment: str) -> list[str]:
+    """The command line of sedd_jax.NAME. Unless it is to be `real`, it runs in a copy of a process that has imported
+    what it imports, and with it read what the environment says to JAX."""
+    if real or any(name.startswith("JAX_") for name in environment):
+        return [sys.executable, "-m", f"sedd_jax.{name}", *argv]
+    return [sys.executable, "-S", str(ROOT / "tests" / "forkserver.py"), _forkserver(), name, *argv]
+
+
+def start(name: str, *argv: str, real: bool = False, **environment: str) -> subprocess.Popen:
+    """`command`, with pipes."""
+    line, pipe = command(name, *argv, real=real, **environment), subprocess.PIPE
+    return subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT | environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(name: str, *argv: str, expect: int = 0, **options: Any) -> tuple[str, str]:
+    """(stdout, stderr) of a command that has to end with the exit code `expect`. options: of `start`."""
+    process = start(name, *argv, **options)
     out, err = process.communicate(timeout=900)
     assert process.returncode == expect, err
     assert "Traceback" not in err

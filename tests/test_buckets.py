@@ -109,7 +109,7 @@ def test_run_that_was_interrupted_three_times(server, source, tmp_path, capfd):
     """Two processes are killed in a save, the server is gone in the middle of a run of one, and SIGTERM ends another:
     the run is that of a disk, with the metrics of all its steps."""
     fields, long = source | FIELDS, {"train__steps": 1_000_000}
-    with two(tmp_path, "train", *arguments(RUN, **fields, **long, mesh__fsdp=8)) as pair:
+    with two(tmp_path, "train", *arguments(RUN, **fields, **long, mesh__fsdp=8), real=True) as pair:
         pair.wait_for("2 processes")
         after(server, 4, lambda: [process.kill() for process in pair.processes], complete=False).join()
         [process.wait() for process in pair.processes]

@@ -213,7 +213,7 @@ def test_template_keeps_every_given_character_in_its_place(trained):
     ],
 )
 def test_help_names_every_flag(name, flags):
-    out, _ = run(name, "--help")
+    out, _ = run(name, "--help", real=True)
     processes = {"coordinator", "num_processes", "process_id", "start_timeout", "heartbeat_timeout"}
     assert set(re.findall(r"^  --(?:\[no\])?(\w+):", out, re.MULTILINE)) == processes | set(flags.split())
 

@@ -13,15 +13,15 @@ from sedd_jax.training.experiment import load_trained
 from sedd_jax.training.workdir import write_workdir
 
 
-def answer(*argv: str) -> dict:
-    return json.loads(run("compare", *argv)[0].splitlines()[-1])
+def answer(*argv: str, real: bool = False) -> dict:
+    return json.loads(run("compare", *argv, real=real)[0].splitlines()[-1])
 
 
 def test_a_model_does_not_differ_from_itself_and_does_from_another(models, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(models / "diffusion", copy)
     given = (f"--workdir={models / 'diffusion'}", f"--data={models / 'text.txt'}", "--num_sequences=40")
-    same = answer(*given, f"--other={copy}", "--num_times=2")
+    same = answer(*given, f"--other={copy}", "--num_times=2", real=True)
     assert (same["difference_nats_per_token"], same["difference_nats_per_token_stderr"]) == (0, 0)
     assert same["workdir"]["nats_per_token"] == same["other"]["nats_per_token"] and not same["beyond_two_errors"]
     found = answer(*given, f"--other={models / 'ar'}", "--num_times=2")

@@ -146,7 +146,7 @@ def test_commands_there_and_back(tmp_path, tokenizer_file):
     text = write_text(tmp_path / "text.txt", 2000)
     workdir, back = tmp_path / "run", tmp_path / "back"
     flags = ["--tokenizer=sentencepiece", f"--tokenizer_path={tokenizer_file}"]
-    out, _ = run("convert", "--from=auto", f"--input={source}", f"--output={workdir}", *flags)
+    out, _ = run("convert", "--from=auto", f"--input={source}", f"--output={workdir}", *flags, real=True)
     answer = json.loads(out)
     weights = golden_weights("absorb")
     assert answer["output"] == str(workdir)

@@ -5,7 +5,6 @@ import math
 import os
 
 import pytest
-import running
 from running import files, run, start
 from tiny_llama import write_llama
 
@@ -18,11 +17,10 @@ def answer(out):
     return json.loads(out.splitlines()[-1])
 
 
-def test_points_are_those_of_sample_and_the_command_continues(models, tmp_path, monkeypatch):
-    monkeypatch.setitem(running.ENVIRONMENT, "JAX_LOG_COMPILES", "1")
+def test_points_are_those_of_sample_and_the_command_continues(models, tmp_path):
     workdir, output = models / "diffusion", tmp_path / "points"
     asked = [f"--workdir={workdir}", f"--output={output}", METHODS, "--num=3", "--num_times=4", "--seed=5"]
-    out, err = run("frontier", *asked, "--steps=2,4", "--data")
+    out, err = run("frontier", *asked, "--steps=2,4", "--data", JAX_LOG_COMPILES="1")
     found = answer(out)
     assert err.count("Finished XLA compilation of jit(bound)") == 1, err[-2000:]
     assert found["measured_by"] == "the model's own bound" and len(found["points"]) == 7

@@ -116,7 +116,7 @@ def test_command_judges_by_gpt2(folder, tmp_path):
     samples = tmp_path / "samples.jsonl"
     samples.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     file = tmp_path / "figures.json"
-    out, _ = run("judge", f"--samples={samples}", f"--model={folder}", "--batch_size=2", f"--output={file}")
+    out, _ = run("judge", f"--samples={samples}", f"--model={folder}", "--batch_size=2", f"--output={file}", real=True)
     found = json.loads(out.splitlines()[-1])
     assert json.loads(file.read_text()) == found
     ids = {symbol: i for i, symbol in enumerate(SYMBOLS)}

@@ -19,6 +19,7 @@ from running import (
     ROOT,
     arguments,
     close,
+    command,
     files,
     losses,
     metrics,
@@ -51,14 +52,14 @@ def free_port() -> int:
 
 
 class Two:
-    """Two processes of one command. `extra` are flags of the second one alone."""
+    """Two processes of one command line. `extra` are flags of the second one alone."""
 
-    def __init__(self, folder: Path, *command: str, extra: tuple[str, ...] = ()):
+    def __init__(self, folder: Path, *line: str, extra: tuple[str, ...] = ()):
         flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
         self._outputs = [(folder / f"out{i}", folder / f"err{i}") for i in range(2)]
         self.processes = []
         for i, (out, err) in enumerate(self._outputs):
-            argv = [sys.executable, *command, *flags, f"--process_id={i}", *(extra if i else ())]
+            argv = [*line, *flags, f"--process_id={i}", *(extra if i else ())]
             with out.open("w") as stdout, err.open("w") as stderr:
                 environment = ENVIRONMENT | DEVICES
                 self.processes.append(subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=stdout, stderr=stderr))
@@ -81,8 +82,8 @@ class Two:
 
 
 @contextlib.contextmanager
-def two(folder: Path, name: str, *argv: str, extra: tuple[str, ...] = ()) -> Iterator[Two]:
-    pair = Two(folder, "-m", f"sedd_jax.{name}", *argv, extra=extra)
+def two(folder: Path, name: str, *argv: str, extra: tuple[str, ...] = (), real: bool = False) -> Iterator[Two]:
+    pair = Two(folder, *command(name, *argv, real=real), extra=extra)
     try:
         yield pair
     finally:
@@ -179,7 +180,7 @@ def test_killed_process_ends_the_other_and_the_run_goes_on(one, source, tmp_path
     workdir = copy_at(one, 3, tmp_path / "run")
     fields = source | QUIET | {"train__checkpoint_every": 2}
     long = fields | {"train__steps": 1_000_000, "mesh__fsdp": 8}
-    with two(tmp_path, "train", *arguments(workdir, **long), "--heartbeat_timeout=10") as pair:
+    with two(tmp_path, "train", *arguments(workdir, **long), "--heartbeat_timeout=10", real=True) as pair:
         pair.wait_for("resuming after step 3")
         while len(losses(workdir)) < 16:
             assert pair.processes[0].poll() is None, pair.err(0)
@@ -267,7 +268,7 @@ FEED = textwrap.dedent(
 
 def test_each_process_feeds_its_own_sequences_wherever_its_devices_are(tmp_path):
     (tmp_path / "feed.py").write_text(FEED)
-    pair = Two(tmp_path, str(tmp_path / "feed.py"))
+    pair = Two(tmp_path, sys.executable, str(tmp_path / "feed.py"))
     assert pair.wait() == [0, 0], pair.err(0) + pair.err(1)
     first, second = json.loads(pair.out(0)[-1])["held"]
     assert (first["{} True"], second["{} True"]) == (list(range(8)), list(range(8, 16)))

@@ -13,7 +13,7 @@ from running import run, start
 
 @pytest.fixture(scope="module")
 def port(models):
-    process = start("playground", f"--workdir={models / 'diffusion'}", "--port=0")
+    process = start("playground", f"--workdir={models / 'diffusion'}", "--port=0", real=True)
     yield int(json.loads(process.stdout.readline())["url"].strip("/").rpartition(":")[2])
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

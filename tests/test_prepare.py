@@ -208,7 +208,7 @@ def test_bad_input_leaves_nothing_behind(plan, tmp_path, change, message):
 
 def test_command_answers_in_one_line(folder, tmp_path):
     argv = ["--tokenizer=bytes", "--workers=1", f"--output={tmp_path}/out"]
-    out, _ = run("prepare", f"--data={folder}/c.txt", f"--valid_data={folder}/a.jsonl", *argv)
+    out, _ = run("prepare", f"--data={folder}/c.txt", f"--valid_data={folder}/a.jsonl", *argv, real=True)
     answer = json.loads(out)
     text = (folder / "c.txt").read_text()
     assert answer["train"] == {

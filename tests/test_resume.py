@@ -178,7 +178,7 @@ def test_killed_at_random_moments(source, tmp_path):
     for _ in range(4):
         every = rng.choice((1, 2))
         argv = arguments(workdir, train__steps=100_000, train__checkpoint_every=every, **fields)
-        process = start("train", *argv)
+        process = start("train", *argv, real=True)
         wait_for_steps(workdir, done + rng.randint(1, 8), process)
         time.sleep(rng.random() / 5)
         process.kill()

@@ -37,7 +37,7 @@ def copy(trained, tmp_path):
 def test_second_run_in_a_directory_is_refused_by_name_and_a_killed_one_is_not_in_the_way(trained, tmp_path):
     fields = QUIET | {"data__source": str(trained / "text.txt"), "train__steps": 100_000, "train__checkpoint_every": 2}
     argv = arguments(tmp_path, **fields)
-    first = start("train", *argv)
+    first = start("train", *argv, real=True)
     while first.poll() is None and not (tmp_path / "checkpoints" / "2").exists():
         time.sleep(0.05)
     held = json.loads((tmp_path / ".lock").read_text())
