@@ -82,6 +82,7 @@ def get_config(form: str = "") -> ConfigDict:
                 "b2": 0.999,
                 "eps": 1e-8,
                 "weight_decay": 0.0,
+                "decayed": "all",
                 "clip": 1.0,
                 "mu_dtype": "float32",
                 "kind": "adamw",

@@ -30,7 +30,7 @@ NEWER = flatten_dict(
         "model": {"parametrisation": "score", "time_conditioning": True, "time_input": "sigma", "qkv_bias": False}
         | {"num_classes": 0, "lora_rank": 0, "lora_alpha": 16.0},
         "data": {"prompt_field": None, "label_field": None, "tail": "eot"},
-        "optim": {"kind": "adamw", "decay": "none", "decay_steps": 0, "floor": 0.0},
+        "optim": {"kind": "adamw", "decayed": "all", "decay": "none", "decay_steps": 0, "floor": 0.0},
     },
     sep=".",
 )

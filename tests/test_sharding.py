@@ -440,3 +440,20 @@ def test_a_weight_that_is_not_split_is_named_with_its_cost():
 
 def test_one_process_holds_all_sequences():
     assert sharding.local_sequences(16, mesh_of((2, 2, 2))).tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_weight_decay_of_kernels_leaves_the_others_alone(kind):
+    params = {
+        "blocks": {"qkv": {"kernel": jnp.ones((1, 4, 4)), "bias": jnp.ones((1, 4))}},
+        "embedding": jnp.ones((4, 4)),
+    }
+    still = jax.tree.map(jnp.zeros_like, params)
+    for decayed, others in (("kernels", 1.0), ("all", 0.95)):
+        optimizer = make_optimizer(lr=0.5, warmup_steps=0, weight_decay=0.1, decayed=decayed, kind=kind)
+        updates, _ = optimizer.update(still, optimizer.init(params), params)
+        kernel, bias, embedding = (
+            float(leaf.mean())
+            for leaf in (updates["blocks"]["qkv"]["kernel"], updates["blocks"]["qkv"]["bias"], updates["embedding"])
+        )
+        np.testing.assert_allclose((1 + kernel, 1 + bias, 1 + embedding), (0.95, others, others), rtol=1e-6)

@@ -72,6 +72,7 @@ def make_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
+    decayed: str = "all",
     clip: float = 1.0,
     mu_dtype: str = "float32",
     kind: str = "adamw",
@@ -83,6 +84,8 @@ def make_optimizer(
 
     kind: 'muon' takes Muon (Liu et al., arXiv 2502.16982) for the products of the blocks, at the scale of AdamW's
         updates, so that one lr serves both, and AdamW for all other parameters.
+    weight_decay, decayed: of all parameters, or of 'kernels' alone, the weights of products (with Muon, those of the
+        blocks), and not of biases, norms and embeddings.
     decay, decay_steps, floor: of the learning rate; see `learning_rate`.
     mu_dtype: of Adam's first moment, 'float32' or 'bfloat16'. The second moment stays float32: with b2 = 0.999 its
         updates are smaller than bfloat16 resolves.
@@ -103,6 +106,8 @@ def make_optimizer(
         raise InputError(f"optim.warmup_steps={warmup_steps} must not be negative")
     if kind not in ("adamw", "muon"):
         raise InputError(f"optim.kind={kind!r} is unknown; choose 'adamw' or 'muon'")
+    if decayed not in ("all", "kernels"):
+        raise InputError(f"optim.decayed={decayed!r} is unknown; choose 'all' or 'kernels'")
     if decay not in DECAYS:
         raise InputError(f"optim.decay={decay!r} is unknown; choose one of {', '.join(DECAYS)}")
     if decay != "none" and decay_steps <= warmup_steps:
@@ -118,13 +123,19 @@ def make_optimizer(
             mu_dtype=mu_dtype,
             adam_b1=b1,
             adam_b2=b2,
-            adam_weight_decay=weight_decay,
+            adam_weight_decay=weight_decay if decayed == "all" else 0.0,
             muon_weight_dimension_numbers=_block_products,
             consistent_rms=0.2,
         )
     else:
-        update = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mu_dtype=mu_dtype)
+        mask = _are_kernels if decayed == "kernels" else None
+        update = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask, mu_dtype=mu_dtype)
     return optax.chain(clip_by_global_norm(clip), update)
+
+
+def _are_kernels(params: Any) -> Any:
+    of_product = lambda path: any(name in jax.tree_util.keystr(path) for name in ("kernel", "lora_"))  # noqa: E731
+    return jax.tree_util.tree_map_with_path(lambda path, _: of_product(path), params)
 
 
 def _block_products(params: Any) -> Any:
