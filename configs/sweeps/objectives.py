@@ -2,12 +2,12 @@
 
     python -m sedd_jax.sweep --sweep=configs/sweeps/objectives.py --workdir=runs/objectives
 
-The AR figure is a likelihood, the others are bounds. Hardware: with tiny.py 2 CPU cores, 6 minutes per point.
+The AR figure is a likelihood, the others are bounds. Hardware: with tiny.py:paper 2 CPU cores, 6 minutes per point.
 """
 
 from typing import Any
 
-CONFIG = "../tiny.py"
+CONFIG = "../tiny.py:paper"
 
 
 def get_sweep() -> list[dict[str, Any]]:
