@@ -269,7 +269,7 @@ def standard_errors(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
     return errors[0], max(errors)
 
 
-def summarise(bounds: Estimate, length: float, tokens_per_byte: float | None) -> dict[str, float]:
+def summarise(bounds: Estimate, length: float | int, tokens_per_byte: float | None) -> dict[str, float]:
     """The figures that papers quote, each with its standard error by `standard_errors` (NaN for a single sequence).
 
     Two more errors of nats per token: `_plain`, as if sequences were independent; `monte_carlo`, of the draws alone.
