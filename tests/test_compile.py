@@ -165,7 +165,7 @@ def test_the_longest_name_that_fits_is_the_chip():
 
 
 SMALL = [
-    "--config=configs/tiny.py",
+    "--config=configs/tiny.py:paper",
     "--config.model.num_layers=2",
     "--config.model.dim=128",
     "--config.model.num_heads=2",
