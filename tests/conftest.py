@@ -52,7 +52,7 @@ def models(tmp_path_factory, worker_id) -> pathlib.Path:
     with FileLock(f"{folder}.lock"):
         if not (folder / "done").exists():
             folder.mkdir(exist_ok=True)
-            fields = {"data__source": str(write_text(folder / "text.txt")), "train__eval_every": 0}
+            fields = {"data__source": str(write_text(folder / "text.txt"))}
             for name, objective in (("diffusion", "sedd"), ("ar", "ar")):
                 train_here(folder / name, **fields, train__sample_every=0, objective=objective)
             (folder / "done").touch()
