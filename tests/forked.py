@@ -12,6 +12,7 @@ import pkgutil
 import runpy
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -59,6 +60,27 @@ class Ended(NamedTuple):
         return (self.err.rstrip("\n").splitlines() or [""])[-1]
 
 
+def run_command(command: str | Callable[[], Any], argv: Sequence[str]) -> int:
+    """The exit code of sedd_jax.`command` with `argv`, or of a function; a traceback goes to stderr."""
+    try:
+        sys.argv = ["sedd_jax", *argv]
+        if callable(command):
+            command()
+        else:
+            runpy.run_module(f"sedd_jax.{command}", run_name="__main__", alter_sys=True)
+        return 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        with contextlib.suppress(Exception):
+            threading._shutdown()  # as at the end of Python: what is still being written
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+
 class Forked:
     """One command that runs: sedd_jax.`command` with `argv`, or a function."""
 
@@ -85,20 +107,8 @@ class Forked:
                 if os.getuid() == 0:
                     os.setgid(NOBODY)
                     os.setuid(NOBODY)
-            sys.argv = ["sedd_jax", *argv]
-            if callable(command):
-                command()
-            else:
-                runpy.run_module(f"sedd_jax.{command}", run_name="__main__", alter_sys=True)
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        except BaseException:
-            traceback.print_exc()
+            code = run_command(command, argv)
         finally:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
             os._exit(code)
 
     def poll(self, *, seconds: float, megabytes: float) -> Ended | None:

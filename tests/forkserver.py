@@ -63,9 +63,7 @@ def _fork(asker: socket.socket) -> int:
 
 
 def _become(command: str, argv: list[str], folder: str, environment: dict[str, str]) -> None:
-    import runpy
-    import threading
-    import traceback
+    from forked import run_command
 
     code = 1
     try:
@@ -73,18 +71,8 @@ def _become(command: str, argv: list[str], folder: str, environment: dict[str, s
         os.environ.clear()
         os.environ.update(environment)
         sys.path[0] = folder
-        sys.argv = ["sedd_jax", *argv]
-        runpy.run_module(f"sedd_jax.{command}", run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
+        code = run_command(command, argv)
     finally:
-        with contextlib.suppress(Exception):
-            threading._shutdown()  # as at the end of Python: what is still being written
-            sys.stdout.flush()
-            sys.stderr.flush()
         os._exit(code)
 
 

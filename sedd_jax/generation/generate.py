@@ -1,6 +1,5 @@
 """Samples of a trained model for windows with given positions: all at once, or step by step to watch."""
 
-import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,16 +52,12 @@ class Generator:
         processes.barrier("compiled")
         return self._map(self._compiled[shape], windows, steps, seed, progress="sampling")
 
-    @functools.cached_property
-    def _events(self) -> tuple[Callable[..., Any], ...]:
-        return self.trained.experiment.event_fns(self.options)
-
     def watch(self, windows: TokenRows, *, steps: int, seed: int, show: Callable[[Frame], None]) -> Generated:
         """The samples of `generate`, by the same events in a Python loop; `show` gets each batch after each event.
 
         The seconds include `show` and compilation.
         """
-        begin, advance, count_events = self._events
+        begin, advance, count_events = self.trained.experiment.event_fns(self.options)
 
         def run(*arguments: Any) -> sampling.Sample:
             first, size = arguments[-1], len(windows) - arguments[-1]
