@@ -224,9 +224,6 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
 
     Only the first process prints the result. If one process fails, all end with its line and its exit code.
     """
-    if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
-        print(sys.modules["__main__"].__doc__, *map(flags.FLAGS.module_help, (__name__, sys.argv[0])))
-        sys.exit(0)
     # Where a save breaks off, Orbax would print a traceback from each thread besides raising the error.
     logging.set_verbosity(logging.FATAL)
     for stream in (sys.stdout, sys.stderr):
@@ -235,6 +232,9 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/sedd_jax/xla"))
     try:
+        if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
+            print(sys.modules["__main__"].__doc__, *map(flags.FLAGS.module_help, (__name__, sys.argv[0])), flush=True)
+            sys.exit(0)
         _parse(sys.argv)
         if "num_processes" in flags.FLAGS:
             joining = ("coordinator", "num_processes", "process_id", "start_timeout", "heartbeat_timeout")

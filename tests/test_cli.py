@@ -275,6 +275,7 @@ SCRIPT = """
     ("shell", "environment", "code", "err"),
     [
         ("{} | head -c 2", {}, 141, ""),
+        ("{} --help | true", {}, 141, ""),
         ("{} > /dev/full", {}, 1, "error: output: No space left on device"),
         ("{} | tail -c 15", {"PYTHONIOENCODING": "ascii"}, 0, ""),
     ],
