@@ -77,11 +77,6 @@ def _lock(path: epath.Path, me: dict) -> Callable[[], None] | None:
 def _lease(path: epath.Path, me: dict, period: float) -> Callable[[], None]:
     """As `_lock` does, by an object that changes in every period."""
     token, ended = secrets.token_hex(8), threading.Event()
-    if before := _read(path):
-        say(f"{path} is of {_holder(before)}: waiting {1.5 * period:.0f} s to see whether it still runs")
-        time.sleep(1.5 * period)
-        if (now := _read(path)) and now != before:
-            raise Timeout(str(path))
 
     def write():
         path.write_text(json.dumps(me | {"token": token, "renewed": time.time()}))
@@ -93,10 +88,19 @@ def _lease(path: epath.Path, me: dict, period: float) -> Callable[[], None]:
         with contextlib.suppress(Exception):
             _ = token in _read(path) and path.unlink()
 
-    with naming(path):
-        write()
-    time.sleep(period / 10)
-    if token not in _read(path):  # of another start at the same time
+    for _ in range(2):
+        if before := _read(path):
+            say(f"{path} is of {_holder(before)}: waiting {1.5 * period:.0f} s to see whether it still runs")
+            time.sleep(1.5 * period)
+            if (now := _read(path)) and now != before:
+                raise Timeout(str(path))
+        with naming(path):
+            write()
+        time.sleep(period / 10)
+        if token in _read(path):
+            break
+        # That is another start at the same time, or the last, late write of a holder that has ended: the wait tells.
+    else:
         raise Timeout(str(path))
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()

@@ -85,6 +85,24 @@ def test_lease_of_a_killed_holder_is_taken_over_and_only_one_of_several_gets_it(
     assert (len(got), len(refused)) == (1, 2)
 
 
+def test_a_late_write_of_a_holder_that_has_ended_does_not_stop_a_start(tmp_path):
+    """As from a bucket that answers again: it is written over the new lease, and taken away."""
+    path = tmp_path / ".lock"
+
+    def late():
+        while not path.exists():
+            time.sleep(0.01)
+        path.write_text("{}")
+        time.sleep(0.3)
+        path.unlink()
+
+    writer = threading.Thread(target=late)
+    writer.start()
+    with lock.hold(tmp_path, "workdir", lease=True, period=1.0):
+        assert "token" in path.read_text()
+    writer.join()
+
+
 def test_data_that_moved_is_the_same_data(copy):
     moved = (copy / "text.txt").rename(copy / "elsewhere.txt")
     fields = QUIET | {"train__steps": 3}
