@@ -2,8 +2,8 @@
 
     python -m sedd_jax.train --config=configs/study.py:absorbing --workdir=runs/study/absorbing    (ar, uniform)
 
-Hardware: 2 CPU cores. Hours, figures and their errors: docs/benchmarks.md. data.source names the text: a plain file, one
-verse a line (of 4,175,752 bytes), which is in the public domain.
+Hardware: 2 CPU cores. Hours, figures and their errors: docs/benchmarks.md. data.source names the text: a plain file of
+4,175,752 bytes, one verse a line, in the public domain.
 """
 
 from ml_collections import ConfigDict
@@ -26,6 +26,8 @@ def get_config(model: str = "absorbing") -> ConfigDict:
     config.model.update({"num_layers": 4, "dim": 256, "num_heads": 4, "cond_dim": 32})
     config.data.update({"source": "kjv.txt", "valid_fraction": 0.02, "vocab_size": 1024})
     config.train.update({"steps": 4000, "batch_size": 16, "ema_decay": 0.998})
-    config.train.update(dict.fromkeys(("eval_every", "checkpoint_every"), 500) | {"log_every": 20, "sample_every": 1000})
+    config.train.update(
+        dict.fromkeys(("eval_every", "checkpoint_every"), 500) | {"log_every": 20, "sample_every": 1000}
+    )
     config.eval.update({"num_times": 8, "num_sequences": 128})
     return config

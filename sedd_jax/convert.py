@@ -7,8 +7,8 @@
 folder on the hub, or a training run (checkpoint.pth or Lightning's .ckpt, and .hydra/config.yaml), whose averaged
 weights it takes: of SEDD ('official' is the same), MDLM, RADD, Duo, UDLM or GIDD; see docs/family.md. It needs no torch
 and runs no code of a file. `evaluate --data=..`, `sample`, `frontier`, `judge` and `compare` accept the new workdir.
---to writes the averaged weights of a workdir as a Hugging Face folder of SEDD, or as a workdir of their own (adapters
-merged with what they adapt). One JSON line on stdout.
+--to writes the averaged weights of a workdir as a Hugging Face folder of SEDD, or as a small workdir of their own that
+holds nothing else (adapters merged with what they adapt). One JSON line on stdout.
 """
 
 from typing import Any
@@ -38,7 +38,9 @@ cli.define_path("model_config", "config.json or .hydra/config.yaml of the input,
 flags.DEFINE_string("revision", None, "Commit, branch or tag of --input on the hub, by default the newest.")
 flags.DEFINE_string("tokenizer", "gpt2", "Kind of the tokenizer that the model was trained with.")
 cli.define_path("tokenizer_path", "Its file or directory.")
-flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the matrix products in evaluate and sample.")
+flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Of the matrix products (--from), of the averages (--to=workdir)."
+)
 flags.DEFINE_enum("format", "safetensors", FORMATS, "Of the weights that --to writes.")
 
 
@@ -67,7 +69,7 @@ def main() -> dict[str, Any]:
             kept = {name: value for name, value in config.data.items() if "source" not in name}
             config.data, config.train.steps = ConfigDict(kept | {"vocab_size": trained.tokenizer.vocab_size}), step
             with new_directory(output) as folder:
-                write_workdir(folder, params, config, trained.tokenizer)
+                write_workdir(folder, params, config, trained.tokenizer, averages=values.dtype)
     return {"output": str(output), "parameters": optax.tree.size(params), "graph": config.graph.kind, "step": step}
 
 

@@ -285,6 +285,16 @@ def test_damaged_step_is_moved_aside_and_can_be_saved_again(directory):
         assert as_bytes(restore(directory)[0].state) == as_bytes(make_state(2))
 
 
+def test_a_part_is_read_and_what_was_saved_in_bfloat16_is_widened(directory):
+    newest = make_state(2)
+    asked = {"params": newest["params"] | {"out": newest["params"]["out"].astype(jnp.float32)}}
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        restored = checkpoints.restore(abstract(asked), log=fail, partial=True)
+        assert as_bytes(restored.state) == as_bytes(asked)
+        with pytest.raises(InputError, match=r"more is absent in the checkpoint .*2"):
+            checkpoints.restore(abstract({"more": newest["table"]}), log=fail, partial=True)
+
+
 def test_read_only_changes_nothing(directory):
     (directory / "2/state/manifest.ocdbt").write_bytes(b"")
     (directory / "3.orbax-checkpoint-tmp-0").mkdir()

@@ -229,6 +229,7 @@ def test_merged_adapters_are_the_model_that_was_trained(adapted, tmp_path, field
     for where in (workdir, tmp_path / "merged"):
         if where != workdir:
             run("convert", "--to=workdir", f"--input={workdir}", f"--output={where}")
+            assert {path.partition("/")[0] for path in saved_states(where)[3]} == {"position", "ema"}
         params = load_trained(epath.Path(where), log=print).params
         measure = lambda batch, first: bound(params, key, batch, first)  # noqa: B023, E731
         found = trained.experiment.map_batches(measure, windows, 32)

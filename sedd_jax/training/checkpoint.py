@@ -140,7 +140,7 @@ class Checkpoints:
         with self._saving():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def restore(self, abstract_state: Any, *, log: Callable[[str], None], only: str = "") -> Restored | None:
+    def restore(self, abstract_state: Any, *, log: Callable[[str], None], partial: bool = False) -> Restored | None:
         """The newest sound checkpoint, or None if there are no checkpoints at all.
 
         Newer, damaged ones move to the folder `<directory>-damaged` beside this one, so that their steps can be saved
@@ -148,7 +148,8 @@ class Checkpoints:
 
         abstract_state: tree of `jax.ShapeDtypeStruct` with the sharding for each leaf, on any mesh.
         log: called with one line per damaged checkpoint.
-        only: how the paths of the leaves begin that are read and verified, as in 'ema/'. Others are `...`.
+        partial: `abstract_state` is a dict with a part of what was saved, and only that is read and verified. What was
+            saved in bfloat16 comes back in the dtype that is asked for.
         Raises InputError if a checkpoint is sound but of another model than `abstract_state`, or if none is sound.
         """
         self.wait()
@@ -157,7 +158,7 @@ class Checkpoints:
         with _no_stray_reports():
             for step in reversed(self.steps()):
                 try:
-                    restored = self._load(step, abstract_state, only)
+                    restored = self._load(step, abstract_state, partial)
                     break
                 except _Damaged as error:
                     damaged[step] = str(error)
@@ -174,7 +175,7 @@ class Checkpoints:
             self._move_aside(damaged)
         return restored
 
-    def _load(self, step: int, abstract_state: Any, only: str) -> Restored:
+    def _load(self, step: int, abstract_state: Any, partial: bool) -> Restored:
         def read(name: str, item: Any) -> Any:
             return self._manager.restore(step, args=ocp.args.Composite(**{name: item}))[name]
 
@@ -185,15 +186,16 @@ class Checkpoints:
             return record
 
         record = _on_every_process(read_record)
-        _require_same_layout(record["manifest"], abstract_state, self._directory / str(step))
-        wanted = ocp.args.StandardRestore(abstract_state)
-        if only:  # which Orbax's standard handler has no words for, and its other one no word in common with `save`
-            choose = lambda path, leaf: leaf if _name(path).startswith(only) else ocp.PLACEHOLDER  # noqa: E731
-            tree = jax.tree.map_with_path(choose, abstract_state)
-            wanted = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+        saved_state, wanted = abstract_state, ocp.args.StandardRestore(abstract_state)
+        if partial:
+            saved_state = _as_saved(abstract_state, record["manifest"])
+            restore_args = ocp.checkpoint_utils.construct_restore_args(saved_state)
+            wanted = ocp.args.PyTreeRestore(saved_state, restore_args=restore_args, partial_restore=True)
+        _require_same_layout(record["manifest"], saved_state, self._directory / str(step), partial)
         state = _on_every_process(lambda: read("state", wanted))
         # Each process hashes its own copy of replicated arrays, so the results may differ.
         _on_every_process(lambda: _require_same_hashes(record["manifest"], state))
+        state = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), state, abstract_state)
         return Restored(step, state, record["position"], record["config"])
 
     def _move_aside(self, steps: Mapping[int, str]) -> None:
@@ -292,7 +294,7 @@ def _no_stray_reports(pattern: str = "") -> Iterator[None]:
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree) if leaf is not ocp.PLACEHOLDER}
+    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _name(path: Any) -> str:
@@ -303,9 +305,19 @@ def _layout(tree: Any) -> dict[str, dict]:
     return {path: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for path, leaf in _by_path(tree).items()}
 
 
-def _require_same_layout(manifest: dict[str, dict], abstract_state: Any, folder: epath.Path) -> None:
+def _as_saved(abstract_state: Any, manifest: Mapping[str, dict]) -> Any:
+    """Each leaf in bfloat16 where it was saved so."""
+
+    def as_saved(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        saved = manifest.get(_name(path), {}).get("dtype")
+        return leaf.update(dtype=jnp.bfloat16) if saved == "bfloat16" else leaf
+
+    return jax.tree.map_with_path(as_saved, abstract_state)
+
+
+def _require_same_layout(manifest: dict[str, dict], abstract_state: Any, folder: epath.Path, partial: bool) -> None:
     here = _layout(abstract_state)
-    for path in here | manifest:
+    for path in here if partial else here | manifest:
         wanted, saved = (_show(layout.get(path)) for layout in (here, manifest))
         if wanted != saved:
             raise InputError(

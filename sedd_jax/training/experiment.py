@@ -299,11 +299,11 @@ def load_trained(workdir: epath.Path, *, log: Callable[[str], None], mesh: Mappi
     experiment = make_experiment(config, tokenizer.vocab_size)
     tokenizer.padding = experiment.graph.vocab_size - tokenizer.vocab_size
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore(experiment.abstract_state(), log=log, only="ema/")
+        restored = checkpoints.restore({"ema": experiment.abstract_state().ema}, log=log, partial=True)
     if restored is None:
         raise InputError(f"--workdir={workdir} has no checkpoint yet; let the training get to its first one")
     configuration.check_same_model(config, restored.config, workdir)
-    params = require_finite(restored.state.ema, f"--workdir={workdir}, step {restored.step}, weights")
+    params = require_finite(restored.state["ema"], f"--workdir={workdir}, step {restored.step}, weights")
     if experiment.model.lora_rank:
         base = load_base(config, workdir, log=log, mesh=dict(experiment.mesh.shape))
         params = folded(merged(base.params, params), experiment.model.lora[1])
