@@ -1,3 +1,5 @@
+"""Corpora are read exactly and divided without loss; what cannot be read is refused by file and line."""
+
 import json
 import re
 

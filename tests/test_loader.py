@@ -1,3 +1,5 @@
+"""An epoch uses each token once; the position alone decides a batch, on any number of processes."""
+
 import itertools
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The stream is every document and its end; chunks and the tokens left over make it up."""
+
 import numpy as np
 import pytest
 

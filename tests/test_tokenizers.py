@@ -1,3 +1,5 @@
+"""Text comes back exactly; what has no token is refused."""
+
 import io
 import random
 import re
