@@ -13,7 +13,8 @@ from ml_collections import config_flags
 from benchmarks.rounds import medians
 from sedd_jax.rates import Absorbing
 from sedd_jax.sampling import GRID_METHODS, METHODS
-from sedd_jax.training.experiment import SamplingOptions, make_experiment
+from sedd_jax.training.experiment import make_experiment
+from sedd_jax.training.options import SamplingOptions
 
 config_flags.DEFINE_config_file("config", "configs/small.py")
 flags.DEFINE_integer("vocab_size", 50_257, "Tokens, without MASK.")

@@ -18,7 +18,7 @@ from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.evaluation import perplexity
 from sedd_jax.likelihood import standard_errors, summarise
-from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.trained import load_trained
 from sedd_jax.typing import as_batch
 
 cli.define_workdir("Directory of a trained model.")

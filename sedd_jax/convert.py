@@ -27,8 +27,7 @@ from sedd_jax.files import check_free, new_directory
 from sedd_jax.interop import load, save_official
 from sedd_jax.interop.official_config import FAMILIES
 from sedd_jax.interop.official_files import FORMATS
-from sedd_jax.training.experiment import load_trained
-from sedd_jax.training.workdir import write_workdir
+from sedd_jax.training.trained import load_trained, write_workdir
 
 flags.DEFINE_enum("from", None, ["auto", "official", *FAMILIES], "Whose weights to read; auto: as their config says.")
 flags.DEFINE_enum("to", None, ["official", "workdir"], "Whose layout to write.")
@@ -69,7 +68,7 @@ def main() -> dict[str, Any]:
             kept = {name: value for name, value in config.data.items() if "source" not in name}
             config.data, config.train.steps = ConfigDict(kept | {"vocab_size": trained.tokenizer.vocab_size}), step
             with new_directory(output) as folder:
-                write_workdir(folder, params, config, trained.tokenizer, averages=values.dtype)
+                write_workdir(folder, params, config, trained.tokenizer, dtype=values.dtype)
     return {"output": str(output), "parameters": optax.tree.size(params), "graph": config.graph.kind, "step": step}
 
 

@@ -1,8 +1,8 @@
 """The two ways a run ends early by itself: the input is wrong, or the training is."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -29,6 +29,23 @@ def explained(subject: str, remedy: str, *kinds: type[Exception]) -> Iterator[No
     except kinds as error:
         lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
         raise InputError(f"{subject}: {lines[0] if lines else type(error).__name__}; {remedy}") from error
+
+
+def check_fields(section: str, values: Mapping[str, Any], **allowed: Any) -> None:
+    """Raises InputError for the first of these fields whose value is not allowed. allowed: an interval in the notation
+    of mathematics, such as "(0, 2^31)" or "[0, inf)", which holds no NaN; or choices."""
+    number = lambda text: float(text.split("^")[0]) ** int(text.partition("^")[2] or 1)  # noqa: E731
+    for name, within in allowed.items():
+        value, what = values[name], f"{section}.{name}={values[name]!r}"
+        if not isinstance(within, str):
+            if value not in within:
+                raise InputError(f"{what} is unknown; choose one of {', '.join(map(repr, within))}")
+            continue
+        low, high = map(number, within[1:-1].split(","))
+        if not (value >= low if within[0] == "[" else value > low):
+            raise InputError(f"{what} must be {'at least' if within[0] == '[' else 'above'} {low:.12g}")
+        if not (value <= high if within[-1] == "]" else value < high):
+            raise InputError(f"{what} must be {'at most' if within[-1] == ']' else 'below'} {high:.12g}")
 
 
 def require_finite(values: T, what: str) -> T:

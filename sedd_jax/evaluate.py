@@ -21,7 +21,7 @@ from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.evaluation import perplexity, zeroshot
 from sedd_jax.likelihood import ESTIMATORS
-from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.trained import load_trained
 
 cli.define_workdir("Directory of a trained model.")
 cli.define_mesh()

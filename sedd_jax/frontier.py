@@ -26,8 +26,8 @@ from sedd_jax.evaluation import perplexity, quality, results
 from sedd_jax.evaluation.judging import judge_samples, load_judge, make_mauve, read_samples
 from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE
-from sedd_jax.training.experiment import EvalOptions, SamplingOptions, Trained, load_trained
-from sedd_jax.training.options import MOST
+from sedd_jax.training.options import MOST, EvalOptions, SamplingOptions
+from sedd_jax.training.trained import Trained, load_trained
 from sedd_jax.typing import TokenRows
 
 # A point: one setting of these options.

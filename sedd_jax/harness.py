@@ -23,7 +23,7 @@ from sedd_jax.files import typed_path
 from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE
 from sedd_jax.network import sum_over_positions
-from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.trained import load_trained
 from sedd_jax.typing import Batch
 
 Requests = list[Instance]

@@ -34,8 +34,8 @@ from sedd_jax.generation.templates import parse_template
 from sedd_jax.generation.trajectory import Frame, Trajectory
 from sedd_jax.rates import Absorbing
 from sedd_jax.sampling.sampler import END_TIME
-from sedd_jax.training.experiment import Trained, load_trained
 from sedd_jax.training.options import SamplingOptions
+from sedd_jax.training.trained import Trained, load_trained
 
 cli.define_workdir("Directory of a trained diffusion model.")
 cli.define_mesh()

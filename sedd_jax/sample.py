@@ -28,7 +28,8 @@ from sedd_jax.generation import views
 from sedd_jax.generation.generate import Generated, Generator
 from sedd_jax.generation.templates import parse_windows
 from sedd_jax.generation.trajectory import Frame, Trajectory
-from sedd_jax.training.experiment import SamplingOptions, load_trained
+from sedd_jax.training.options import SamplingOptions
+from sedd_jax.training.trained import load_trained
 
 cli.define_workdir("Directory of a trained model.")
 cli.define_mesh()

@@ -21,10 +21,10 @@ from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError
 from sedd_jax.sampling.sampler import Truncation
 from sedd_jax.score_entropy import loss_and_grads
-from sedd_jax.training.experiment import load_trained
 from sedd_jax.training.flops import train_flops_per_token
 from sedd_jax.training.state import init_state, make_optimizer
 from sedd_jax.training.step import make_train_step
+from sedd_jax.training.trained import load_trained
 from sedd_jax.transformer import Transformer
 
 V, LENGTH = 3, 4

@@ -12,8 +12,8 @@ from running import files, make_config, run, train_here, write_text
 from sedd_jax.data.tokenizers import Bytes
 from sedd_jax.errors import InputError
 from sedd_jax.generation.templates import parse_windows
-from sedd_jax.training.experiment import load_trained
 from sedd_jax.training.loop import train
+from sedd_jax.training.trained import load_trained
 
 CONFIG_WITH_UNKNOWN_FIELD = """
 from configs import baseline

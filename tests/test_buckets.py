@@ -22,7 +22,7 @@ from sedd_jax import cli, lock
 from sedd_jax.data import dataset, preparation
 from sedd_jax.errors import InputError
 from sedd_jax.evaluation.results import Ledger
-from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.trained import load_trained
 
 RUN = epath.Path("gs://bucket/run")
 FIELDS = {"train__checkpoint_every": 2, "train__eval_every": 0, "train__sample_every": 0}

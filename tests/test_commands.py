@@ -18,8 +18,7 @@ from sedd_jax.data import corpora
 from sedd_jax.data.packing import chunks, tokenize
 from sedd_jax.data.tokenizers import Bytes, Tokenizer, load
 from sedd_jax.errors import TrainingError
-from sedd_jax.training.experiment import load_trained
-from sedd_jax.training.workdir import write_workdir
+from sedd_jax.training.trained import load_trained, write_workdir
 
 LENGTH, STEPS = 32, 6
 FIGURES = ("bits_per_byte", "bits_per_token", "perplexity")

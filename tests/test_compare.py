@@ -9,8 +9,7 @@ import pytest
 from etils import epath
 from running import run
 
-from sedd_jax.training.experiment import load_trained
-from sedd_jax.training.workdir import write_workdir
+from sedd_jax.training.trained import load_trained, write_workdir
 
 
 def answer(*argv: str, real: bool = False) -> dict:

@@ -24,8 +24,8 @@ from sedd_jax.files import new_directory
 from sedd_jax.interop import load_official, save_official, torch_files
 from sedd_jax.interop.official_config import from_official_config
 from sedd_jax.interop.sources import read_safetensors
-from sedd_jax.training.experiment import load_trained, make_experiment
-from sedd_jax.training.workdir import write_workdir
+from sedd_jax.training.experiment import make_experiment
+from sedd_jax.training.trained import load_trained, write_workdir
 from sedd_jax.transformer import Transformer
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

@@ -23,8 +23,8 @@ from sedd_jax.data import tokenizers
 from sedd_jax.errors import InputError
 from sedd_jax.interop import load, torch_files
 from sedd_jax.interop.official import CLASSES, from_official, plain
-from sedd_jax.training.experiment import load_trained, make_experiment
-from sedd_jax.training.workdir import write_workdir
+from sedd_jax.training.experiment import make_experiment
+from sedd_jax.training.trained import load_trained, write_workdir
 
 TORCH_FILES = pathlib.Path(__file__).parent / "torch_files"
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "family.npz"

@@ -17,8 +17,9 @@ from sedd_jax.data.packing import chunks
 from sedd_jax.errors import InputError
 from sedd_jax.interop import save_official
 from sedd_jax.training import origin
-from sedd_jax.training.experiment import load_trained, make_experiment
+from sedd_jax.training.experiment import make_experiment
 from sedd_jax.training.loop import train
+from sedd_jax.training.trained import load_trained
 
 EVERY_STEP = {"train__checkpoint_every": 1, "train__sample_every": 0}
 

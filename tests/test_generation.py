@@ -14,7 +14,7 @@ from sedd_jax.generation import views
 from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE, Window, parse_template
 from sedd_jax.generation.trajectory import GIVEN, MASK, MOST_FRAMES, NOISE, Frame, Span, Trajectory, spans
-from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.trained import load_trained
 
 MASK_ID = Bytes().vocab_size
 

@@ -24,7 +24,7 @@ from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.evaluation import judging, quality
 from sedd_jax.interop import causal, gpt2, llama
-from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.trained import load_trained
 
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the")]
 SYMBOLS = [*sorted(library.pre_tokenizers.ByteLevel.alphabet()), *map("".join, MERGES), "<|endoftext|>"]

@@ -15,7 +15,7 @@ from sedd_jax.errors import InputError
 from sedd_jax.evaluation import perplexity
 from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE
-from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.trained import load_trained
 from sedd_jax.typing import Batch
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'sedd_jax[lm-eval]'")

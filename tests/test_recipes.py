@@ -12,9 +12,10 @@ from running import ROOT, run
 
 from sedd_jax.config import build
 from sedd_jax.data import dataset, packing, tokenizers
-from sedd_jax.training.experiment import load_trained, make_experiment
+from sedd_jax.training.experiment import make_experiment
 from sedd_jax.training.flops import train_flops_per_token
 from sedd_jax.training.loop import train
+from sedd_jax.training.trained import load_trained
 
 RECIPES = ("fineweb_edu", "lm1b", "medium", "small", "text8")
 # What is told in docs/recipes.md, in hours on 8 H100 at 40 % of their peak of 989 TFLOP/s.

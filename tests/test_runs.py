@@ -13,7 +13,7 @@ from running import arguments, files, losses, saved_states, start, train_here, w
 from sedd_jax import lock
 from sedd_jax.errors import InputError
 from sedd_jax.evaluation import perplexity
-from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.trained import load_trained
 
 QUIET = {"train__eval_every": 0, "train__sample_every": 0, "train__steps": 2, "train__checkpoint_every": 1}
 

@@ -18,7 +18,7 @@ from sedd_jax.network import as_network, guided
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.sampling.sampler import Truncation
-from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.trained import load_trained
 
 P0 = toy.data_distribution()
 CASES = {

@@ -25,9 +25,11 @@ from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.score_entropy import ScoreEntropy
 from sedd_jax.training.checkpoint import Checkpoints
-from sedd_jax.training.experiment import EvalOptions, load_trained, make_experiment
+from sedd_jax.training.experiment import make_experiment
+from sedd_jax.training.options import EvalOptions
 from sedd_jax.training.state import abstract_state, clip_by_global_norm, init_state, learning_rate, make_optimizer
 from sedd_jax.training.step import make_train_step
+from sedd_jax.training.trained import load_trained
 from sedd_jax.transformer import Transformer
 
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 8, 1)]

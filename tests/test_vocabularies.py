@@ -15,7 +15,7 @@ from test_tokenizers import TEXTS, random_text, refused
 
 from sedd_jax.data import corpora, tokenizers
 from sedd_jax.errors import InputError
-from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.trained import load_trained
 
 SPELT = "<|endoftext|> </s>[SEP] [CLS]"
 

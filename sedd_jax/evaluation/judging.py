@@ -24,7 +24,7 @@ from sedd_jax.errors import InputError, require_finite
 from sedd_jax.evaluation import quality
 from sedd_jax.files import read_text
 from sedd_jax.interop import causal, gpt2, llama
-from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.trained import load_trained
 from sedd_jax.transformer import attention
 
 

@@ -18,8 +18,8 @@ from sedd_jax.errors import InputError, explained, require_finite
 from sedd_jax.evaluation import quality
 from sedd_jax.files import read_text
 from sedd_jax.likelihood import Estimate, summarise
-from sedd_jax.training.experiment import EvalOptions, Trained
-from sedd_jax.training.options import MOST
+from sedd_jax.training.options import MOST, EvalOptions
+from sedd_jax.training.trained import Trained
 from sedd_jax.typing import Batch, TokenRows, as_batch
 
 

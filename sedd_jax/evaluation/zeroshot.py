@@ -20,7 +20,8 @@ from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.evaluation import detokenize, perplexity, results
-from sedd_jax.training.experiment import EvalOptions, Trained
+from sedd_jax.training.options import EvalOptions
+from sedd_jax.training.trained import Trained
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from sedd_jax import sampling
 from sedd_jax.devices import processes, sharding
 from sedd_jax.generation.templates import FREE
 from sedd_jax.generation.trajectory import Frame
-from sedd_jax.training.experiment import Trained
 from sedd_jax.training.options import SamplingOptions
+from sedd_jax.training.trained import Trained
 from sedd_jax.typing import TokenRows
 
 

@@ -25,9 +25,10 @@ from sedd_jax.devices.stopping import Stopped, StopSignals, stop_signals
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.training import flops, origin
 from sedd_jax.training.checkpoint import Checkpoints
-from sedd_jax.training.experiment import Experiment, load_base, make_experiment
+from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.report import Report, Stopwatch
 from sedd_jax.training.state import merged, split
+from sedd_jax.training.trained import load_base
 from sedd_jax.typing import as_batch
 
 

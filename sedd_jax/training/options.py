@@ -1,27 +1,16 @@
 """What a config says of the run itself: its sections `train`, `eval` and `sampling`."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from jax.sharding import Mesh
 
 from sedd_jax import sampling
 from sedd_jax.devices.sharding import batch_shards
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, check_fields
 from sedd_jax.likelihood import ESTIMATORS
 
 # Of what is held or counted for each sequence; no figure asks for more, and a slip of the finger does.
 MOST = 1 << 20
-
-
-def _require(
-    section: str, options: Any, names: str, least: int = 1, or_else: str = "", most: int = (1 << 31) - 1
-) -> None:
-    for name in names.split():
-        if not getattr(options, name) >= least:
-            raise InputError(f"{section}.{name}={getattr(options, name)} must be at least 1{or_else}")
-        if getattr(options, name) > most:
-            raise InputError(f"{section}.{name}={getattr(options, name)} must be at most {most}")
 
 
 @dataclass(frozen=True)
@@ -43,14 +32,10 @@ class TrainOptions:
     keep_period: int = 0
 
     def __post_init__(self):
-        _require("train", self, "batch_size microbatches", most=MOST)
-        _require("train", self, "log_every checkpoint_every keep_last")
-        _require("train", self, "steps", least=0)
-        _require("train", self, "eval_every sample_every keep_period", least=0, or_else=", or 0 for never")
-        if not 0 <= self.seed < 1 << 32:
-            raise InputError(f"train.seed={self.seed} must lie in [0, 2^32)")
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"train.ema_decay={self.ema_decay} must lie in [0, 1)")
+        spans = dict.fromkeys(("batch_size", "microbatches"), f"[1, {MOST}]")
+        spans |= dict.fromkeys(("log_every", "checkpoint_every", "keep_last"), "[1, 2^31)")
+        spans |= dict.fromkeys(("steps", "eval_every", "sample_every", "keep_period"), "[0, 2^31)")
+        check_fields("train", vars(self), **spans, seed="[0, 2^32)", ema_decay="[0, 1)")
 
     def is_due(self, what: str, step: int) -> bool:
         """Whether `what` ('log', 'eval', 'sample' or 'checkpoint') is due after this step; all are after the last."""
@@ -59,7 +44,7 @@ class TrainOptions:
 
     def check(self, mesh: Mesh) -> None:
         """Raises InputError if nothing can be trained with these options on the mesh."""
-        _require("train", self, "steps")
+        check_fields("train", vars(self), steps="[1, 2^31)")
         shards = batch_shards(mesh)
         if self.batch_size % (shards * self.microbatches):
             raise InputError(
@@ -79,11 +64,8 @@ class EvalOptions:
     estimator: str = "auto"
 
     def __post_init__(self):
-        _require("eval", self, "num_times batch_size", most=MOST)
-        if self.estimator not in ESTIMATORS:
-            known = ", ".join(ESTIMATORS)
-            raise InputError(f"eval.estimator={self.estimator!r} is unknown; choose one of {known}")
-        _require("eval", self, "num_sequences", least=0, or_else=", or 0 for all")
+        spans = dict.fromkeys(("num_times", "batch_size"), f"[1, {MOST}]")
+        check_fields("eval", vars(self), **spans, num_sequences="[0, 2^31)", estimator=ESTIMATORS)
 
 
 @dataclass(frozen=True)
@@ -98,8 +80,8 @@ class SamplingOptions(sampling.Sampler):
 
     def __post_init__(self):
         super().__post_init__()
-        _require("sampling", self, "num", most=MOST)
-        _require("sampling", self, "steps corrector_steps remask", least=0, most=MOST)
+        spans = dict.fromkeys(("steps", "corrector_steps", "remask"), f"[0, {MOST}]")
+        check_fields("sampling", vars(self), num=f"[1, {MOST}]", **spans)
         if not abs(self.guidance) <= 1e4 or (self.guidance != 1 and self.label is None):
             raise InputError(f"sampling guidance={self.guidance} is to be a number up to 10000, and needs a label")
 

@@ -19,8 +19,9 @@ from sedd_jax import interop
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
-from sedd_jax.training.experiment import Experiment, Trained, load_trained, make_converted
+from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.state import TrainState
+from sedd_jax.training.trained import Trained, load_trained, make_converted
 
 # Of a model: what may differ from the source's, since the weights mean the same.
 _FREE = {"num_states", "to_score", "causal", "parent", "name", "dropout", "dtype", "gradient_dtype", "attention"}

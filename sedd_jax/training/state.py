@@ -1,7 +1,6 @@
 """The state that a training step takes and returns, its optimizer, and its initialisation on the devices."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from sedd_jax.devices import sharding
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, check_fields
 from sedd_jax.typing import PRNGKey, Scalar
 
 
@@ -91,29 +90,24 @@ def make_optimizer(
         updates are smaller than bfloat16 resolves.
     The gradient is that of nats per sequence, so a clip of 1 takes effect in almost every step.
     """
-    for name, value in {"lr": lr, "eps": eps, "clip": clip}.items():
-        # An infinite clip is none.
-        if not value > 0 or (value == math.inf and name != "clip"):
-            raise InputError(f"optim.{name}={value} must be positive{' and finite' * (name != 'clip')}")
-    for name, value in {"b1": b1, "b2": b2}.items():
-        if not 0 <= value < 1:
-            raise InputError(f"optim.{name}={value} must lie in [0, 1)")
-    if not 0 <= weight_decay < math.inf:
-        raise InputError(f"optim.weight_decay={weight_decay} must be 0 or more, and finite")
-    if mu_dtype not in ("float32", "bfloat16"):
-        raise InputError(f"optim.mu_dtype={mu_dtype!r} is unknown; choose 'float32' or 'bfloat16'")
-    if warmup_steps < 0:
-        raise InputError(f"optim.warmup_steps={warmup_steps} must not be negative")
-    if kind not in ("adamw", "muon"):
-        raise InputError(f"optim.kind={kind!r} is unknown; choose 'adamw' or 'muon'")
-    if decayed not in ("all", "kernels"):
-        raise InputError(f"optim.decayed={decayed!r} is unknown; choose 'all' or 'kernels'")
-    if decay not in DECAYS:
-        raise InputError(f"optim.decay={decay!r} is unknown; choose one of {', '.join(DECAYS)}")
+    check_fields(
+        "optim",
+        locals(),
+        lr="(0, inf)",
+        eps="(0, inf)",
+        clip="(0, inf]",  # inf clips nothing
+        b1="[0, 1)",
+        b2="[0, 1)",
+        weight_decay="[0, inf)",
+        warmup_steps="[0, inf)",
+        floor="[0, 1]",
+        mu_dtype=("float32", "bfloat16"),
+        kind=("adamw", "muon"),
+        decayed=("all", "kernels"),
+        decay=DECAYS,
+    )
     if decay != "none" and decay_steps <= warmup_steps:
         raise InputError(f"optim.decay_steps={decay_steps} must be above optim.warmup_steps={warmup_steps}")
-    if not 0 <= floor <= 1:
-        raise InputError(f"optim.floor={floor} must lie in [0, 1]: it is a share of optim.lr")
     rate = learning_rate(lr, warmup_steps, decay=decay, decay_steps=decay_steps, floor=floor)
     if kind == "muon":
         update = optax.contrib.muon(
