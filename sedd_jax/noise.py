@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, check_fields
 
 
 @runtime_checkable
@@ -38,8 +38,7 @@ class LogLinear:
     at_start: ClassVar[float] = 0.0
 
     def __post_init__(self):
-        if not 1e-30 <= self.eps < 1:
-            raise InputError(f"noise.eps={self.eps} must lie between 1e-30, the least that float32 allows, and 1")
+        check_fields("noise", vars(self), eps="[1e-30, 1)")  # which float32 allows
 
     def _stay(self, t):
         # 1 - (1 - eps) t, arranged so that nothing cancels as t -> 1.
@@ -85,8 +84,5 @@ class Geometric:
 
 def make(kind: str, *, eps: float = 1e-3, sigma_min: float = 1e-4, sigma_max: float = 20.0) -> Noise:
     """The schedule that a config names: `loglinear` reads eps, `geometric` reads sigma_min and sigma_max."""
-    if kind == "loglinear":
-        return LogLinear(eps)
-    if kind == "geometric":
-        return Geometric(sigma_min, sigma_max)
-    raise InputError(f"noise.kind={kind!r} is unknown; choose 'loglinear' or 'geometric'")
+    check_fields("noise", {"kind": kind}, kind=("loglinear", "geometric"))
+    return LogLinear(eps) if kind == "loglinear" else Geometric(sigma_min, sigma_max)

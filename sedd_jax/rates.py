@@ -12,13 +12,14 @@ Equations: Lou, Meng, Ermon, arXiv 2310.16834; derivations in docs/mathematics.m
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sedd_jax.categorical import fine_uniform
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, check_fields
 from sedd_jax.typing import PRNGKey
 
 Sigma = Float[Array, "..."] | float
@@ -53,11 +54,12 @@ class Graph(abc.ABC):
     """
 
     vocab_size: int
+    has_mask: ClassVar[bool]
 
     @property
-    @abc.abstractmethod
     def num_states(self) -> int:
         """N: the vocabulary, and MASK if there is one."""
+        return self.vocab_size + self.has_mask
 
     @abc.abstractmethod
     def base(self, x: X) -> PerPosition:
@@ -161,9 +163,7 @@ class Graph(abc.ABC):
 class Absorbing(Graph):
     """Every token moves to MASK = vocab_size at rate 1 and stays there. N = V + 1."""
 
-    @property
-    def num_states(self) -> int:
-        return self.vocab_size + 1
+    has_mask = True
 
     @property
     def mask(self) -> int:
@@ -224,9 +224,7 @@ class Absorbing(Graph):
 class Uniform(Graph):
     """Every token is replaced at rate 1 by a uniform draw over the vocabulary (itself included). N = V."""
 
-    @property
-    def num_states(self) -> int:
-        return self.vocab_size
+    has_mask = False
 
     def base(self, x: X) -> PerPosition:
         return jnp.full(x.shape, 1 / self.vocab_size, jnp.float32)
@@ -292,8 +290,5 @@ def make(kind: str, vocab_size: int, padding: int = 0) -> Graph:
     that published weights have rows for."""
     if vocab_size < 2:
         raise InputError(f"a vocabulary of {vocab_size} tokens is too small; a graph needs at least 2")
-    if kind not in GRAPHS:
-        raise InputError(f"graph.kind={kind!r} is unknown; choose {' or '.join(map(repr, GRAPHS))}")
-    if not 0 <= padding < 1 << 16:
-        raise InputError(f"graph.padding={padding} must lie in [0, 2^16)")
+    check_fields("graph", {"kind": kind, "padding": padding}, kind=GRAPHS, padding="[0, 2^16)")
     return GRAPHS[kind](vocab_size + padding)

@@ -110,7 +110,7 @@ def refuse(name: str, *argv: str, folder: Path) -> str:
         ({"optim__weight_decay": math.nan}, "optim.weight_decay=nan"),
         ({"optim__warmup_steps": -1}, "optim.warmup_steps=-1"),
         ({"train__steps": 0}, "train.steps=0"),
-        ({"train__steps": 1 << 31}, "train.steps=2147483648 must be at most 2147483647"),
+        ({"train__steps": 1 << 31}, "train.steps=2147483648 must be below 2147483648"),
         ({"train__steps": 10**100}, "beyond 32 bits"),
         ({"train__batch_size": 1 << 31}, "train.batch_size=2147483648 must be at most 1048576"),
         ({"train__seed": -1}, "train.seed=-1"),

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from sedd_jax import autoregressive, likelihood, noise, rates, sampling
 from sedd_jax.config import build
 from sedd_jax.devices import sharding
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, check_fields
 from sedd_jax.network import Network, guided
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
@@ -178,10 +178,9 @@ class Experiment:
 def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Experiment:
     """On the devices, by default all. Raises InputError for anything in the config that is unknown, missing or does not
     fit."""
-    kind = config.get("objective", "sedd")
-    if kind not in ("sedd", "ar"):
-        raise InputError(f"config.objective={kind!r} is unknown; choose 'sedd' or 'ar'")
-    causal = kind == "ar"
+    objective = config.get("objective", "sedd")
+    check_fields("config", {"objective": objective}, objective=("sedd", "ar"))
+    causal = objective == "ar"
     graph = build(rates.make, "graph", config, vocab_size=vocab_size)
     schedule = build(noise.make, "noise", config)
     mesh = build(sharding.make_mesh, "mesh", config, devices=devices)

@@ -15,13 +15,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.devices.sharding import constrain
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, check_fields
 from sedd_jax.transformer.attention import IMPLEMENTATIONS, cached
 from sedd_jax.transformer.linear import PRODUCT, Linear, bias_init
 from sedd_jax.typing import LogScore, PerSequence, Tokens
 
 gelu = partial(jax.nn.gelu, approximate=True)
 Features = Float[Array, "b l d"]
+# One vector per sequence: the noise level and the class, or a shift, scale or gate.
+Condition = Float[Array, "b c"] | None
+Vector = Float[Array, "b d"]
+Position = Int[Array, ""] | None
 Numbers = Int[Array, " b"] | None
 
 
@@ -30,19 +34,26 @@ class ModulatedNorm(nn.Module):
     x * (1 + scale) + shift. Returned as a function, which the product behind it recomputes (`Linear`)."""
 
     @nn.compact
-    def __call__(
-        self, shift: Float[Array, "b d"], scale: Float[Array, "b d"]
-    ) -> Callable[[Float[Array, "b l d"]], Float[Array, "b l d"]]:
+    def __call__(self, shift: Vector, scale: Vector) -> Callable[[Features], Features]:
         init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
         weight = self.param("scale", init, (shift.shape[-1],), jnp.float32)
 
-        def norm(x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        def norm(x: Features) -> Features:
             x = x.astype(jnp.float32)
             x = x - x.mean(-1, keepdims=True)
             x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-5) * weight
             return x * (1 + scale[:, None]) + shift[:, None]
 
         return norm
+
+
+def modulation(linear: Callable[..., Linear], condition: Condition, count: int, batch: int, dim: int) -> list[Vector]:
+    """The shift and scale of a norm and, but for the last one, the gate behind it; of `count` / 3 norms. Without a
+    condition those that change nothing."""
+    if condition is None:
+        return [jnp.full((batch, dim), i % 3 == 2, jnp.float32) for i in range(count)]
+    layer = linear((count, dim), ("cond", None, "embed"), zero_init=True, name="modulation")
+    return list(jnp.moveaxis(layer(condition), 1, 0))
 
 
 def sinusoidal(sigma: PerSequence, features: int = 256, period: float = 10000.0) -> Float[Array, "b f"]:
@@ -91,18 +102,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "b l d"],
-        condition: Float[Array, "b c"] | None,
-        cache: Cache | None,
-        position: Int[Array, ""] | None,
-        numbers: Numbers,
-    ) -> tuple[Float[Array, "b l d"], Cache | None]:
+        self, x: Features, condition: Condition, cache: Cache | None, position: Position, numbers: Numbers
+    ) -> tuple[Features, Cache | None]:
         batch, length, dim = x.shape
         linear = partial(Linear, dtype=self.dtype, gradient_dtype=self.gradient_dtype)
         adapted = partial(linear, lora=self.lora)
 
-        def drop(h: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        def drop(h: Features) -> Features:
             """Dropout by a key of each sequence, so that a batch may be computed in any parts."""
             if not self.train or not self.dropout:
                 return h
@@ -110,13 +116,7 @@ class Block(nn.Module):
             keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, h.shape[1:]))(keys)
             return jnp.where(keep, h / (1 - self.dropout), 0)
 
-        if condition is None:
-            shift1 = scale1 = shift2 = scale2 = jnp.zeros((batch, dim))
-            gate1 = gate2 = jnp.ones((batch, dim))
-        else:
-            modulation = linear((6, dim), ("cond", None, "embed"), zero_init=True, name="modulation")
-            shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(modulation(condition), 1, 0)
-
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation(linear, condition, 6, batch, dim)
         norm = ModulatedNorm(name="norm1")(shift1, scale1)
         qkv = adapted((3, dim), ("embed", None, "heads"), use_bias=self.qkv_bias, name="qkv")(x, norm)
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, self.num_heads, -1), 2, 0)
@@ -150,30 +150,28 @@ class Transformer(nn.Module):
     """`.apply({'params': p}, tokens, sigma)` -> log-score [B, L, N] float32, exactly 0 at the current token.
 
     causal: the AR baseline. It gives logits [B, L, N] float32: log p(tokens[i] | tokens[:i]) up to normalisation.
-        The input at position i is token i - 1, and zeros at the first position: no context before the window is
-        assumed, and all its tokens have a probability. sigma is ignored and has no parameters.
+        The input at position i is token i - 1, and zeros at the first position, without a context before the window.
+        sigma is ignored and has no parameters.
     num_states: N, the tokens and MASK if the graph has one.
     time_conditioning: False leaves sigma and its parameters out of `features`. The absorbing graph allows it: the
         distribution of a clean token does not depend on when the others were masked (RADD, arXiv 2406.03736).
     time_input: which number is the input, 'sigma' or 't' = 1 - e^-sigma, the noised fraction.
     parametrisation: the head's output. 'score': the log-score. 'mean', 'plugin': the softmax over the clean token,
-        which to_score, (logits, tokens, sigma [B, 1]) -> log-score, converts: `score_of_mean` or `score_of_plugin` of
-        a `rates.Graph`.
+        which to_score, (logits, tokens, sigma [B, 1]) -> log-score, converts: see `rates.Graph.score_of_mean`.
     scale_by_sigma: with the parametrisation 'score', subtract log(e^sigma - 1) + log(N - 1), the scale of the absorbing
-        graph's scores, so that the untrained network starts near it. True for absorbing, False for uniform.
+        graph's scores, so that the untrained network starts near it. None in a config: with that graph.
     num_classes: of labels, 0 for none. A table [classes + 1, cond_dim], the last row for "no class", adds to the
         condition; it begins as zeros, which change nothing.
-    lora_rank, lora_alpha: of adapters beside the products with q, k, v, the attention's output and the MLP, scaled by
-        alpha / rank; 0 for none. Training then leaves all else as it is: see `state.split`.
+    lora_rank, lora_alpha: of adapters beside the products of the blocks, scaled by alpha / rank; 0 for none. Training
+        then leaves all else as it is: see `state.split`.
     qkv_bias: whether q, k and v have a bias. Networks have one whose modulation was folded in, see `interop`.
     dtype: of the matrix products and activations ('float32' or 'bfloat16'); parameters, the residual stream, norms
         and the log-score are always float32.
     gradient_dtype: in which devices sum the gradients of weights, 'float32', or 'bfloat16' as dtype is.
     attention: a name in `attention.IMPLEMENTATIONS`; a config may also say 'auto', see `attention.choose`.
-    remat: what the backward pass recomputes instead of storing it: 'none', all but each block's input ('blocks'),
-        or all but the products with weights ('dots').
-    Training applies dropout: pass train=True and rngs={'dropout': key}, and numbers of the sequences to `features` if
-    the batch is a part of one: a mask depends on the key and the sequence's number.
+    remat: what the backward pass recomputes: 'none', all but each block's input ('blocks'), or all but the products
+        with weights ('dots').
+    Dropout needs train=True and rngs={'dropout': key}, and numbers of the sequences if the batch is a part of one.
     """
 
     num_states: int
@@ -200,25 +198,16 @@ class Transformer(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("num_layers", "dim", "num_heads", "cond_dim", "mlp_ratio"):
-            if not 1 <= getattr(self, name) < 1 << 31:
-                raise InputError(f"model.{name}={getattr(self, name)} must be at least 1, and below 2^31")
+        allowed = dict.fromkeys(("num_layers", "dim", "num_heads", "cond_dim", "mlp_ratio"), "[1, 2^31)")
+        allowed |= {"dropout": "[0, 1)", "lora_rank": f"[0, {self.dim}]", "lora_alpha": "[-1e6, 1e6]"}
+        allowed |= {"num_classes": "[0, 0]" if self.causal else "[0, 2^31)"}
+        allowed |= {"dtype": DTYPES, "remat": REMAT, "parametrisation": PARAMETRISATIONS, "time_input": ("sigma", "t")}
+        allowed |= {"gradient_dtype": DTYPES[: 1 + (self.dtype != "float32")]}
+        check_fields("model", vars(self), **allowed)
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise InputError(
                 f"model.num_heads={self.num_heads} must divide model.dim={self.dim} into heads of an even width"
             )
-        choices_of = {"dtype": DTYPES, "remat": REMAT, "parametrisation": PARAMETRISATIONS}
-        choices_of |= {"time_input": ("sigma", "t")}
-        for name, choices in (choices_of | {"gradient_dtype": DTYPES[: 1 + (self.dtype != "float32")]}).items():
-            if (value := getattr(self, name)) not in choices:
-                raise InputError(f"model.{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}")
-        if not 0 <= self.num_classes < 1 << 31 or (self.causal and self.num_classes):
-            raise InputError(f"model.num_classes={self.num_classes} must be at least 0, and 0 with objective='ar'")
-        if not 0 <= self.lora_rank <= self.dim or not abs(self.lora_alpha) <= 1e6:
-            given = f"model.lora_rank={self.lora_rank}, model.lora_alpha={self.lora_alpha}"
-            raise InputError(f"{given}: give a rank from 0 to model.dim, and a finite alpha")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout={self.dropout} must lie in [0, 1)")
 
     @property
     def lora(self) -> tuple[int, float]:
@@ -264,10 +253,10 @@ class Transformer(nn.Module):
         sigma: PerSequence | None,
         train: bool,
         cache: Cache | None = None,
-        position: Int[Array, ""] | None = None,
+        position: Position = None,
         numbers: Numbers = None,
         labels: Any = None,
-    ) -> tuple[Float[Array, "b l d"], Cache | None]:
+    ) -> tuple[Features, Cache | None]:
         condition = None
         if self.time_conditioning and not self.causal:
             level = sigma if self.time_input == "sigma" else -jnp.expm1(-sigma)
@@ -281,12 +270,8 @@ class Transformer(nn.Module):
             condition = (0 if condition is None else condition) + nn.silu(classes[label])
 
         # Torch's kaiming_uniform(a=sqrt 5) on [N, dim] has fan_in = dim.
-        embedding = self.param(
-            "embedding",
-            nn.with_logical_partitioning(bias_init(self.dim), (None, "embed")),
-            (self.num_states, self.dim),
-            jnp.float32,
-        )
+        init = nn.with_logical_partitioning(bias_init(self.dim), (None, "embed"))
+        embedding = self.param("embedding", init, (self.num_states, self.dim), jnp.float32)
         # Each device looks up its columns for all sequences of its fsdp group, which then exchange them: these rows are
         # fewer than the table's, and the table's gradient stays split as the table is.
         x = constrain(embedding[constrain(tokens, "replica", None)], "replica", None, "embed")
@@ -307,17 +292,11 @@ class Transformer(nn.Module):
         )(*options, self.qkv_bias, self.lora, train, self.causal, name="blocks")
         x, cache = blocks(x, condition, cache, position, jnp.arange(len(x)) if numbers is None else numbers)
 
-        if condition is None:
-            shift = scale = jnp.zeros((len(x), self.dim))
-        else:
-            axes = ("cond", None, "embed")
-            linear = partial(Linear, dtype=self.dtype, gradient_dtype=self.gradient_dtype)
-            modulation = linear((2, self.dim), axes, zero_init=True, name="modulation")
-            shift, scale = jnp.moveaxis(modulation(condition), 1, 0)
-        norm = jax.checkpoint(ModulatedNorm(name="norm")(shift, scale))
+        linear = partial(Linear, dtype=self.dtype, gradient_dtype=self.gradient_dtype)
+        norm = jax.checkpoint(ModulatedNorm(name="norm")(*modulation(linear, condition, 2, len(x), self.dim)))
         return norm(x).astype(self.dtype), cache
 
-    def log_score(self, features: Float[Array, "b l d"], tokens: Tokens, sigma: PerSequence) -> LogScore:
+    def log_score(self, features: Features, tokens: Tokens, sigma: PerSequence) -> LogScore:
         """The log-score from `features`; needs no parameters but `head`."""
         log_score = self.head(features)
         if self.causal:
