@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, get_args
 
 from etils import epath
@@ -43,13 +43,12 @@ def build(constructor: Callable[..., T], section: str, config: ConfigDict, **giv
     if not isinstance(config[section], ConfigDict):
         raise InputError(f"config.{section} is a {type(config[section]).__name__}; give a section with its fields")
     fields = {name: field for name, field in inspect.signature(constructor).parameters.items() if name not in given}
-    for name in config[section]:
-        if name not in fields:
-            raise InputError(f"config.{section}.{name} is unknown; config.{section} has {', '.join(fields)}")
     for name, field in fields.items():
         if field.default is field.empty and name not in config[section]:
             raise InputError(f"config.{section}.{name} is missing")
     for name, value in config[section].items():
+        if name not in fields:
+            raise InputError(f"config.{section}.{name} is unknown; config.{section} has {', '.join(fields)}")
         _check_type(f"config.{section}.{name}", value, fields[name].annotation)
     try:
         return constructor(**config[section], **given)
@@ -77,21 +76,17 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
-def save(
-    config: ConfigDict, workdir: epath.Path, data_fingerprint: str, tokenizer_fingerprint: str | None = None
-) -> None:
-    """Writes config.json and data.json. Without tokenizer_fingerprint, `check_same_tokenizer` checks nothing."""
-    data = {"fingerprint": data_fingerprint, "tokenizer": tokenizer_fingerprint}
-    write_atomically(workdir / "data.json", json.dumps(data) + "\n")
+def save(config: ConfigDict, workdir: epath.Path, data: str, tokenizer: str | None = None) -> None:
+    """Writes config.json, and data.json with the fingerprints. Without one of the tokenizer, any will do later."""
+    write_atomically(workdir / "data.json", json.dumps({"fingerprint": data, "tokenizer": tokenizer}) + "\n")
     write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def load(workdir: epath.Path) -> ConfigDict:
     """The config that a run was started with. Raises InputError if workdir holds no run."""
-    config = _read(workdir / "config.json", remedy="restore it from a checkpoint's record or a backup")
-    if config is None:
+    if not (workdir / "config.json").exists():
         raise InputError(f"--workdir={workdir} holds no run (no config.json); give the directory of a trained model")
-    return ConfigDict(config)
+    return ConfigDict(read_json(workdir / "config.json", remedy="restore it from a checkpoint's record or a backup"))
 
 
 def has_checkpoint(workdir: epath.Path) -> bool:
@@ -107,33 +102,35 @@ def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
     or of none that can be trained on."""
     if not has_checkpoint(workdir):
         return
-    saved, asked = NEWER | flatten(load(workdir)), NEWER | flatten(config)
-    if "data.source" not in saved:
+    saved = load(workdir)
+    if "source" not in saved.get("data", {}):
         raise InputError(
             f"--workdir={workdir} holds converted weights, which cannot be trained on: choose another --workdir, and "
             f"begin from them with --init={workdir}"
         )
-    free = MAY_CHANGE + (PLACES if _data_record(workdir) else ())
-    for field in _differences(saved, asked, free):
+    for field, there, here in _differences(saved, config, MAY_CHANGE + (PLACES if _data_record(workdir) else ())):
         raise InputError(
-            f"--workdir={workdir} holds another experiment: config.{field} is {saved.get(field)!r} there and "
-            f"{asked.get(field)!r} here; choose another --workdir or the same config"
+            f"--workdir={workdir} holds another experiment: config.{field} is {there!r} there and {here!r} here; "
+            "choose another --workdir or the same config"
         )
 
 
 def check_same_model(config: ConfigDict, recorded: dict[str, Any], workdir: epath.Path) -> None:
     """Raises InputError if config.json in workdir, read as `config`, is not what its checkpoint was trained with."""
-    saved, found = NEWER | flatten(ConfigDict(recorded)), NEWER | flatten(config)
-    for field in _differences(saved, found, MAY_CHANGE + PLACES):
+    for field, saved, found in _differences(ConfigDict(recorded), config, MAY_CHANGE + PLACES):
         raise InputError(
-            f"{workdir / 'config.json'} has been altered: {field} is {found.get(field)!r} there and "
-            f"{saved.get(field)!r} in the checkpoint; restore it from the checkpoint's record or a backup"
+            f"{workdir / 'config.json'} has been altered: {field} is {found!r} there and {saved!r} in the checkpoint; "
+            "restore it from the checkpoint's record or a backup"
         )
 
 
-def _differences(saved: dict[str, Any], asked: dict[str, Any], free: tuple[str, ...]) -> list[str]:
-    fields = sorted(saved.keys() | asked.keys())
-    return [name for name in fields if saved.get(name) != asked.get(name) and not name.startswith(free)]
+def _differences(one: ConfigDict, other: ConfigDict, free: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
+    """(field, its value in one config, in the other) where they differ, but for the fields that are free to."""
+    configs = NEWER | flatten(one), NEWER | flatten(other)
+    for field in sorted(set().union(*configs)):
+        values = [config.get(field) for config in configs]
+        if values[0] != values[1] and not field.startswith(free):
+            yield field, *values
 
 
 def check_same_tokenizer(fingerprint: str, workdir: epath.Path) -> None:
@@ -155,12 +152,5 @@ def check_same_data(fingerprint: str, workdir: epath.Path, remedy: str = "choose
 
 
 def _data_record(workdir: epath.Path) -> dict[str, Any]:
-    return _read(workdir / "data.json", remedy="restore it from a backup") or {}
-
-
-def _read(path: epath.Path, *, remedy: str) -> dict[str, Any] | None:
-    """The JSON object in a file of a run; None if it is absent."""
-    try:
-        return read_json(path, remedy=remedy)
-    except FileNotFoundError:
-        return None
+    path = workdir / "data.json"
+    return read_json(path, remedy="restore it from a backup") if path.exists() else {}

@@ -34,11 +34,7 @@ from sedd_jax.files import system_error
 
 
 class Restored(NamedTuple):
-    """A verified checkpoint.
-
-    step: the step it was saved at. state: the saved tree, each leaf on the given sharding. position: number of global
-    batches consumed. config: that of the run, as JSON values (tuples come back as lists).
-    """
+    """A verified checkpoint. position: number of global batches consumed. config: that of the run, as JSON values."""
 
     step: int
     state: Any
@@ -49,16 +45,12 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, in one directory. Every process of the run makes the same calls."""
 
-    def __init__(
-        self, directory: epath.PathLike, *, keep_last: int = 3, keep_period: int | None = None, read_only: bool = False
-    ):
-        """Opens the directory, and creates it unless `read_only`.
+    def __init__(self, directory: epath.PathLike, *, keep_last: int = 3, keep_period: int = 0, read_only: bool = False):
+        """Opens the directory, a local path or bucket URL with one folder per step. Raises InputError if it is a file.
 
-        directory: local path or bucket URL; has one folder per step.
         keep_last: number of newest checkpoints that stay; with 1 there is none to fall back on.
-        keep_period: steps divisible by this stay for good; None for no others.
-        read_only: leaves the directory exactly as it is; `save` is then an error.
-        Raises InputError if `directory` is a file.
+        keep_period: steps divisible by this stay for good; 0 for no others.
+        read_only: leaves the directory exactly as it is, or absent; `save` is then an error.
         """
         path = epath.Path(directory)
         # Tensorstore takes no relative paths, and a bucket URL counts as absolute but would not survive `absolute`.
@@ -67,9 +59,7 @@ class Checkpoints:
             raise InputError(f"{self._directory} is a file: name a directory for the checkpoints")
         self._read_only = read_only
         _slice_large_leaves_only()
-        kept = [policies.LatestN(keep_last)]
-        if keep_period is not None:
-            kept.append(policies.EveryNSteps(keep_period))
+        kept = [policies.LatestN(keep_last), *([policies.EveryNSteps(keep_period)] if keep_period else [])]
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -84,9 +74,7 @@ class Checkpoints:
 
     def __enter__(self) -> "Checkpoints":
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(
-            _no_stray_reports("Event loop is closed|RESOURCE_EXHAUSTED|TensorStore|No space left")
-        )
+        self._stack.enter_context(_no_stray_reports("Event loop is closed|RESOURCE_EXHAUSTED|TensorStore|No space"))
         self._stack.callback(self.close)
         return self
 
@@ -126,13 +114,12 @@ class Checkpoints:
     def save(self, step: int, state: Any, *, position: int, config: Mapping[str, Any]) -> None:
         """Saves in the background; `state` may be donated or deleted as soon as this returns.
 
-        state: tree of jax arrays on any mesh. position: number of global batches consumed. config: JSON values.
-        Raises InputError if the directory is open read-only, ValueError if the step is saved already, and TrainingError
-        if this save or the one before failed.
+        state: tree of jax arrays on any mesh. position, config: see `Restored`.
+        Raises ValueError if the step is saved already, TrainingError if this save or the one before failed.
         """
         if self._read_only:
             raise InputError(f"{self._directory} is open read-only: open it for writing to save step {step}")
-        hashes = _by_path(jax.device_get(fingerprint(state)))
+        hashes = jax.device_get(jax.tree.map(fingerprint, _by_path(state)))
         manifest = {path: {**layout, "hash": int(hashes[path])} for path, layout in _layout(state).items()}
         record = {"manifest": manifest, "position": int(position), "config": dict(config)}
         items = {"state": ocp.args.StandardSave(state), "record": ocp.args.JsonSave(record | {"crc": _crc(record)})}
@@ -144,8 +131,7 @@ class Checkpoints:
         """The newest sound checkpoint, or None if there are no checkpoints at all.
 
         Newer, damaged ones move to the folder `<directory>-damaged` beside this one, so that their steps can be saved
-        again and nothing is lost. Nothing moves if `read_only`, or if no checkpoint is sound.
-
+        again and nothing is lost; but not if `read_only`, or if no checkpoint is sound.
         abstract_state: tree of `jax.ShapeDtypeStruct` with the sharding for each leaf, on any mesh.
         log: called with one line per damaged checkpoint.
         partial: `abstract_state` is a dict with a part of what was saved, and only that is read and verified. What was
@@ -188,13 +174,21 @@ class Checkpoints:
         record = _on_every_process(read_record)
         saved_state, wanted = abstract_state, ocp.args.StandardRestore(abstract_state)
         if partial:
-            saved_state = _as_saved(abstract_state, record["manifest"])
+            short = {path for path, leaf in record["manifest"].items() if leaf["dtype"] == "bfloat16"}
+            named = _by_path(abstract_state).items()
+            leaves = [leaf.update(dtype=jnp.bfloat16) if path in short else leaf for path, leaf in named]
+            saved_state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
             restore_args = ocp.checkpoint_utils.construct_restore_args(saved_state)
             wanted = ocp.args.PyTreeRestore(saved_state, restore_args=restore_args, partial_restore=True)
         _require_same_layout(record["manifest"], saved_state, self._directory / str(step), partial)
         state = _on_every_process(lambda: read("state", wanted))
-        # Each process hashes its own copy of replicated arrays, so the results may differ.
-        _on_every_process(lambda: _require_same_hashes(record["manifest"], state))
+
+        def verify() -> None:
+            for path, value in jax.device_get(jax.tree.map(fingerprint, _by_path(state))).items():
+                if int(value) != record["manifest"][path]["hash"]:
+                    raise _Damaged(f"{path} is not what was saved")
+
+        _on_every_process(verify)  # each process hashes its own copy of replicated arrays
         state = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), state, abstract_state)
         return Restored(step, state, record["position"], record["config"])
 
@@ -223,17 +217,10 @@ def _slice_large_leaves_only() -> None:
     type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
-def fingerprint(tree: Any) -> Any:
-    """A 32-bit hash of each leaf's bits: a tree of uint32 scalars.
-
-    The same on any mesh, number of processes and kind of device, because it is a sum of integers. Any change within one
-    word changes the hash; other damage stays undetected with probability 2^-32.
-    """
-    return jax.tree.map(_hash, tree)
-
-
 @jax.jit
-def _hash(leaf: jax.Array) -> jax.Array:
+def fingerprint(leaf: jax.Array) -> jax.Array:
+    """A 32-bit hash of an array's bits, uint32 []: a sum of integers, so the same on any mesh and kind of device. Any
+    change within one word changes it; other damage stays undetected with probability 2^-32."""
     if leaf.dtype == jnp.bool_:
         words = leaf.astype(jnp.uint32)
     else:
@@ -257,10 +244,8 @@ class _Damaged(Exception):
 
 
 def _on_every_process(read: Callable[[], Any]) -> Any:
-    """The result of `read`; raises `_Damaged` on every process if it fails on any.
-
-    Without this agreement, one process would try the next checkpoint while the others wait for it in this one.
-    """
+    """The result of `read`; raises `_Damaged` on every process if it fails on any, so that all go on to the next
+    one."""
     try:
         value, reason = read(), ""
     except _Damaged as error:
@@ -275,12 +260,9 @@ def _on_every_process(read: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def _no_stray_reports(pattern: str = "") -> Iterator[None]:
-    """Keeps hundreds of lines away from the one that explains a damaged checkpoint or a full disk: those of errors that
-    nobody can catch and that match.
-
-    At the first array that fails, Orbax closes its event loop. The other arrays then report, from Tensorstore's threads
-    and from the garbage collector, that nobody waits for them.
-    """
+    """Keeps hundreds of lines away from the one that explains a damaged checkpoint or a full disk: at the first array
+    that fails, Orbax closes its event loop, and the others report that nobody waits for them, from Tensorstore's
+    threads and from the garbage collector. pattern: of errors that nobody can catch."""
     logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
     disabled = logger.disabled
     logger.disabled = True  # After an error it stays so: what the error refers to is reported when the process ends.
@@ -294,25 +276,12 @@ def _no_stray_reports(pattern: str = "") -> Iterator[None]:
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _layout(tree: Any) -> dict[str, dict]:
     return {path: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for path, leaf in _by_path(tree).items()}
-
-
-def _as_saved(abstract_state: Any, manifest: Mapping[str, dict]) -> Any:
-    """Each leaf in bfloat16 where it was saved so."""
-
-    def as_saved(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        saved = manifest.get(_name(path), {}).get("dtype")
-        return leaf.update(dtype=jnp.bfloat16) if saved == "bfloat16" else leaf
-
-    return jax.tree.map_with_path(as_saved, abstract_state)
 
 
 def _require_same_layout(manifest: dict[str, dict], abstract_state: Any, folder: epath.Path, partial: bool) -> None:
@@ -324,12 +293,6 @@ def _require_same_layout(manifest: dict[str, dict], abstract_state: Any, folder:
                 f"{path} is {saved} in the checkpoint {folder} but {wanted} in this run: "
                 "use the config it was saved with, or another workdir"
             )
-
-
-def _require_same_hashes(manifest: Mapping[str, dict], state: Any) -> None:
-    for path, value in jax.device_get(fingerprint(_by_path(state))).items():
-        if int(value) != manifest[path]["hash"]:
-            raise _Damaged(f"{path} is not what was saved")
 
 
 def _show(leaf: Mapping[str, Any] | None) -> str:

@@ -69,11 +69,11 @@ def train(
     processes.require_same("data", data.fingerprint)
     with contextlib.ExitStack() as stack:
         processes.from_leader("workdir", lambda: _write_record(config, workdir, data, stack))
-        kept = {"keep_last": options.keep_last, "keep_period": options.keep_period or None}
+        kept = {"keep_last": options.keep_last, "keep_period": options.keep_period}
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **kept))
         stack.enter_context(jax.set_mesh(experiment.mesh))
         signals = stack.enter_context(stop_signals())
-        loop = Loop(config, workdir, data, experiment, checkpoints, flops.peak_flops(), params)
+        loop = Loop(config, workdir, data, experiment, checkpoints, params)
         # Nothing waits once more for a bucket that does not answer.
         stack.push(lambda _, error, trace: None if isinstance(error, OSError) else loop.report.flush())
         return loop.run(signals)
@@ -93,21 +93,13 @@ def _write_record(config: ConfigDict, workdir: epath.Path, data: Dataset, stack:
 
 
 class Loop:
-    """The state of a run, and the events between its steps. peak: FLOP/s of all devices. params: what a new run begins
-    from, by default random numbers."""
+    """The state of a run, and the events between its steps. params: what a new run begins from, by default random."""
 
     def __init__(
-        self,
-        config: ConfigDict,
-        workdir: epath.Path,
-        data: Dataset,
-        experiment: Experiment,
-        checkpoints: Checkpoints,
-        peak: float,
-        params: Any = None,
+        self, config: ConfigDict, workdir: epath.Path, data: Dataset, experiment: Experiment, checkpoints, params: Any
     ):
         self.config, self.workdir, self.data, self.experiment = config, workdir, data, experiment
-        self.options, self.checkpoints, self.peak = experiment.train, checkpoints, peak
+        self.options, self.checkpoints, self.peak = experiment.train, checkpoints, flops.peak_flops()
         keys = jax.random.split(jax.random.key(self.options.seed), 4)
         init_key, self.train_key, self.eval_key, self.sample_key = keys
         restored = checkpoints.restore(experiment.abstract_state(), log=say)
@@ -129,12 +121,10 @@ class Loop:
         )
         self.valid, _ = chunks(data.valid, data.length, limit=experiment.eval.num_sequences or None)
         self.tokens_per_byte = tokens_per_byte(self.valid, data.tokenizer, data.valid)
-        compile_together = processes.compile_together
-        self.train_step = compile_together("train step", experiment.train_step_fn())
-        self.bound = compile_together(
-            "bound", experiment.bound_fn(experiment.eval.num_times, experiment.eval.estimator)
-        )
-        self.sample = compile_together("sample", experiment.sample_fn(experiment.sampling))
+        together, measured = processes.compile_together, experiment.eval
+        self.train_step = together("train step", experiment.train_step_fn())
+        self.bound = together("bound", experiment.bound_fn(measured.num_times, measured.estimator))
+        self.sample = together("sample", experiment.sample_fn(experiment.sampling))
         of_token = partial(flops.train_flops_per_token, experiment.model, data.length)
         self.flops_per_token, self.flops_per_token_full = of_token(experiment.head_share().mean()), of_token()
         self.report, self.watch = Report(workdir, step=self.step if restored else -1), Stopwatch()
@@ -147,7 +137,8 @@ class Loop:
         for line in [*self.experiment.unsharded(), tokenizers.lossy_warning(self.data.tokenizer)]:
             if line:
                 say(f"warning: {line}")
-        self._make_up()
+        if self.step or "init" in self.config:  # of what a run begins from, or was stopped before
+            self._measure(*self.report.has(self.step))
         with self.report.bar(step=self.step, steps=self.options.steps) as self.bar:
             in_flight: tuple[int, dict] | None = None
             while self.step < self.options.steps:
@@ -178,11 +169,10 @@ class Loop:
         step, values = in_flight
         loss, self.grad_norm = (float(values[name]) for name in ("loss", "grad_norm"))
         if not (math.isfinite(loss) and math.isfinite(self.grad_norm)):
-            saved = self.checkpoints.steps()
+            last = [f"of step {number}" for number in self.checkpoints.steps()[-1:]] or ["none"]
             raise TrainingError(
                 f"at step {step} the loss is {loss} and the gradient norm {self.grad_norm}; the last good checkpoint "
-                f"in {self.workdir} is {f'of step {saved[-1]}' if saved else 'none'}; try a lower optim.lr in a new "
-                "workdir"
+                f"in {self.workdir} is {last[0]}; try a lower optim.lr in a new workdir"
             )
         self.losses.append(loss)
         self.watch.tick()
@@ -196,18 +186,11 @@ class Loop:
         if self._is_due("checkpoint") or stopping:
             self.report.flush()
             self.checkpoints.save(self.step, self.state, position=self.loader.position, config=self.config.to_dict())
-        if self._is_due("eval") and not stopping:
-            self._evaluate()
-        if self._is_due("sample") and not stopping:
-            self._sample()
+        self._measure(evaluated=stopping, sampled=stopping)
         self.watch.skip()
 
-    def _make_up(self) -> None:
-        """The events that were due after the step that we resume from, if the run was stopped before them; and before
-        the first step, those of what a run begins from."""
-        if self.step == 0 and "init" not in self.config:
-            return
-        evaluated, sampled = self.report.has(self.step)
+    def _measure(self, evaluated: bool, sampled: bool) -> None:
+        """The bound and the samples, where they are due and not there."""
         if self._is_due("eval") and not evaluated:
             self._evaluate()
         if self._is_due("sample") and not sampled:
@@ -254,12 +237,12 @@ class Loop:
     def _summary(self) -> str:
         data, mesh = self.data, self.experiment.mesh
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
-        dropped = len(data.valid) % data.length
+        left, dropped = len(data.train) - self.loader.num_chunks * data.length, len(data.valid) % data.length
         return (
             f"{parameters:,} parameters on {mesh.size} x {mesh.devices.flat[0].device_kind} "
             f"({', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}), "
             f"{jax.process_count()} process{'es' if jax.process_count() > 1 else ''}; "
             f"{len(data.train):,} training tokens, {self.loader.batches_per_epoch:.1f} batches per epoch "
-            f"({len(data.train) - self.loader.num_chunks * data.length} tokens are left over in each); "
+            f"({left} tokens are left over in each); "
             f"{len(data.valid):,} validation tokens ({dropped} at the end do not fill a sequence: dropped)"
         )
