@@ -20,12 +20,11 @@ Part = Callable[[], Iterator[str]]
 def read(
     source: str = EMBEDDED, *, valid_fraction: float = 0.1, text_field: str = "text", separator: str | None = None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The documents of a corpus in reading order, for training and for validation; none is empty, and neither part is.
+    """The `documents` of a corpus for training and for validation; neither part is empty.
 
-    source, text_field, separator: see `documents`.
-    valid_fraction: the share of the characters, taken from the end of the corpus. The document at the cut is divided,
+    valid_fraction: the share of the characters for validation, taken from the end. The document at the cut is divided,
         so the share holds for one large file and for many documents.
-    Raises InputError if a source cannot be read, holds no text, or cannot be divided so.
+    Raises InputError as `documents` does, or if the text cannot be divided so.
     """
     texts = documents(source, text_field=text_field, separator=separator)
     pieces = list(divide([lambda: iter(texts)], cut_of(sum(map(len, texts)), valid_fraction)))
@@ -99,11 +98,8 @@ def _embedded() -> Iterator[str]:
 
 
 def read_text8(source: str) -> str:
-    """The characters of `text8:PATH@SPLIT`, PATH being the file of mattmahoney.net/dc/text8.zip.
-
-    The customary division: 90 million characters to train, 5 to validate and 5 to test.
-    Raises InputError for another file, an incomplete one (which would be divided elsewhere), or another split.
-    """
+    """The characters of `text8:PATH@SPLIT`, PATH being the file of mattmahoney.net/dc/text8.zip: by custom 90 million
+    to train, 5 to validate and 5 to test. Raises InputError for another or incomplete file, or another split."""
     name, _, split = source.removeprefix(TEXT8).rpartition("@")
     if not name or split not in _TEXT8_SPLITS:
         raise InputError(f"data source {source!r}: give {TEXT8}PATH@SPLIT, SPLIT one of {', '.join(_TEXT8_SPLITS)}")

@@ -64,14 +64,12 @@ def load(
     """Opens a corpus: shards stay on disk, text is read and tokenised. Writes nothing.
 
     source: see `corpora.documents`; or `shards:DIR` that `prepare` made, or a mixture `mix:3*SOURCE,1*SOURCE`.
-    valid_source: likewise, but no mixture; for shards their validation part. By default the validation part of the
-        first source, which for text is its last `valid_fraction`.
+    valid_source: likewise, but no mixture; for shards their validation part. By default that of the first source.
     valid_fraction, text_field, separator: see `corpora.read`.
-    prompt_field, label_field: of JSON lines whose texts follow a prompt or are of a class: see `records`. Then each
-        sequence is a record, and `valid_fraction` of the records are for validation.
-    tail: see `records.tokenize`.
-    tokenizer, vocab_size, tokenizer_path, directory, on_leader: see `tokenizers.make`. Shards have their own tokenizer,
-        and these arguments must agree with it.
+    prompt_field, label_field, tail: of JSON lines whose texts follow a prompt or are of a class: see `records`. Then
+        each sequence is a record, and `valid_fraction` of the records are for validation.
+    tokenizer, vocab_size, tokenizer_path, directory, on_leader: see `tokenizers.make`; shards have their own tokenizer,
+        with which these must agree.
     Raises InputError as these functions do, or if a part of the corpus is shorter than one sequence.
     """
     weights, names = zip(*mixture.parse(source), strict=True)

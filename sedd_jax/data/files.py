@@ -52,8 +52,7 @@ def find(source: str) -> list[pathlib.Path]:
 
 def parts(source: str, *, text_field: str, separator: str | None, size: int) -> list[functools.partial[Iterator[str]]]:
     """Groups of neighbouring files of at least `size` bytes together, each as a function that reads its documents."""
-    groups: list[list[pathlib.Path]] = []
-    room = 0
+    groups, room = list[list[pathlib.Path]](), 0
     for path in find(source):
         with _explained(path):
             status = path.stat()
@@ -70,7 +69,9 @@ def parts(source: str, *, text_field: str, separator: str | None, size: int) -> 
 
 
 def check_text(text: object, text_field: str, *, where: str) -> str:
-    """`text`. Raises InputError if it is not a string, or has no UTF-8 form."""
+    """`text`; null is none. Raises InputError if it is not a string, or has no UTF-8 form."""
+    if text is None:
+        return ""
     if not isinstance(text, str):
         raise InputError(f"{where}: field {text_field!r} is a {type(text).__name__}, not a string; set text_field")
     try:
@@ -86,7 +87,6 @@ def check_field(text_field: str, fields: list[str], *, where: str) -> None:
 
 
 def _read(paths: list[pathlib.Path], text_field: str, separator: str | None) -> Iterator[str]:
-    """The documents of files: see `corpora.documents`. Raises InputError as it does."""
     for path in paths:
         with _explained(path), _open(path) as file:
             head = file.peek()
@@ -102,9 +102,9 @@ def _read(paths: list[pathlib.Path], text_field: str, separator: str | None) -> 
                 file.read(3)
             named = path.with_suffix("").suffix if path.suffix in _ENDINGS else path.suffix
             if named in (".jsonl", ".ndjson") or text_field and (named == ".json" or _JSON.match(head)):
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield _record_text(line, text_field, where=f"{path}:{number}")
+                for where, record in _records(path, file):
+                    check_field(text_field, list(record), where=where)
+                    yield check_text(record[text_field], text_field, where=where)
             else:
                 yield from _divide(decode(file.read(), where=str(path)), separator, where=path)
 
@@ -172,29 +172,21 @@ def records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of every line of JSON lines. Raises InputError for a line that is none."""
     for path in find(source):
         with _explained(path), _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield (where := f"{path}:{number}"), _record(line, where)
+            yield from _records(path, file)
 
 
-def _record(line: bytes, where: str) -> dict[str, Any]:
+def _records(path: pathlib.Path, file: io.BufferedReader) -> Iterator[tuple[str, dict[str, Any]]]:
     remedy = "each line must be one JSON object (`jq -c` writes such lines; text_field='' reads other files as text)"
-    with explained(f"{where}: invalid JSON", remedy, json.JSONDecodeError, RecursionError):
-        # Python makes no number of 5,000 digits.
-        record = json.loads(decode(line, where=where), parse_int=lambda digits: int(digits[:20]))
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: a JSON {type(record).__name__}, not an object; {remedy}")
-    return record
-
-
-def _record_text(line: bytes, text_field: str, *, where: str) -> str:
-    record = _record(line, where)
-    check_field(text_field, list(record), where=where)
-    return "" if record[text_field] is None else check_text(record[text_field], text_field, where=where)
+    for where, line in ((f"{path}:{number}", line) for number, line in enumerate(file, start=1) if line.strip()):
+        with explained(f"{where}: invalid JSON", remedy, json.JSONDecodeError, RecursionError):
+            # Python makes no number of 5,000 digits.
+            record = json.loads(decode(line, where=where), parse_int=lambda digits: int(digits[:20]))
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: a JSON {type(record).__name__}, not an object; {remedy}")
+        yield where, record
 
 
 def _parquet(path: pathlib.Path, text_field: str) -> Iterator[str]:
-    """A row whose field is null is a document without text."""
     damages = pyarrow.ArrowException, UnicodeDecodeError
     with (
         explained(f"{path} is no sound Parquet file", "give a complete copy", *damages),
@@ -204,4 +196,4 @@ def _parquet(path: pathlib.Path, text_field: str) -> Iterator[str]:
         batches = table.iter_batches(batch_size=256, columns=[text_field])
         texts = (text for batch in batches for text in batch.column(0).to_pylist())
         for row, text in enumerate(texts, start=1):
-            yield "" if text is None else check_text(text, text_field, where=f"{path}, row {row}")
+            yield check_text(text, text_field, where=f"{path}, row {row}")

@@ -18,8 +18,7 @@ HUGGING_FACE = "hf:"
 def parts(source: str, *, text_field: str, size: int) -> list[functools.partial[Iterator[str]]]:
     """Ranges of examples of about `size` bytes, each as a function that reads its documents.
 
-    source: `tfds:NAME` or `hf:PATH`, followed by `@SPLIT` for another split than train; see `corpora.documents`.
-    text_field: the feature that holds the text.
+    source: `tfds:NAME` or `hf:PATH`, followed by `@SPLIT` for another split than train. text_field: its text's feature.
     """
     examples, num_bytes = _open(source, text_field)
     step = max(1, round(size * len(examples) / max(num_bytes, 1)))
@@ -32,9 +31,7 @@ def _range(source: str, text_field: str, start: int, stop: int) -> Iterator[str]
     for index in range(start, min(stop, len(examples))):
         where = f"{source}, example {index}"
         text = examples[index][text_field]
-        if isinstance(text, bytes):
-            text = decode(text, where=where)
-        yield "" if text is None else check_text(text, text_field, where=where)
+        yield check_text(decode(text, where=where) if isinstance(text, bytes) else text, text_field, where=where)
 
 
 @functools.lru_cache(maxsize=4)
@@ -85,9 +82,7 @@ def _open_hugging_face(source: str, path: str, split: str) -> tuple[Any, list[st
         found = datasets.load_from_disk(os.path.expanduser(path))
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
-            raise InputError(
-                f"data source {source!r} has no split {split!r}: give {HUGGING_FACE}PATH@ one of {[*found]}"
-            )
+            raise InputError(f"data source {source!r} has no split {split!r}: give hf:PATH@ one of {[*found]}")
         found = found[split]
     elif split != "train":
         raise InputError(f"data source {source!r} has one part and no splits: leave out @{split}")

@@ -22,10 +22,8 @@ class Loader(Iterator[np.ndarray | Batch]):
     """Yields this process's sequences of each global batch: int32 [number of sequences, length], or a `Batch`.
 
     An epoch cuts the stream into `num_chunks` chunks and visits them in its own order. Global batch s has the sequences
-    s * batch_size to (s + 1) * batch_size - 1 of that order, epoch after epoch. So it depends only on `seed` and s: not
-    on the number of processes, nor on where a run was resumed.
-
-    num_chunks: chunks per epoch. batches_per_epoch: seldom an integer, since batches cross the ends of epochs.
+    s * batch_size to (s + 1) * batch_size - 1 of that order, epoch after epoch. So it depends only on `seed` and s.
+    batches_per_epoch: seldom an integer, since batches cross the ends of epochs.
     position: global batches consumed, also before a resumption; the whole state.
     """
 
@@ -42,7 +40,7 @@ class Loader(Iterator[np.ndarray | Batch]):
     ):
         """Starts at global batch `position`, at no cost.
 
-        stream: the same on every process. length: tokens per sequence. batch_size: sequences per global batch.
+        length: tokens per sequence. batch_size: sequences per global batch.
         rows: this process's sequences of each global batch, in this order; by default all.
         shift: each epoch treats the stream as a circle and cuts it from a random token on, so that tokens change their
             places in chunks. An epoch uses each token at most once, and all but len(tokens) % length exactly once.
@@ -81,17 +79,15 @@ class _Epochs:
     """The endless sequences of one stream, by their number."""
 
     def __init__(self, stream: TokenStream, length: int, seed: int, shift: bool):
-        self._stream, self._length, self._seed, self._shift = stream, length, seed, shift
+        self._stream, self._length, self._shift = stream, length, shift
         self.num_chunks = len(stream) // length
         self._order = grain.MapDataset.range(self.num_chunks).seed(seed).shuffle().repeat()
+        self._offset = functools.lru_cache(1024)(
+            lambda epoch: int(np.random.default_rng((seed, epoch)).integers(len(stream)))
+        )
 
     def read(self, indices: np.ndarray) -> np.ndarray | Batch:
         starts = np.array([self._order[index] for index in indices.tolist()]) * self._length
         if self._shift:
-            starts += [_offset(self._seed, int(epoch), len(self._stream)) for epoch in indices // self.num_chunks]
+            starts += [self._offset(epoch) for epoch in (indices // self.num_chunks).tolist()]
         return self._stream.read(starts, self._length)
-
-
-@functools.lru_cache(maxsize=1024)
-def _offset(seed: int, epoch: int, size: int) -> int:
-    return int(np.random.default_rng((seed, epoch)).integers(size))

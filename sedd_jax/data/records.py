@@ -56,10 +56,7 @@ def read(source: str, *, text_field: str, prompt_field: str | None, label_field:
     for where, record in files.records(source):
         for field in filter(None, (text_field, prompt_field, label_field)):
             files.check_field(field, list(record), where=where)
-        prompt, text = (
-            "" if record.get(field) is None else files.check_text(record[field], field, where=where)
-            for field in (prompt_field, text_field)
-        )
+        prompt, text = (files.check_text(record.get(name), name, where=where) for name in (prompt_field, text_field))
         label = record[label_field] if label_field else None
         if label_field and (type(label) is not int or not 0 <= label < 1 << 31):
             raise InputError(f"{where}: field {label_field!r} is {label!r}; give the number of a class, 0 or more")

@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python import array_record_module as array_record
@@ -39,8 +39,7 @@ _READERS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file. tokens: with the ends of text. documents, bytes (UTF-8), characters: of its text. size, sha256: of the
-    file. text: digest of its documents."""
+    """One file. tokens: with the ends of text. size, sha256: of the file. text: digest of its documents."""
 
     name: str
     tokens: int
@@ -122,8 +121,7 @@ def read_manifest(directory: pathlib.Path | epath.Path) -> Manifest:
         return manifest
 
 
-@dataclasses.dataclass(frozen=True)
-class Shards:
+class Shards(NamedTuple):
     """A prepared corpus."""
 
     manifest: Manifest
@@ -193,9 +191,7 @@ class ShardedStream(TokenStream):
             for record, offset, target in parts:
                 target[:] = records[record][offset : offset + len(target)]
         if tokens.size and tokens.max() >= self._vocab_size:
-            raise InputError(
-                f"the shards in {self._root} hold the token {tokens.max()}, of {self._vocab_size}: {_AGAIN}"
-            )
+            raise InputError(f"{self._root} holds the token {tokens.max()}, of {self._vocab_size}: {_AGAIN}")
         return tokens
 
     def _records(self, number: int, wanted: list[int]) -> dict[int, np.ndarray]:
