@@ -120,7 +120,7 @@ def test_bytes_are_the_bytes_of_utf8():
 
 def test_long_texts_are_encoded_in_blocks_as_they_would_be_whole(trained):
     text = "\n".join(corpora.documents("embedded"))
-    processor = sentencepiece.SentencePieceProcessor(model_proto=trained.model)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=trained.contents[0])
     assert len(text) > 3 << 16
     np.testing.assert_array_equal(trained.encode(text), processor.encode(text))
 
@@ -232,15 +232,15 @@ def test_damaged_files_are_refused(trained, tmp_path):
         trained.save(tmp_path)
         (tmp_path / name).write_bytes(content)
 
-    flipped = bytearray(trained.model)
+    flipped = bytearray(trained.contents[0])
     flipped[-1] ^= 1
-    for model in (b"", b"garbage", trained.model[:1000]):
+    for model in (b"", b"garbage", trained.contents[0][:1000]):
         damage("tokenizer.model", model)
         with refused("tokenizer.model: not a SentencePiece model"):
             tokenizers.load(tmp_path)
         with refused("tokenizer.model: not a SentencePiece model"):
             tokenizers.make("sentencepiece", path=str(tmp_path / "tokenizer.model"))
-    for model in (bytes(flipped), tokenizers.train_sentencepiece(corpora.documents("embedded"), 500).model):
+    for model in (bytes(flipped), tokenizers.train_sentencepiece(corpora.documents("embedded"), 500).contents[0]):
         damage("tokenizer.model", model)
         with refused("is not the one saved there"):
             tokenizers.load(tmp_path)

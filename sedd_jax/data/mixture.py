@@ -38,10 +38,8 @@ class Mixture:
 
 
 def parse(source: str) -> list[tuple[float, str]]:
-    """(weight, source) of each part of `mix:3*SOURCE,1.5*SOURCE`; any other source has the weight 1.
-
-    Raises InputError for an invalid weight or a mixture within a mixture.
-    """
+    """(weight, source) of each part of `mix:3*SOURCE,1.5*SOURCE`; any other source has the weight 1. Raises InputError
+    for an invalid weight or a mixture within a mixture."""
     if not source.startswith(PREFIX):
         return [(1.0, source)]
     found = []

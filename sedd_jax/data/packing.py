@@ -91,8 +91,7 @@ def chunks(stream: TokenStream, length: int, *, limit: int | None = None) -> tup
 
 
 def tokens_per_byte(sequences: TokenRows | Batch, tokenizer: Tokenizer, stream: TokenStream) -> float:
-    """Of these sequences of the stream; of the whole stream for a tokenizer that does not say how long its pieces are,
-    and for sequences without text."""
+    """Of these sequences of the stream; of all for a tokenizer without `pieces` or sequences without text."""
     sizes, asked = np.array([len(piece) for piece in tokenizer.pieces or ()], np.int64), as_batch(sequences).asked
     num_bytes = sizes[asked].sum() if len(sizes) else 0
     return asked.size / int(num_bytes) if num_bytes else stream.tokens_per_byte

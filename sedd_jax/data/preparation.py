@@ -18,6 +18,7 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
 
 from sedd_jax import lock
 from sedd_jax.data import corpora, shards, tokenizers
@@ -63,8 +64,7 @@ class Plan:
             yield from corpora.divide(self.parts(self.valid_data), 0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Documents, none of them empty, and the name of their shard."""
 
     name: str
@@ -80,11 +80,10 @@ class Block:
 
 
 def prepare(plan: Plan, output: str, *, workers: int = 1, progress: bool = False) -> tuple[Manifest, int]:
-    """Makes the shards of a plan in the directory `output`, or those that are missing there.
+    """Makes the shards of a plan in the directory `output`, or those that are missing there or fail their checksum.
 
-    Returns the manifest, and how many shards existed already; each was compared with its checksum.
-    Raises InputError if the source cannot be read, or `output` holds anything but this preparation; TrainingError if a
-    worker was killed.
+    Returns the manifest, and how many shards existed already. Raises InputError if the source cannot be read, or
+    `output` holds anything but this preparation; TrainingError if a worker was killed.
     """
     if in_bucket(output):
         raise InputError(f"output {output}: ArrayRecord writes to disks; copy from one with `gcloud storage cp -r`")
@@ -134,15 +133,13 @@ def _make_all(make: Callable[[Block], Shard], blocks: Iterator[Block], workers: 
 
 
 def _begin_worker() -> None:
+    def end_with_parent() -> None:  # if it is killed, the workers would wait for work forever
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
     # Ctrl-C reaches all processes: the parent ends, and the workers finish their current item.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # If the parent is killed, the workers would wait for work forever.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def find(plan: Plan, root: pathlib.Path) -> list[Shard]:
@@ -158,20 +155,16 @@ def find(plan: Plan, root: pathlib.Path) -> list[Shard]:
         # The shard of an incomplete last line, from a process that was killed, is made again.
         remedy = f"delete {root} or give another output"
         with explained(f"{root / JOURNAL} is damaged", remedy, ValueError, TypeError, OSError, RecursionError):
-            lines = [line for line in (root / JOURNAL).read_text().split("\n")[:-1] if line]
-            made_from, *records = map(json.loads, lines)
-            found = [Shard(**record) for record in records]
-            made_from = {**made_from}
+            made_from, *records = map(json.loads, filter(None, (root / JOURNAL).read_text().split("\n")[:-1]))
+            made_from, found = {**made_from}, [Shard(**record) for record in records]
     elif any(not path.name.startswith(".") for path in root.iterdir()):
         raise InputError(f"output {root} holds other files: give a directory that is empty or not there yet")
     else:
         return []
     for name, value in dataclasses.asdict(plan).items():
         if made_from.get(name) != value:
-            raise InputError(
-                f"output {root} holds another corpus: {name} is {made_from.get(name)!r} there and {value!r} here; give "
-                "another output or the same flags"
-            )
+            there = f"output {root} holds another corpus: {name} is {made_from.get(name)!r} there and {value!r} here"
+            raise InputError(f"{there}; give another output or the same flags")
     return found
 
 
@@ -246,8 +239,7 @@ def survey(plan: Plan, *, progress: bool = False) -> tuple[int, int]:
                 num_bytes += size
         if not characters[-1]:
             raise InputError(f"data source {source!r} holds no text: give files that are not empty")
-    all_for_training = plan.valid_data is not None
-    return num_bytes, characters[0] if all_for_training else corpora.cut_of(characters[0], plan.valid_fraction)
+    return num_bytes, characters[0] if len(characters) > 1 else corpora.cut_of(characters[0], plan.valid_fraction)
 
 
 def blocks(plan: Plan, cut: int) -> Iterator[Block]:
@@ -258,8 +250,7 @@ def blocks(plan: Plan, cut: int) -> Iterator[Block]:
 
 def part_blocks(split: str, number: int, texts: Iterable[str], shard_bytes: int) -> Iterator[Block]:
     """The blocks of part `number` of a source."""
-    held: list[str] = []
-    count, size = 0, 0
+    held, count, size = list[str](), 0, 0
     # None marks the end.
     for text in itertools.chain(filter(None, texts), [None]):
         if text is not None:
@@ -272,8 +263,7 @@ def part_blocks(split: str, number: int, texts: Iterable[str], shard_bytes: int)
 
 def make_shard(root: pathlib.Path, record_tokens: int, block: Block) -> Shard:
     """Writes the shard of a block, with the tokenizer saved in `root`."""
-    stream = tokenize(block.texts, load_tokenizer(root))
-    path = root / block.name
+    stream, path = tokenize(block.texts, load_tokenizer(root)), root / block.name
     shards.write_records(path, stream.tokens, record_tokens)
     return Shard(
         name=block.name,

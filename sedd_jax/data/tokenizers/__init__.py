@@ -1,5 +1,7 @@
 """Text to token ids and back: bytes, text8's characters, SentencePiece, GPT-2's BPE, or a Hugging Face file."""
 
+# ruff: noqa: F401 (names for users)
+
 from collections.abc import Callable, Sequence
 
 from etils import epath
@@ -12,24 +14,7 @@ from sedd_jax.data.tokenizers.subwords import SentencePiece, train_sentencepiece
 from sedd_jax.errors import InputError, explained
 from sedd_jax.files import read_json
 
-__all__ = [
-    "END_OF_TEXT",
-    "GPT2",
-    "KINDS",
-    "Bytes",
-    "HuggingFace",
-    "SentencePiece",
-    "Text8",
-    "Tokenizer",
-    "load",
-    "lossy_warning",
-    "make",
-    "train_sentencepiece",
-]
-
-_CLASSES: dict[str, type[Tokenizer]] = {
-    tokenizer.KIND: tokenizer for tokenizer in (Bytes, Text8, SentencePiece, GPT2, HuggingFace)
-}
+_CLASSES: dict[str, type[Tokenizer]] = {cls.KIND: cls for cls in (Bytes, Text8, SentencePiece, GPT2, HuggingFace)}
 KINDS = tuple(_CLASSES)
 
 
@@ -68,13 +53,11 @@ def make(
     elif path is None and cls is SentencePiece:
         if vocab_size is None:
             raise InputError("tokenizer vocab_size=None: give the number of pieces to train, or the path of a model")
-        tokenizer = SentencePiece(on_leader(lambda: train_sentencepiece(texts, vocab_size).model))
+        tokenizer = SentencePiece(on_leader(lambda: train_sentencepiece(texts, vocab_size).contents[0]))
     else:
         tokenizer = cls.read(cls.find(path if path is None else epath.Path(path)))
     if vocab_size not in (None, size := tokenizer.vocab_size):
-        raise InputError(
-            f"tokenizer vocab_size={vocab_size}, but this {kind} tokenizer has {size}: give {size} or None"
-        )
+        raise InputError(f"tokenizer vocab_size={vocab_size}, but this {kind} tokenizer has {size}: give that or None")
     return tokenizer
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -27,9 +27,7 @@ _PROBES = (_PROBE, "word", "".join(chr(code) for span in _RANGES for code in ran
 
 
 class Tokenizer(abc.ABC):
-    """Text to ids and back. Ids run from 0 to `vocab_size` - 1.
-
-    A subclass is constructed from the contents of FILES, and has `_encode` (or `encode`) and `_decode`.
+    """Text to ids and back. Ids run from 0 to `vocab_size` - 1. A subclass is constructed from the contents of FILES.
 
     KIND: its name in a config. FILES: names of the files that `save` writes, none for a fixed alphabet.
     contents: of FILES, or of the first ones, if the others have nothing to add.
@@ -117,11 +115,11 @@ class Tokenizer(abc.ABC):
         """Whether these texts, and those of everything that tokenizers may lose, are decoded exactly."""
         return all(self._decode(self.encode(text)) == text for text in (*_PROBES, *texts))
 
-    def _encode(self, text: str) -> list[int]:
-        """Ids of one block of valid text; needed unless a subclass overrides `encode`."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _encode(self, text: str) -> Sequence[int] | np.ndarray:
+        """Ids of one block of valid text."""
 
-    def _encode_next(self, text: str) -> list[int]:
+    def _encode_next(self, text: str) -> Sequence[int] | np.ndarray:
         """Ids of one block that is not the first of its text."""
         return self._encode(text)
 

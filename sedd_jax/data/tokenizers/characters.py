@@ -17,8 +17,8 @@ class Bytes(Tokenizer):
     vocab_size = 257
     eot = 256
 
-    def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
+    def _encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(utf8(text), np.uint8)
 
     def _pieces(self) -> tuple[bytes, ...]:
         return (*(bytes([i]) for i in range(256)), b"")
@@ -38,15 +38,13 @@ class Text8(Tokenizer):
     vocab_size = 27
     eot = None
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str) -> np.ndarray:
         ids = _TEXT8_IDS[np.frombuffer(utf8(text), np.uint8)]
         if (ids < 0).any():
             # Everything before it is ASCII, so its byte has the index of its character.
             place = int(np.argmax(ids < 0))
-            raise InputError(
-                f"{text[place]!r} at character {place} of a text: the tokenizer 'text8' knows a to z and the space only"
-            )
-        return ids.astype(np.int32)
+            raise InputError(f"{text[place]!r} at character {place} of a text: 'text8' knows a to z and the space only")
+        return ids
 
     @property
     def pieces(self) -> tuple[bytes, ...]:

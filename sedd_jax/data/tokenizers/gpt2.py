@@ -9,11 +9,13 @@ from etils import epath
 
 from sedd_jax.data.tokenizers.base import END_OF_TEXT
 from sedd_jax.data.tokenizers.huggingface import Pipeline, cached
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 
 # The names that OpenAI gave the two files, and those of Hugging Face. Something may precede them (gpt2_encoder.json).
 _PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+_FIRST = tuple(first for first, _ in _PAIRS)
 _ORIGIN = "https://openaipublic.blob.core.windows.net/gpt-2/models/124M/{encoder.json,vocab.bpe}"
+_REMEDY = f"give encoder.json or vocab.bpe, or the directory of one pair of files; they are at {_ORIGIN}"
 
 
 class GPT2(Pipeline):
@@ -25,11 +27,8 @@ class GPT2(Pipeline):
     _boundary = re.compile(r"(?<=\S)(?=[ \n])")
 
     def __init__(self, encoder: bytes, merges: bytes):
-        """From the contents of the two files.
-
-        Raises InputError unless they fit: the vocabulary must be the 256 bytes, the results of the merges, and
-        <|endoftext|>. So a truncated file is refused, which would otherwise give other tokens.
-        """
+        """Raises InputError unless the two files fit: the vocabulary must be the 256 bytes, the results of the merges,
+        and <|endoftext|>. So a truncated file is refused, which would otherwise give other tokens."""
         vocabulary = _parse_encoder(encoder)
         pairs = _parse_merges(merges)
         made = {*library.pre_tokenizers.ByteLevel.alphabet(), *map("".join, pairs), END_OF_TEXT}
@@ -57,33 +56,25 @@ class GPT2(Pipeline):
                 if found := cached(repository, *_PAIRS[1]):
                     return found
             raise InputError(
-                "tokenizer path=None, and GPT-2's vocabulary is not in the local Hugging Face cache: get its two "
-                f"files, {_ORIGIN}, and give their directory"
+                f"tokenizer path=None, and GPT-2's files are not in the local Hugging Face cache; {_REMEDY}"
             )
-        if path.is_dir():
-            found = [entry for entry in sorted(path.iterdir()) if entry.name.endswith(("encoder.json", "vocab.json"))]
-            if len(found) != 1:
-                raise InputError(
-                    f"tokenizer path {str(path)!r} holds {len(found)} files named encoder.json or vocab.json: give the "
-                    f"directory of one pair of files, or one of them; they are at {_ORIGIN}"
-                )
-            path = found[0]
-        for names in _PAIRS:
-            for name in names:
-                if path.name.endswith(name):
-                    return tuple(path.parent / (path.name.removesuffix(name) + other) for other in names)
-        raise InputError(
-            f"tokenizer path {str(path)!r}: give encoder.json or vocab.bpe, or their directory; see {_ORIGIN}"
-        )
+        files = [entry for entry in path.iterdir() if entry.name.endswith(_FIRST)] if path.is_dir() else [path]
+        pairs = [
+            (file, name, names) for file in files for names in _PAIRS for name in names if file.name.endswith(name)
+        ]
+        if len(pairs) != 1:
+            what = f"holds {len(pairs)} files named {' or '.join(_FIRST)}" if path.is_dir() else "is no such file"
+            raise InputError(f"tokenizer path {str(path)!r} {what}; {_REMEDY}")
+        file, name, names = pairs[0]
+        return tuple(file.with_name(file.name.removesuffix(name) + other) for other in names)
 
 
 def _parse_encoder(content: bytes) -> dict[str, int]:
-    try:
+    what = f"not an encoder.json, or a damaged one ({len(content)} bytes)"
+    with explained(what, "give a sound copy", ValueError, AttributeError, RecursionError):
         vocabulary = json.loads(content)
-    except (ValueError, RecursionError):
-        vocabulary = None
-    if not isinstance(vocabulary, dict) or not all(type(value) is int for value in vocabulary.values()):
-        raise InputError(f"not an encoder.json, or a damaged one ({len(content)} bytes): give a sound copy")
+        if not all(type(value) is int for value in vocabulary.values()):
+            raise ValueError("its values are no ids")
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
         raise InputError(f"the ids of encoder.json are not 0 to {len(vocabulary) - 1}: give a sound copy")
     return vocabulary

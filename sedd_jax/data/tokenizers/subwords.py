@@ -22,18 +22,15 @@ class SentencePiece(Tokenizer):
 
     def __init__(self, model: bytes):
         """Raises InputError if it is no model, or has neither <|endoftext|> nor an end-of-sentence symbol."""
-        with explained(
-            f"not a SentencePiece model, or damaged ({len(model)} bytes)", "give a sound copy", RuntimeError
-        ):
+        what = f"not a SentencePiece model, or damaged ({len(model)} bytes)"
+        with explained(what, "give a sound copy", RuntimeError):
             if not model:  # It would load, and fail at every use.
                 raise RuntimeError("it is empty")
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         named = processor.piece_to_id(END_OF_TEXT)
         self.eot: int = processor.eos_id() if named == processor.unk_id() else named
         if self.eot < 0:
-            raise InputError(
-                f"no {END_OF_TEXT} and no end of sentence in this SentencePiece model: give one with either"
-            )
+            raise InputError(f"no {END_OF_TEXT} and no end of sentence in this model of SentencePiece: give another")
         self.vocab_size: int = processor.vocab_size()
         self.contents = (model,)
         self._processor = processor
@@ -44,10 +41,6 @@ class SentencePiece(Tokenizer):
         restarts_at_newline = processor.encode("a\nb") == processor.encode("a\n") + processor.encode("b")
         self._boundary = re.compile("\n") if restarts_at_newline else None
         self.lossless = self.gives_back()
-
-    @property
-    def model(self) -> bytes:
-        return self.contents[0]
 
     def _pieces(self) -> tuple[bytes, ...]:
         pieces = [piece_bytes(self._processor.id_to_piece(i)) for i in range(self.vocab_size)]
