@@ -25,9 +25,7 @@ logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 def typed_path(text: str) -> str:
     """A path as people type it: `~` is the home, file:///x is /x, and slashes at the end do not count. For flags.
-
-    Raises InputError for another scheme than those of buckets, a home that is not there, and what no disk can hold.
-    """
+    Raises InputError for another scheme than those of buckets, a home that is not there, and what no disk can hold."""
     path = text if text.startswith(_BUCKETS) else os.path.expanduser(text.removeprefix("file://"))
     if not path.startswith(_BUCKETS) and re.match(r"[\w+.-]+://|~", path):
         raise InputError(f"unknown scheme or home; give a path here, or one of {', '.join(_BUCKETS)}")
@@ -164,10 +162,8 @@ def check_free(path: epath.PathLike) -> epath.Path:
 
 @contextlib.contextmanager
 def new_directory(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Gives a temporary directory beside `path`, which takes its name at the end, and vanishes after an error.
-
-    Raises InputError as `check_free` does, or if nothing can be written there.
-    """
+    """Gives a temporary directory beside `path`, which takes its name at the end, and vanishes after an error. Raises
+    InputError as `check_free` does, or if nothing can be written there."""
     path = check_free(path)
     temporary = path.parent / f".{path.name}.new"
     try:

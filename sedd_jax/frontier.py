@@ -67,10 +67,8 @@ cli.define_path("output", "Directory of the results; by default frontier/ in --w
 
 
 def parse_points(values: flags.FlagValues, defaults: SamplingOptions) -> list[SamplingOptions]:
-    """Each method at each temperature with each number of steps, the steps running fastest, without repetitions.
-
-    Raises InputError for values that no sampler has.
-    """
+    """Each method at each temperature with each number of steps, the steps running fastest, without repetitions. Raises
+    InputError for values that no sampler has."""
     points = []
     for method, temperature, steps in itertools.product(values.methods, values.temperatures, values.steps):
         name, _, grid = method.partition(":")

@@ -77,10 +77,8 @@ class Run(LM):
         return totals
 
     def generate_until(self, requests: Requests, disable_tqdm: bool = False) -> list[str]:
-        """Holes of max_gen_toks tokens behind each context, infilled, up to the first of the strings `until`.
-
-        Without do_sample each token is the likeliest when its turn comes (top_k=1).
-        """
+        """Holes of max_gen_toks tokens behind each context, infilled, up to the first of the strings `until`. Without
+        do_sample each token is the likeliest when its turn comes (top_k=1)."""
         texts, groups = [""] * len(requests), dict[Any, list[Any]]()
         for number, (context, asked) in enumerate(request.args for request in requests):
             count = min(int(asked.get("max_gen_toks", 256)), self._length)

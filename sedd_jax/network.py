@@ -62,10 +62,8 @@ def chunk_size(positions: int) -> int:
 
 
 def for_chunks(active: Mask, rows: int, body: Callable[[Index, Any], Any], carry: Any) -> Any:
-    """carry = body(index, carry) for the active positions, `rows` at a time and only as often as there are any.
-
-    The last chunk is filled up with an index that is out of range: see `pick` and `put`.
-    """
+    """carry = body(index, carry) for the active positions, `rows` at a time and only as often as there are any. The
+    last chunk is filled up with an index that is out of range: see `pick` and `put`."""
     order = jnp.nonzero(active.ravel(), size=-(-active.size // rows) * rows, fill_value=active.size)[0]
     step = lambda i, carry: body(jax.lax.dynamic_slice_in_dim(order, i * rows, rows), carry)  # noqa: E731
     return jax.lax.fori_loop(0, -(-active.sum() // rows), step, carry)

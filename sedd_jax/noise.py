@@ -29,10 +29,8 @@ class Noise(Protocol):
 
 @dataclass(frozen=True)
 class LogLinear:
-    """1 - e^-sigma(t) = (1 - eps) t: the number of noised tokens grows linearly, and eps of them stay to the end.
-
-    The paper's choice with eps = 1e-3 (appendix C.1), for the absorbing graph above all. sigma(0) = 0.
-    """
+    """1 - e^-sigma(t) = (1 - eps) t: the number of noised tokens grows linearly, and eps of them stay to the end. The
+    paper's choice with eps = 1e-3 (appendix C.1), for the absorbing graph above all. sigma(0) = 0."""
 
     eps: float = 1e-3
     at_start: ClassVar[float] = 0.0

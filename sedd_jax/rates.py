@@ -31,10 +31,8 @@ Narrowed = tuple[PerState, Bool[Array, "*shape"]]
 
 
 def bregman(log_score: Float[Array, "..."], log_ratio: Sigma) -> Float[Array, "..."]:
-    """s - r log s + K(r) with K(r) = r (log r - 1), one term of the score entropy, from log s and log r.
-
-    Written as r (e^u - 1 - u), u = log s - log r: never negative, zero exactly at s = r, and nothing large cancels.
-    """
+    """s - r log s + K(r) with K(r) = r (log r - 1), one term of the score entropy, from log s and log r. Written as r
+    (e^u - 1 - u), u = log s - log r: never negative, zero exactly at s = r, and nothing large cancels."""
     u = log_score - log_ratio
     # Where u is large this is s, however small r: e^u by itself would overflow.
     small = jnp.minimum(u, 40.0)
@@ -81,11 +79,9 @@ class Graph(abc.ABC):
         """
 
     def score_of_plugin(self, logits: PerState, x: X, sigma: Sigma) -> PerState:
-        """Log-scores from softmax(logits), put in the place of the clean token in p(y|x0) / p(x|x0) (UDLM, Duo).
-
-        Exact if softmax(logits) is p(x0 | the other positions of x_t): s_y is the ratio of the means of p(y|x0) and
-        p(x|x0) over it. At MASK x_t itself tells nothing, so that this is `score_of_mean`.
-        """
+        """Log-scores from softmax(logits), put in the place of the clean token in p(y|x0) / p(x|x0) (UDLM, Duo). Exact
+        if softmax(logits) is p(x0 | the other positions of x_t): s_y is the ratio of the means of p(y|x0) and p(x|x0)
+        over it. At MASK x_t itself tells nothing, so that this is `score_of_mean`."""
         return self.score_of_mean(logits, x, sigma)
 
     @abc.abstractmethod
@@ -136,10 +132,8 @@ class Graph(abc.ABC):
         return self._one_hot(x) + _column(weight) * self.reverse_rate(x, log_score)
 
     def analytic_probs(self, x: X, log_score: PerState, dsigma: Sigma) -> PerState:
-        """[exp(-dsigma Q) s]_y exp(dsigma Q)[x, y], the Tweedie tau-leap back by dsigma (theorem 4.2).
-
-        Rows sum to 1, but entries can be negative when s is not a true score: see sampling.
-        """
+        """[exp(-dsigma Q) s]_y exp(dsigma Q)[x, y], the Tweedie tau-leap back by dsigma (theorem 4.2). Rows sum to 1,
+        but entries can be negative when s is not a true score: see sampling."""
         # Far above 16, e^dsigma only scales the row in float32. At 64 it does not overflow yet.
         dsigma, here = jnp.minimum(_column(dsigma), 64.0), self._one_hot(x)
         score = jnp.where(self._is(x), 1, jnp.exp(log_score))
@@ -246,11 +240,9 @@ class Uniform(Graph):
         return jnp.log(elsewhere + at_x / (1 + c) + c * probs)
 
     def plugin_of_score(self, log_score: PerState, x: X, sigma: Sigma) -> PerState:
-        """p(x0 | the other positions of x_t), the inverse of `score_of_plugin`: exp(-sigma Q) s, normalised.
-
-        It sums to 1. An inexact score's may be negative. A log-score in float32 knows it to e^sigma 1e-7 / N, and where
-        that is much, the score hardly depends on it.
-        """
+        """p(x0 | the other positions of x_t), the inverse of `score_of_plugin`: exp(-sigma Q) s, normalised. It sums to
+        1. An inexact score's may be negative. A log-score in float32 knows it to e^sigma 1e-7 / N, and where that is
+        much, the score hardly depends on it."""
         moved = jnp.where(self._is(x), 0, jnp.expm1(log_score))  # s - 1
         mean = moved.mean(-1, keepdims=True)
         return (1 + jnp.exp(jnp.minimum(_column(sigma), 64.0)) * (moved - mean) / (1 + mean)) / self.vocab_size

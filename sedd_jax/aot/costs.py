@@ -56,11 +56,9 @@ def flops(program: Program) -> float:
 
 
 def collectives(program: Program) -> list[Collective]:
-    """Every collective, asynchronous ones once, in the order of the text.
-
-    A TPU program may spread one collective over several fusions that also compute; they share its channel and carry a
-    chain number, and it is counted at the one that is executed least often.
-    """
+    """Every collective, asynchronous ones once, in the order of the text. A TPU program may spread one collective over
+    several fusions that also compute; they share its channel and carry a chain number, and it is counted at the one
+    that is executed least often."""
     found: dict[tuple, Collective] = {}
     for name, computation, instruction, times in program.executed():
         kind = instruction.opcode.removesuffix("-start")
@@ -106,11 +104,9 @@ def _group_size(program: Program, instruction: Instruction) -> int:
 
 
 def memory_traffic(program: Program) -> float:
-    """Bytes to and from HBM: operands and results of every instruction outside of fusions.
-
-    For an operand that a fusion only slices, the slice counts; for a result that it updates in place, the update (like
-    XLA's cost analysis). Arrays in on-chip memory do not count.
-    """
+    """Bytes to and from HBM: operands and results of every instruction outside of fusions. For an operand that a fusion
+    only slices, the slice counts; for a result that it updates in place, the update (like XLA's cost analysis). Arrays
+    in on-chip memory do not count."""
     everything = (entry for body in program.computations.values() for entry in body.values())
     fused = {name for entry in everything if entry.opcode == "fusion" for name in called(entry)}
     total = 0.0
@@ -184,10 +180,8 @@ def _stored(program: Program, inside: Computation, producer: Instruction) -> int
 
 
 def _multiply_adds(instruction: Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> int:
-    """Multiply-adds of a convolution, without those at padding or at the holes of a dilation.
-
-    A TPU program writes the batch axes of a matrix product as spatial axes where each output has one input.
-    """
+    """Multiply-adds of a convolution, without those at padding or at the holes of a dilation. A TPU program writes the
+    batch axes of a matrix product as spatial axes where each output has one input."""
     lhs_labels, rhs_labels, out_labels = re.split(r"_|->", instruction.attribute("dim_labels"))
     out = instruction.arrays[0].dims
     window = dict(re.findall(r"(\w+)=([\w\-]+)", instruction.attribute("window")))

@@ -122,11 +122,9 @@ def least_traffic(
     results: int = 0,
     training: bool = True,
 ) -> dict[str, float]:
-    """Bytes that a chip must send per run, by mesh axis. batch: global tokens of a network call.
-    calls: of the network; microbatches. results: bytes that every chip gets, of which each has computed its share.
-
-    Without training, weights are gathered once per call and activations all-reduced in the forward pass only.
-    """
+    """Bytes that a chip must send per run, by mesh axis. batch: global tokens of a network call. calls: of the network;
+    microbatches. results: bytes that every chip gets, of which each has computed its share. Without training, weights
+    are gathered once per call and activations all-reduced in the forward pass only."""
     mesh, model = experiment.mesh, experiment.model
     data, fsdp, tensor = (mesh.shape[axis] for axis in sharding.MESH_AXES)
     width, summed = (jnp.dtype(dtype).itemsize for dtype in (model.dtype, gradient_dtype))

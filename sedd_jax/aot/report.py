@@ -36,10 +36,8 @@ _key = partial(jax.eval_shape, partial(jax.random.key, 0))
 
 
 def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
-    """The devices of `num_slices` TPU slices such as 'v5e:4x4', for compilation only.
-
-    Raises InputError without libtpu, or for a name that it does not know.
-    """
+    """The devices of `num_slices` TPU slices such as 'v5e:4x4', for compilation only. Raises InputError without libtpu,
+    or for a name that it does not know."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("--topology needs libtpu, which is not installed: pip install 'sedd_jax[aot]' (Linux, x86-64)")
     # libtpu would otherwise ask a metadata server for these; their values do not matter.
@@ -76,10 +74,8 @@ class _Program(NamedTuple):
 
 
 def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: int, what: str) -> dict[str, Any]:
-    """Compiles `what`, one of TARGETS, and returns the figures of the final line.
-
-    Raises InputError for a config that does not fit the topology, TrainingError for a program that does not fit a chip.
-    """
+    """Compiles `what`, one of TARGETS, and returns the figures of the final line. Raises InputError for a config that
+    does not fit the topology, TrainingError for a program that does not fit a chip."""
     if config.model.get("lora_rank"):
         raise InputError(f"model.lora_rank={config.model.lora_rank}: programs with adapters are not reported; give 0")
     devices = topology_devices(topology, num_slices)

@@ -50,11 +50,9 @@ def documents(source: str, *, text_field: str = "text", separator: str | None = 
 
 
 def parts(source: str, *, text_field: str = "text", separator: str | None = None, size: int = 1 << 26) -> list[Part]:
-    """A source of `documents` in parts of about `size` bytes, each of which yields one document at a time.
-
-    The division depends only on the source and `size`; a file is never divided. Documents may be empty.
-    Raises InputError as `documents` does, sometimes only when a part is read.
-    """
+    """A source of `documents` in parts of about `size` bytes, each of which yields one document at a time. The division
+    depends only on the source and `size`; a file is never divided. Documents may be empty. Raises InputError as
+    `documents` does, sometimes only when a part is read."""
     if source == EMBEDDED:
         return [_embedded]
     if source.startswith(TEXT8):
@@ -78,9 +76,7 @@ def cut_of(size: int, valid_fraction: float) -> int:
 
 def divide(parts: Iterable[Part], cut: int) -> Iterator[tuple[tuple[str, int], str]]:
     """((split, number of the part), text) of each document that is not empty: training is the first `cut` characters.
-
-    The document at the cut is divided.
-    """
+    The document at the cut is divided."""
     start = 0
     for number, part in enumerate(parts):
         for text in part():

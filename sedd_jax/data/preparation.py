@@ -81,10 +81,8 @@ class Block(NamedTuple):
 
 def prepare(plan: Plan, output: str, *, workers: int = 1, progress: bool = False) -> tuple[Manifest, int]:
     """Makes the shards of a plan in the directory `output`, or those that are missing there or fail their checksum.
-
     Returns the manifest, and how many shards existed already. Raises InputError if the source cannot be read, or
-    `output` holds anything but this preparation; TrainingError if a worker was killed.
-    """
+    `output` holds anything but this preparation; TrainingError if a worker was killed."""
     if in_bucket(output):
         raise InputError(f"output {output}: ArrayRecord writes to disks; copy from one with `gcloud storage cp -r`")
     root = pathlib.Path(os.path.expanduser(output))
@@ -225,10 +223,8 @@ def _missing(plan: Plan, cut: int, there: dict[str, Shard], kept: dict[str, Shar
 
 
 def survey(plan: Plan, *, progress: bool = False) -> tuple[int, int]:
-    """Reads all documents once, so that their errors are reported before anything is written.
-
-    Returns the UTF-8 bytes of all text, and the number of characters of `data` for training.
-    """
+    """Reads all documents once, so that their errors are reported before anything is written. Returns the UTF-8 bytes
+    of all text, and the number of characters of `data` for training."""
     num_bytes, characters = 0, []
     for source in [plan.data] if plan.valid_data is None else [plan.data, plan.valid_data]:
         characters.append(0)

@@ -48,10 +48,8 @@ class Records(TokenStream):
 
 
 def read(source: str, *, text_field: str, prompt_field: str | None, label_field: str | None) -> tuple[Record, ...]:
-    """The records of JSON lines but those without a text. source: as for `files.find`.
-
-    Raises InputError, which names the line, for one without the fields, or whose label is no number of a class.
-    """
+    """The records of JSON lines but those without a text. source: as for `files.find`. Raises InputError, which names
+    the line, for one without the fields, or whose label is no number of a class."""
     found = []
     for where, record in files.records(source):
         for field in filter(None, (text_field, prompt_field, label_field)):

@@ -131,11 +131,8 @@ class Shards(NamedTuple):
 
 
 def load(directory: str) -> Shards:
-    """Opens a directory that `prepare` made.
-
-    Raises InputError if the manifest is damaged, the tokenizer is not the one that made the shards, or a file is
-    missing or of another size. Contents are checked when they are read.
-    """
+    """Opens a directory that `prepare` made. Raises InputError if the manifest is damaged, the tokenizer is not the one
+    that made the shards, or a file is missing or of another size. Contents are checked when they are read."""
     root = epath.Path(directory) if in_bucket(directory) else pathlib.Path(os.path.expanduser(directory))
     manifest = read_manifest(root)
     tokenizer = tokenizers.load(root / TOKENIZER)

@@ -102,9 +102,7 @@ def _parts(mesh: Mesh | AbstractMesh, axes: Iterable[str] | None) -> int:
 
 def spec(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """How an array with these logical axes is split. An axis is not split if the mesh does not divide its length.
-
-    Inside `jax.shard_map`, the mesh axes that it has split already are left out.
-    """
+    Inside `jax.shard_map`, the mesh axes that it has split already are left out."""
     return PartitionSpec(*(_split(size, name, mesh) for size, name in zip(shape, names, strict=True)))
 
 
@@ -115,19 +113,14 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def gathered(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    """A weight gathered along its model width where it is used.
-
-    The compiler alone would pass the parts of the weight round in a ring, once more than needed under
-    rematerialisation.
-    """
+    """A weight gathered along its model width where it is used. The compiler alone would pass the parts of the weight
+    round in a ring, once more than needed under rematerialisation."""
     return constrain(weight, *(None if name == "embed" else name for name in names))
 
 
 def tree_sharding(abstract: Any, mesh: Mesh) -> Any:
-    """Shardings for a tree of abstract arrays, some in Flax's boxes with logical names.
-
-    The result has the structure of the unboxed tree; arrays without names are replicated.
-    """
+    """Shardings for a tree of abstract arrays, some in Flax's boxes with logical names. The result has the structure of
+    the unboxed tree; arrays without names are replicated."""
 
     def place(leaf: Any) -> Any:
         if not _is_box(leaf):
@@ -238,11 +231,9 @@ def whole_shards(batch_size: int, mesh: Mesh) -> int:
 
 
 def local_sequences(batch_size: int, mesh: Mesh) -> np.ndarray:
-    """The numbers of the sequences of a global batch that the devices of this process hold, ascending.
-
-    If `tensor` goes across processes, several hold the same ones. They need not be neighbours: along the connections of
-    the chips, those of one host are not.
-    """
+    """The numbers of the sequences of a global batch that the devices of this process hold, ascending. If `tensor` goes
+    across processes, several hold the same ones. They need not be neighbours: along the connections of the chips, those
+    of one host are not."""
     held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
 

@@ -42,11 +42,9 @@ class Judge:
     features: Callable[[Any, Any], jax.Array] | None = None
 
     def read(self, function: Callable, samples: list[np.ndarray], batch_size: int, what: str) -> np.ndarray:
-        """function(tokens, lengths) of all samples, each [at most L], in batches of one shape.
-
-        The padding comes after the tokens of a sample, so that none of them sees it. Lengths are rounded up to a power
-        of two, so that few programs are compiled, and to what kernels of TPUs accept.
-        """
+        """function(tokens, lengths) of all samples, each [at most L], in batches of one shape. The padding comes after
+        the tokens of a sample, so that none of them sees it. Lengths are rounded up to a power of two, so that few
+        programs are compiled, and to what kernels of TPUs accept."""
         lengths = np.array([len(tokens) for tokens in samples], np.int32)
         length = min(self.length, max(attention.LANES, 1 << (int(lengths.max()) - 1).bit_length()))
         padded = np.stack([np.pad(tokens, (0, length - len(tokens))) for tokens in samples], dtype=np.int32)
@@ -163,9 +161,7 @@ def judge_samples(judge: Judge, texts: list[str], batch_size: int) -> dict[str, 
 def make_mauve(judge: Judge, references: list[str], batch_size: int) -> Callable[[list[str]], dict[str, Any]]:
     """Texts -> how close their distribution is to that of the references, from 0 to 1 (MAUVE, Pillutla et al. 2021,
     arXiv 2102.01454), by the authors' library from the judge's last hidden states at the last token of each text.
-
-    Raises InputError if the library is not installed, or the judge has no such states.
-    """
+    Raises InputError if the library is not installed, or the judge has no such states."""
     try:
         from mauve import compute_mauve
     except ImportError as error:

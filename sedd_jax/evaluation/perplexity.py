@@ -45,9 +45,7 @@ def fit(options: EvalOptions, *streams: TokenStream, length: int) -> EvalOptions
 
 def summary(trained: Trained, stream: TokenStream, options: EvalOptions, *, seed: int, name: str) -> dict[str, Any]:
     """The figures of `likelihood.summarise` for chunks of the stream that do not overlap; bits per byte of their text.
-
-    Raises InputError if the stream does not fill one chunk.
-    """
+    Raises InputError if the stream does not fill one chunk."""
     length = trained.config.data.length
     sequences, dropped = chunks(stream, length, limit=options.num_sequences or None)
     num = len(as_batch(sequences).tokens)
@@ -62,10 +60,8 @@ def summary(trained: Trained, stream: TokenStream, options: EvalOptions, *, seed
 
 def summary_given(trained: Trained, path: epath.Path, options: EvalOptions, *, seed: int) -> dict[str, Any]:
     """How likely texts are given a prompt: the figures of all records {"prompt": ..., "text": ...} in a file of JSON
-    lines, whose optional "suffix" is given too. What is behind a record in its window is unknown.
-
-    Raises InputError for a line that is no such record or has no text, and one that is longer than the model's windows.
-    """
+    lines, whose optional "suffix" is given too. What is behind a record in its window is unknown. Raises InputError for
+    a line that is no such record or has no text, and one that is longer than the model's windows."""
     lines = enumerate(read_text(path, "prompts").split("\n"), 1)
     rows = [_prompted(line, f"--prompts={path}, line {number}", trained) for number, line in lines if line.strip()]
     if not rows:

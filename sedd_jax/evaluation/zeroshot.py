@@ -86,11 +86,9 @@ def documents(name: str, source: str) -> list[str]:
 def evaluate(
     trained: Trained, sources: Mapping[str, str], output: epath.Path, options: EvalOptions, *, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """{name: figures}; writes results.{json,csv,md} into `output`, which has one file per test set that is done.
-
-    A test set that `output` has by the same model, seed and options is not computed again. Raises InputError, before
-    anything is computed, if a source cannot be read or does not fill one chunk, or if `output` is of another setting.
-    """
+    """{name: figures}; writes results.{json,csv,md} into `output`, which has one file per test set that is done. A test
+    set that `output` has by the same model, seed and options is not computed again. Raises InputError, before anything
+    is computed, if a source cannot be read or does not fill one chunk, or if `output` is of another setting."""
     causal, figures = trained.experiment.model.causal, {}
     show = results.number("perplexity", ".2f", prefix="" if causal else "≤ ")
     streams = {name: _stream(name, source, trained) for name, source in sources.items()}

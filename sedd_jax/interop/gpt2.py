@@ -72,10 +72,8 @@ def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"])
 
 
 def load(name: str) -> tuple[dict[str, Any], Config, Path]:
-    """Weights (float32), sizes, and the folder: `name` itself, or downloaded from the hub by the id `name`.
-
-    Raises InputError for a folder or file that is absent or damaged, another architecture, or weights that do not fit.
-    """
+    """Weights (float32), sizes, and the folder: `name` itself, or downloaded from the hub by the id `name`. Raises
+    InputError for a folder or file that is absent or damaged, another architecture, or weights that do not fit."""
     folder = Path(name)
     if not os.path.exists(folder) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         folder = download(name, _FILES)

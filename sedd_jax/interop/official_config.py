@@ -171,11 +171,9 @@ def from_official_config(official: Mapping[str, Any], family: str = "sedd") -> C
 
 
 def to_official_config(config: ConfigDict, *, vocab_size: int) -> dict[str, Any]:
-    """Theirs, with the model, its graph and its schedule. vocab_size: tokens, without MASK.
-
-    Raises InputError for what their implementation cannot do: another noise.eps than 0.001, another value of a field
-    of `_FIXED`, or scale_by_sigma with the uniform graph.
-    """
+    """Theirs, with the model, its graph and its schedule. vocab_size: tokens, without MASK. Raises InputError for what
+    their implementation cannot do: another noise.eps than 0.001, another value of a field of `_FIXED`, or
+    scale_by_sigma with the uniform graph."""
     schedule = build(noise.make, "noise", config)
     if getattr(schedule, "eps", 1e-3) != 1e-3:
         raise InputError(f"noise.eps={schedule.eps}: the official implementation only knows 0.001")

@@ -27,10 +27,8 @@ def download(name: str, patterns: Sequence[str], revision: str | None = None) ->
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays by name. path: a file, or the index of several (see `read_shards`).
-
-    Raises InputError if the file is absent or damaged, or an array is of a type that NumPy does not have (float8).
-    """
+    """The arrays by name. path: a file, or the index of several (see `read_shards`). Raises InputError if the file is
+    absent or damaged, or an array is of a type that NumPy does not have (float8)."""
     if path.suffix == ".json":
         return read_shards(path, read_safetensors)
     arrays, kinds = {}, (safetensors.SafetensorError, OSError, ValueError)
@@ -48,10 +46,8 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays by name of all files that an index (`weight_map`: name to file) lists.
-
-    Raises InputError if the index is damaged, or the files beside it do not hold what it says, each array once.
-    """
+    """The arrays by name of all files that an index (`weight_map`: name to file) lists. Raises InputError if the index
+    is damaged, or the files beside it do not hold what it says, each array once."""
     places = read_json(index, remedy="get a sound copy").get("weight_map")
     # A shard is no index, and lies in the same folder.
     is_shard = re.compile(r"[\w.-]+\.(safetensors|bin)").fullmatch

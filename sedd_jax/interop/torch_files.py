@@ -52,11 +52,9 @@ class TorchFile:
     tree: Any
 
     def read(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """The numbers of each tensor, contiguous, in the dtype they were saved in. Tensors may share memory.
-
-        Raises InputError if they are missing, damaged, do not fit a tensor's shape, offset and strides, or are shared
-        by so many tensors that these are more than twice as long as the file.
-        """
+        """The numbers of each tensor, contiguous, in the dtype they were saved in. Tensors may share memory. Raises
+        InputError if they are missing, damaged, do not fit a tensor's shape, offset and strides, or are shared by so
+        many tensors that these are more than twice as long as the file."""
         with _opened(self.path) as archive:
             data = functools.cache(lambda key: _member(self.path, archive, f"{self.root}/data/{key}"))
             views = {name: self._view(tensor, data(tensor.storage.key)) for name, tensor in tensors.items()}

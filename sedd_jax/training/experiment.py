@@ -33,10 +33,8 @@ _once = functools.lru_cache(maxsize=8)
 
 @dataclass(frozen=True)
 class Experiment:
-    """A config as objects, except for the data, and jitted functions of the parameters on the mesh.
-
-    With the objective 'ar' the model is causal, and graph and noise are not used.
-    """
+    """A config as objects, except for the data, and jitted functions of the parameters on the mesh. With the objective
+    'ar' the model is causal, and graph and noise are not used."""
 
     graph: Graph
     noise: Noise
@@ -146,11 +144,9 @@ class Experiment:
 
     @_once
     def event_fns(self, sampler: SamplingOptions) -> tuple[jax.stages.Wrapped, ...]:
-        """The events of `sample_fn` one at a time, each after the same arguments as there.
-
-        start(...) -> `sampling.State`. advance(..., state, number) -> the state after event `number`, from 1.
-        length(...) -> how many events there are.
-        """
+        """The events of `sample_fn` one at a time, each after the same arguments as there. start(...) ->
+        `sampling.State`. advance(..., state, number) -> the state after event `number`, from 1. length(...) -> how many
+        events there are."""
 
         def process(*arguments):
             return sampling.make_process(**self._process(sampler, *arguments))

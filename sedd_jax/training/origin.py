@@ -33,10 +33,8 @@ def with_origin(config: ConfigDict, **record: Any) -> ConfigDict:
 
 
 def resumed(config: ConfigDict, workdir: epath.Path, init: str | None) -> ConfigDict:
-    """The config with what the run in workdir began from, if it has begun; the source is not read again.
-
-    Raises InputError if that is not `init`.
-    """
+    """The config with what the run in workdir began from, if it has begun; the source is not read again. Raises
+    InputError if that is not `init`."""
     if not configuration.has_checkpoint(workdir):
         return config
     found = configuration.load(workdir).get("init")

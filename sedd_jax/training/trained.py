@@ -25,10 +25,8 @@ from sedd_jax.training.state import folded, merged
 
 def make_converted(config: ConfigDict, tokenizer: Tokenizer) -> Experiment:
     """`make_experiment` for weights that `interop.load` reads, on one device. config gets the tokenizer's vocabulary,
-    and as `graph.padding` what the model has beyond it: tables are padded by a token, or to a multiple of 128.
-
-    Raises InputError if the tokenizer's vocabulary is not the model's, or the config does not make a model.
-    """
+    and as `graph.padding` what the model has beyond it: tables are padded by a token, or to a multiple of 128. Raises
+    InputError if the tokenizer's vocabulary is not the model's, or the config does not make a model."""
     if not 0 <= (padding := config.data.vocab_size - tokenizer.vocab_size) < 128:
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the weights are for {config.data.vocab_size}; "
@@ -94,9 +92,7 @@ def load_trained(workdir: epath.Path, *, log: Callable[[str], None], mesh: Mappi
 
 def load_base(config: ConfigDict, workdir: epath.Path, **options: Any) -> Trained:
     """The model that the run in workdir has adapters to, from where its config says. options: those of `load_trained`.
-
-    Raises InputError if it is not there, or not the same any more.
-    """
+    Raises InputError if it is not there, or not the same any more."""
     remedy = f"put it back, or name its place as init.source in {workdir / 'config.json'}"
     try:
         base = load_trained(epath.Path(config.init.source), **options)

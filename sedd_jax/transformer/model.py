@@ -85,9 +85,7 @@ class Cache(NamedTuple):
 
 class Block(nn.Module):
     """Attention and MLP, each as x + gate * f(modulate(norm(x))), with shift, scale and gate from the condition.
-
-    Without a condition there is no modulation. With a cache, x is one position and the cache holds those before it.
-    """
+    Without a condition there is no modulation. With a cache, x is one position and the cache holds those before it."""
 
     num_heads: int
     mlp_ratio: int

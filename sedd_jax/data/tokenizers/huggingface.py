@@ -58,19 +58,15 @@ class Pipeline(Tokenizer):
 
 
 class HuggingFace(Pipeline):
-    """The pipeline of a `tokenizer.json` (its bytes), without the symbols that it would put around a text.
-
-    Many are not `lossless`: bert-base-uncased lower-cases, strips accents and joins spaces.
-    """
+    """The pipeline of a `tokenizer.json` (its bytes), without the symbols that it would put around a text. Many are not
+    `lossless`: bert-base-uncased lower-cases, strips accents and joins spaces."""
 
     KIND = "huggingface"
     FILES = ("huggingface.json", _CONFIG)
 
     def __init__(self, content: bytes, config: bytes = b"{}"):
         """The end of text is a special token of a known name, or `eos_token` of config, or a token of a known name.
-
-        Raises InputError if it is no such file, does not work, or has no end of text.
-        """
+        Raises InputError if it is no such file, does not work, or has no end of text."""
         self.contents = (content,)
         self._tokenizer = self._if_sound(lambda: library.Tokenizer.from_str(content.decode("utf-8")))
         if isinstance(self._tokenizer.model, library.models.BPE):

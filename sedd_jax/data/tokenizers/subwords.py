@@ -12,10 +12,8 @@ from sedd_jax.errors import InputError, explained
 
 
 class SentencePiece(Tokenizer):
-    """A SentencePiece model (the bytes of a `.model` file).
-
-    A model from `train_sentencepiece` is lossless. Others may normalise text or lack characters.
-    """
+    """A SentencePiece model (the bytes of a `.model` file). A model from `train_sentencepiece` is lossless. Others may
+    normalise text or lack characters."""
 
     KIND = "sentencepiece"
     FILES = ("tokenizer.model",)
