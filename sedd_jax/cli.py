@@ -42,10 +42,6 @@ _WRONG_PATH = re.compile("ENOENT|E(NOT|IS)DIR|EEXIST|EACCES|EPERM|EROFS|ELOOP|EN
 _LONGEST_LINE = 300
 
 
-def define_workdir(text: str) -> None:
-    define_path("workdir", text)
-
-
 def define_path(name: str, text: str, *, output: bool = False) -> None:
     """A flag for a path, see `files.typed_path`. output: for a file to write, see `files.output_path`."""
     flags.DEFINE(_Parser(output_path if output else typed_path), name, None, text)
@@ -54,13 +50,13 @@ def define_path(name: str, text: str, *, output: bool = False) -> None:
 def define_mesh() -> None:
     """--mesh=AXIS:SIZE,... of a command that reads trained models: a dict, or None for their default."""
     text = "How the devices are laid out, such as data:2,fsdp:4; by default as for the training, where that fits."
-    flags.DEFINE(_Parser(_mesh), "mesh", None, text)
 
+    def parse(argument: str) -> dict[str, int]:
+        if not re.fullmatch(r"((^|,)(data|fsdp|tensor):(-1|\d{1,6}))+", argument):
+            raise InputError("give AXIS:SIZE,... of data, fsdp and tensor, such as data:2,fsdp:4")
+        return {axis: int(size) for axis, size in (part.split(":") for part in argument.split(","))}
 
-def _mesh(argument: str) -> dict[str, int]:
-    if not re.fullmatch(r"((^|,)(data|fsdp|tensor):(-1|\d{1,6}))+", argument):
-        raise InputError("give AXIS:SIZE,... of data, fsdp and tensor, such as data:2,fsdp:4")
-    return {axis: int(size) for axis, size in (part.split(":") for part in argument.split(","))}
+    flags.DEFINE(_Parser(parse), "mesh", None, text)
 
 
 class _Parser(flags.ArgumentParser):
@@ -76,11 +72,6 @@ def define_processes() -> None:
     span = {"lower_bound": 1, "upper_bound": 10**6}
     flags.DEFINE_integer("start_timeout", 300, "Seconds within which all processes have to start.", **span)
     flags.DEFINE_integer("heartbeat_timeout", 100, "Seconds of silence after which a process counts as dead.", **span)
-
-
-def define_config(text: str = "Experiment, a file such as configs/tiny.py.") -> None:
-    """--config=FILE, and --config.a.b=value for its fields."""
-    define_path("config", text)
 
 
 def required(name: str) -> Any:
@@ -142,8 +133,7 @@ def run_file(flag: str, file: str, function: str, *arguments: str) -> tuple[Any,
 
 
 def _override(config: ConfigDict, argument: str) -> None:
-    """Sets the field of --config.a.b=value. None and none are None, which `config.build` refuses where it does not
-    fit."""
+    """Sets the field of --config.a.b=value. None, which `config.build` refuses where it does not fit, is for any."""
     name, _, text = argument.removeprefix("--config.").partition("=")
     where, field = "config", config
     for part in name.split("."):

@@ -21,7 +21,7 @@ from sedd_jax.likelihood import standard_errors, summarise
 from sedd_jax.training.trained import load_trained
 from sedd_jax.typing import as_batch
 
-cli.define_workdir("Directory of a trained model.")
+cli.define_path("workdir", "Directory of a trained model.")
 cli.define_mesh()
 cli.define_processes()
 cli.define_path("other", "Directory of the model to compare it with, of the same tokenizer and length.")

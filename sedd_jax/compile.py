@@ -14,7 +14,7 @@ from absl import flags
 from sedd_jax import cli
 from sedd_jax.aot import report as aot
 
-cli.define_config()
+cli.define_path("config", "Experiment, a file such as configs/tiny.py; --config.a.b=value sets a field.")
 flags.DEFINE_string("topology", None, "TPU version and shape of a slice, such as v5e:16x16 or v5p:4x8x8.")
 flags.DEFINE_integer("num_slices", 1, "Slices of that shape.", lower_bound=1)
 flags.DEFINE_integer("vocab_size", None, "Tokens, without MASK; by default data.vocab_size of the config.")

@@ -23,7 +23,7 @@ from sedd_jax.evaluation import perplexity, zeroshot
 from sedd_jax.likelihood import ESTIMATORS
 from sedd_jax.training.trained import load_trained
 
-cli.define_workdir("Directory of a trained model.")
+cli.define_path("workdir", "Directory of a trained model.")
 cli.define_mesh()
 cli.define_processes()
 flags.DEFINE_string(

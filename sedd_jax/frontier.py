@@ -48,7 +48,7 @@ COLUMNS: results.Columns = {
     "distinct-2": results.number("distinct_2", ".3f"),
 }
 
-cli.define_workdir("Directory of a trained diffusion model.")
+cli.define_path("workdir", "Directory of a trained diffusion model.")
 cli.define_mesh()
 flags.DEFINE_list("methods", ["analytic"], "METHOD or METHOD:GRID, as in analytic,analytic:cosine,first_hitting.")
 flags.DEFINE_list("steps", ["8", "16", "32", "64", "128"], "Numbers of reverse steps.")

@@ -1,8 +1,8 @@
 """One run, one directory: a command that writes a directory for long holds the file `.lock` in it.
 
-On local disks and network file systems that is flock(2). The kernel or the file server frees it however its holder
-ends, so that it never blocks a restart. In buckets, and where there is no flock, it is a lease: an object that a thread
-writes anew every 20 seconds. A start that finds one watches it, and takes over if it does not change.
+On disks and network file systems that is flock(2), which the kernel or the file server frees however its holder ends.
+In buckets, and where there is no flock, it is a lease: an object that a thread writes anew every 20 seconds. A start
+that finds one watches it, and takes over if it does not change.
 
 Limits: NFS that is mounted with `nolock` or `local_lock` shows no host the locks of another. A killed holder's lease
 costs the next start half a minute. Two starts on a bucket within two seconds may both go on, and a holder that was

@@ -37,7 +37,7 @@ from sedd_jax.sampling.sampler import END_TIME
 from sedd_jax.training.options import SamplingOptions
 from sedd_jax.training.trained import Trained, load_trained
 
-cli.define_workdir("Directory of a trained diffusion model.")
+cli.define_path("workdir", "Directory of a trained diffusion model.")
 cli.define_mesh()
 flags.DEFINE_integer("port", 8000, "Of the page; 0 for any that is free.", lower_bound=0, upper_bound=65535)
 

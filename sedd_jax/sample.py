@@ -31,7 +31,7 @@ from sedd_jax.generation.trajectory import Frame, Trajectory
 from sedd_jax.training.options import SamplingOptions
 from sedd_jax.training.trained import load_trained
 
-cli.define_workdir("Directory of a trained model.")
+cli.define_path("workdir", "Directory of a trained model.")
 cli.define_mesh()
 cli.define_processes()
 flags.DEFINE_integer("num", None, "How many texts; by default sampling.num of the run's config.")

@@ -35,9 +35,9 @@ from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.evaluation import results
 from sedd_jax.training.report import read_metrics
 
-cli.define_workdir("Directory of the sweep, with one for each point.")
+cli.define_path("workdir", "Directory of the sweep, with one for each point.")
 cli.define_path("sweep", "Sweep, a file such as configs/sweeps/noise.py.")
-cli.define_config("Experiment that the points are overrides of; by default the sweep's.")
+cli.define_path("config", "Experiment that the points are overrides of; by default the sweep's.")
 flags.DEFINE_boolean("print_commands", False, "Prints the commands for a cluster instead of running them.")
 
 BITS = "eval_bits_per_byte"

@@ -11,8 +11,8 @@ from absl import flags
 from sedd_jax import cli
 from sedd_jax.training.loop import train
 
-cli.define_config()
-cli.define_workdir("Directory of the run: config, checkpoints, metrics, samples.")
+cli.define_path("config", "Experiment, a file such as configs/tiny.py; --config.a.b=value sets a field.")
+cli.define_path("workdir", "Directory of the run: config, checkpoints, metrics, samples.")
 cli.define_processes()
 cli.define_path("init", "Workdir, or weights as for convert, that the run begins from.")
 flags.DEFINE_enum("init_rows", None, ["mean"], "Rows of tokens that the model of --init does not know.")

@@ -174,7 +174,7 @@ def test_a_config_finds_its_neighbours_before_other_packages_of_the_name(tmp_pat
 def test_config_and_overrides_with_one_dash_or_a_space_in_any_order(argv, monkeypatch):
     monkeypatch.setenv("HOME", str(ROOT))
     if "config" not in flags.FLAGS:  # a command that another test imported may have it
-        cli.define_config()
+        cli.define_path("config", "Experiment, a file such as configs/tiny.py; --config.a.b=value sets a field.")
     cli._parse(["train", *argv])
     assert flags.FLAGS.config == TINY
     assert cli.config().train.steps == 3

@@ -65,11 +65,8 @@ def initialise(
     """Joins the other processes of a run; call it before anything touches a device.
 
     Missing values come from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and then from what jax
-    finds: the metadata of a TPU VM, Slurm, Open MPI. If nothing is found, or num_processes is 1, the process is alone
-    and nothing happens.
-
-    coordinator: host:port at which process 0 listens.
-    start_timeout: seconds within which all processes have to start.
+    finds: the metadata of a TPU VM, Slurm, Open MPI. If nothing is found, or num_processes is 1, nothing happens.
+    coordinator: host:port at which process 0 listens. start_timeout: seconds within which all processes have to start.
     heartbeat_timeout: seconds of silence after which a process counts as dead.
     Raises InputError for values that are incomplete or do not fit, TrainingError if process 0 does not answer.
     """

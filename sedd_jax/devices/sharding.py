@@ -55,10 +55,8 @@ def make_mesh(
     shape = tuple(len(devices) // known if size == -1 else size for size in sizes.values())
     slices = _num_slices(slices, devices)
     if shape[0] % slices:
-        raise InputError(
-            f"{asked}: mesh.data={shape[0]} must be a multiple of the {slices} slices, since fsdp and tensor stay "
-            "inside a slice"
-        )
+        inside = "since fsdp and tensor stay inside a slice"
+        raise InputError(f"{asked}: mesh.data={shape[0]} must be a multiple of the {slices} slices, {inside}")
     try:
         if slices > 1:
             inside, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
@@ -126,17 +124,14 @@ def tree_sharding(abstract: Any, mesh: Mesh) -> Any:
         if not _is_box(leaf):
             return replicated(mesh)
         # An optimiser of some parameters alone has boxes without an array for the others.
-        return _box_sharding(leaf, mesh) if hasattr(leaf.value, "shape") else leaf.value
+        value = leaf.value
+        return NamedSharding(mesh, spec(value.shape, leaf.names, mesh)) if hasattr(value, "shape") else value
 
     return jax.tree.map(place, abstract, is_leaf=_is_box)
 
 
 def _is_box(leaf: Any) -> bool:
     return isinstance(leaf, nn.LogicallyPartitioned)
-
-
-def _box_sharding(box: nn.LogicallyPartitioned, mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, spec(box.value.shape, box.names, mesh))
 
 
 def unsharded(abstract: Any, mesh: Mesh) -> list[str]:
@@ -147,7 +142,7 @@ def unsharded(abstract: Any, mesh: Mesh) -> list[str]:
             parts = _parts(mesh, RULES.get(name or ""))
             if parts > 1 and _split(size, name, mesh) is None:
                 value = leaf.value
-                held = math.prod(_box_sharding(leaf, mesh).shard_shape(value.shape)) * value.dtype.itemsize / 1e6
+                held = math.prod(tree_sharding(leaf, mesh).shard_shape(value.shape)) * value.dtype.itemsize / 1e6
                 lines.append(
                     f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(value.shape)} is not split: its "
                     f"{size} along {name!r} are no multiple of mesh.{'*'.join(RULES[name])}={parts}. It takes "
@@ -256,12 +251,7 @@ def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
 
 
 def map_batches(
-    function: Callable[[Any, int], Any],
-    sequences: Any,
-    batch_size: int,
-    *,
-    mesh: Mesh,
-    progress: str | None = None,
+    function: Callable[[Any, int], Any], sequences: Any, batch_size: int, *, mesh: Mesh, progress: str | None = None
 ) -> Any:
     """`function(batch, number of its first sequence)` over all sequences, a tree of arrays [N, ...]: a tree of NumPy
     arrays [N, ...]. The batches are split over the mesh, which is set meanwhile.
@@ -271,11 +261,10 @@ def map_batches(
     progress: the name of a bar on stderr once a second has passed, by the first process; by default none.
     """
     count, size, parts = len(jax.tree.leaves(sequences)[0]), whole_shards(batch_size, mesh), []
-    where = batch_sharding(mesh)
     options = {"unit": "batch", "delay": 1, "leave": False, "disable": progress is None or not processes.is_leader()}
     with jax.set_mesh(mesh):
         for first in tqdm(range(0, count, size), desc=progress, **options):
             numbers = np.minimum(np.arange(first, first + size), count - 1)
-            batch = jax.tree.map(lambda a: place(a[numbers], where), sequences)  # noqa: B023
+            batch = jax.tree.map(lambda a: place(a[numbers], batch_sharding(mesh)), sequences)  # noqa: B023
             parts.append(jax.device_get(function(batch, first)))
     return jax.tree.map(lambda *values: np.concatenate(values)[:count], *parts)

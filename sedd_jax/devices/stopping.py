@@ -24,10 +24,8 @@ class StopSignals:
 
     Several processes agree on the step in the background: a thread of each publishes the last step begun, and holds
     the process there until it has the others' steps. None can begin the step after the furthest, so all stop there.
-
-    `jax.experimental.multihost_utils.reached_preemption_sync_point` is the same protocol, and does not serve: it needs
-    a coordination service even for one process, knows SIGTERM only, and replaces the handler of SIGTERM for good, in
-    evaluation and sampling too, with one that prints a line of C++ log and swallows a second signal.
+    `jax.experimental.multihost_utils.reached_preemption_sync_point` is the same protocol, and does not serve: it knows
+    SIGTERM only, and replaces its handler for good, with one that swallows a second signal.
     """
 
     def __init__(self):
