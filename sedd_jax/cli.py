@@ -82,6 +82,11 @@ def required(name: str) -> Any:
     return value
 
 
+def given(*names: str) -> dict[str, Any]:
+    """Those of these flags that are given, and their values."""
+    return {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].value is not None}
+
+
 def workdir() -> epath.Path:
     return epath.Path(required("workdir"))
 

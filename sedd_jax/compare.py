@@ -37,19 +37,14 @@ def main() -> dict[str, Any]:
     places = {"workdir": workdir, "other": epath.Path(cli.required("other"))}
     models = {name: load_trained(place, log=say, mesh=values.mesh) for name, place in places.items()}
     one, other = models.values()
-    if one.tokenizer.fingerprint != other.tokenizer.fingerprint or one.config.data.length != other.config.data.length:
-        raise InputError(
-            f"--other={places['other']} has another tokenizer or data.length than --workdir={workdir}: tokens then do "
-            "not compare; give models of one vocabulary and length"
-        )
-    stream, length = perplexity.stream_for(one, workdir, values.data), one.config.data.length
-    sequences, _ = chunks(stream, length, limit=values.num_sequences)
-    rate = tokens_per_byte(sequences, one.tokenizer, stream)
-    given = {name: values[name].value for name in ("num_times", "batch_size") if values[name].value}
-    options = dataclasses.replace(one.experiment.eval, **given)
-    length = mean_length(sequences)
-    figures: dict[str, Any] = {"num_sequences": len(as_batch(sequences).tokens)}
-    nats = []
+    if one.tokenizer.fingerprint != other.tokenizer.fingerprint or one.length != other.length:
+        differs = f"--other={places['other']} has another tokenizer or data.length than --workdir={workdir}"
+        raise InputError(f"{differs}: tokens then do not compare; give models of one vocabulary and length")
+    stream = perplexity.stream_for(one, workdir, values.data)
+    sequences, _ = chunks(stream, one.length, limit=values.num_sequences)
+    rate, length = tokens_per_byte(sequences, one.tokenizer, stream), mean_length(sequences)
+    options = dataclasses.replace(one.experiment.eval, **cli.given("num_times", "batch_size"))
+    figures, nats = dict[str, Any](num_sequences=len(as_batch(sequences).tokens)), []
     for name, trained in models.items():
         found = perplexity.bounds(trained, sequences, options, seed=values.seed, name=name)
         summary = summarise(found, length, rate)

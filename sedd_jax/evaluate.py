@@ -26,9 +26,7 @@ from sedd_jax.training.trained import load_trained
 cli.define_path("workdir", "Directory of a trained model.")
 cli.define_mesh()
 cli.define_processes()
-flags.DEFINE_string(
-    "data", None, "A file, a glob, shards:DIR, tfds:NAME ...; by default the validation part of the training data."
-)
+flags.DEFINE_string("data", None, "File, glob, shards:DIR, tfds:NAME ...; by default the validation part of training.")
 flags.DEFINE_integer("num_times", None, "Draws per sequence; by default eval.num_times.", lower_bound=1)
 flags.DEFINE_integer("num_sequences", None, "So many, spread over each text; by default all.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Sequences per network call; by default eval.batch_size.", lower_bound=1)
@@ -53,10 +51,10 @@ def main() -> dict[str, Any]:
     trained = load_trained(workdir, log=say, mesh=values.mesh)
     if warning := tokenizers.lossy_warning(trained.tokenizer):
         say(f"warning: {warning}")
-    given = {name: values[name].value for name in ("num_times", "batch_size", "estimator") if values[name].value}
+    given = cli.given("num_times", "batch_size", "estimator")
     if values.estimator == "orders":
         given["num_times"] = values.orders
-        calls = values.orders * trained.config.data.length
+        calls = values.orders * trained.length
         say(f"--orders={values.orders}: {calls} network calls for each batch of sequences")
     options = dataclasses.replace(trained.experiment.eval, num_sequences=values.num_sequences or 0, **given)
     if values.prompts:
@@ -66,7 +64,7 @@ def main() -> dict[str, Any]:
         figures = zeroshot.evaluate(trained, sources, output, options, seed=values.seed)
         return {"suite": values.suite, "corpora": figures, "step": trained.step, "output": str(output)}
     stream = perplexity.stream_for(trained, workdir, values.data)
-    options = perplexity.fit(options, stream, length=trained.config.data.length)
+    options = perplexity.fit(options, stream, length=trained.length)
     return perplexity.summary(trained, stream, options, seed=values.seed, name="text")
 
 

@@ -9,6 +9,7 @@ with its texts into points/ there. The same command continues where it stopped, 
 
 import dataclasses
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from sedd_jax import cli, files
 from sedd_jax.data.packing import chunks
 from sedd_jax.devices.processes import say
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 from sedd_jax.evaluation import perplexity, quality, results
 from sedd_jax.evaluation.judging import judge_samples, load_judge, make_mauve, read_samples
 from sedd_jax.generation.generate import Generator
@@ -72,10 +73,8 @@ def parse_points(values: flags.FlagValues, defaults: SamplingOptions) -> list[Sa
     points = []
     for method, temperature, steps in itertools.product(values.methods, values.temperatures, values.steps):
         name, _, grid = method.partition(":")
-        try:
+        with explained("--temperatures and --steps must be numbers", "give numbers", ValueError):
             numbers = {"temperature": float(temperature), "steps": int(steps)}
-        except ValueError as error:
-            raise InputError(f"--temperatures and --steps must be numbers: {error}") from error
         points.append(dataclasses.replace(defaults, method=name, grid=grid or "uniform", **numbers))
     if not points:
         raise InputError("--methods, --temperatures and --steps must each name at least one")
@@ -109,9 +108,8 @@ def make_measure(trained: Trained, values: flags.FlagValues) -> Callable[[TokenR
 def plot(path: epath.Path, table: Sequence[dict[str, Any]], measured_by: str) -> None:
     """Bits per token against entropy: a line per sampler and temperature, a mark per number of steps."""
     with files.plot(path, size=(7.0, 5.0), dpi=130) as (page, axes):
-        for (method, grid, temperature), group in itertools.groupby(
-            table, lambda line: (line["method"], line["grid"], line["temperature"])
-        ):
+        sampler = operator.itemgetter("method", "grid", "temperature")
+        for (method, grid, temperature), group in itertools.groupby(table, sampler):
             lines = [line for line in group if line["bits_per_token"] is not None]
             spots = [(line["unigram_entropy"], line["bits_per_token"]) for line in lines]
             if spots and method == DATA:
@@ -130,7 +128,7 @@ def main() -> dict[str, Any]:
     values, workdir = flags.FLAGS, cli.workdir()
     output = epath.Path(values.output) if values.output else workdir / "frontier"
     trained = load_trained(workdir, log=say, mesh=values.mesh)
-    experiment, length = trained.experiment, trained.config.data.length
+    experiment, length = trained.experiment, trained.length
     if experiment.model.causal:
         raise InputError(f"--workdir={workdir} holds an autoregressive model; give that of a diffusion model")
     points = parse_points(values, experiment.sampling)
@@ -139,7 +137,7 @@ def main() -> dict[str, Any]:
     measure = make_measure(trained, values)
     # The options that all points share are part of the setting.
     shared = sorted(dataclasses.asdict(experiment.sampling).items())
-    setting = {"weights": trained.fingerprint, "judge": values.judge, "num": values.num, "seed": values.seed}
+    setting = {"weights": trained.fingerprint} | {name: values[name].value for name in ("judge", "num", "seed")}
     setting["references"], more = values.references, ["mauve"] if values.references else []
     setting |= {name: value for name, value in shared if name not in (*FIELDS, "num", "rows")}
     setting |= {} if values.judge else {"num_times": values.num_times}
@@ -153,11 +151,8 @@ def main() -> dict[str, Any]:
             # The number of steps is traced: points that differ only in it share one program.
             alike = dataclasses.replace(options, steps=1)
             generator = generators.setdefault(alike, Generator(trained, options, values.batch_size))
-            generated = generator.generate(np.full((values.num, length), FREE), steps=options.steps, seed=values.seed)
-            tokens, costs = (
-                generated.tokens,
-                dict(zip(COSTS, (generated.calls, generated.seconds, generated.clipped), strict=True)),
-            )
+            found = generator.generate(np.full((values.num, length), FREE), steps=options.steps, seed=values.seed)
+            tokens, costs = found.tokens, dict(zip(COSTS, (found.calls, found.seconds, found.clipped), strict=True))
         figures = measure(tokens) | costs
         figures |= {f"bits_per_token{end}": figures[f"nats_per_token{end}"] / np.log(2) for end in ("", "_stderr")}
         line = fields | {name: figures.get(name) for name in (*MEASURED, *more, *COSTS)}

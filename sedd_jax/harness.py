@@ -30,14 +30,14 @@ Requests = list[Instance]
 
 
 class Run(LM):
-    """draws: of noise per text, by default eval.num_times of the run's config. options: of sampling; max_batch_size and
-    device, which the harness gives, have no use here. Raises InputError for values that do not fit."""
+    """draws: of noise per text, by default eval.num_times of the run. options: of sampling; max_batch_size and device,
+    which the harness gives, have no use here. Raises InputError for values that do not fit."""
 
     def __init__(self, workdir: str, draws: Any = 0, seed: Any = 0, batch_size: Any = 1, **options: Any):
         super().__init__()
         self._trained = load_trained(epath.Path(typed_path(str(workdir))), log=say)
         self._experiment, self._encode = self._trained.experiment, self._trained.tokenizer.encode
-        self._length = self._trained.config.data.length
+        self._length = self._trained.length
         evaluation, sampling = self._experiment.eval, self._experiment.sampling
         options = {name: options[name] for name in options.keys() - {"max_batch_size", "device"}}
         with explained("--model_args", "give workdir, draws, seed and options of sampling", TypeError, ValueError):

@@ -63,7 +63,7 @@ class Playground:
         trained = self.trained
         return {
             "workdir": self.workdir,
-            "length": trained.config.data.length,
+            "length": trained.length,
             "parameters": optax.tree.size(trained.params),
             "step": trained.step,
             "methods": [name for name in sampling.METHODS if self._takes(name)],
@@ -89,7 +89,7 @@ class Playground:
         section = ConfigDict({"sampling": asdict(trained.experiment.sampling) | given | {"num": 1}})
         options = build(SamplingOptions, "sampling", section)
         options.check(trained.experiment.graph, options.steps)
-        window = parse_template(template, trained.tokenizer, length=trained.config.data.length, flag="the text")
+        window = parse_template(template, trained.tokenizer, length=trained.length, flag="the text")
         trajectory = Trajectory(trained.tokenizer, [window])
 
         def show(frame: Frame) -> None:
@@ -111,7 +111,7 @@ class Playground:
 
         request: tokens, those of a window, and position. Raises InputError for others.
         """
-        tokens, position, length = request.get("tokens"), request.get("position"), self.trained.config.data.length
+        tokens, position, length = request.get("tokens"), request.get("position"), self.trained.length
         states = range(self.trained.experiment.graph.num_states)
         sound = isinstance(tokens, list) and len(tokens) == length and all(type(token) is int for token in tokens)
         if not (sound and all(token in states for token in tokens) and position in range(length)):

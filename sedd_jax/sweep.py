@@ -108,10 +108,8 @@ def make_points(
             if any(override.startswith(f"--config.{field}=") for override in overrides):
                 raise InputError(f"--config.{field} is given for all points, and the sweep sets it too")
             if values.get(field) != value:
-                raise InputError(
-                    f"--config.{field}={value} in the sweep means {values.get(field)!r} on a command line and not "
-                    f"{value!r}; give a field that holds one number, string or truth value"
-                )
+                what = f"--config.{field}={value} in the sweep means {values.get(field)!r} on a command line"
+                raise InputError(f"{what} and not {value!r}; give a field that holds one number, string or truth value")
         for other in made:
             if other.config == trial.config:
                 raise InputError(f"the points {other.name} and {name} of the sweep are the same experiment")
@@ -202,10 +200,8 @@ def write_results(
     folder: epath.Path, trials: Sequence[Trial], fields: Sequence[str], states: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """Writes results.{json,csv,md,png} into the folder. Returns the table, with a line per trial: name, state, values
-    of the fields of its config, and the figures of its last step.
-
-    states: of some trials, by name; that of the others, done or unfinished, is read from their workdirs.
-    """
+    of the fields of its config, and the figures of its last step. states: of some trials, by name; that of the others,
+    done or unfinished, is read from their workdirs."""
     table = []
     for trial in trials:
         values, last = dict(configuration.flatten(trial.config)), trial.last()
@@ -216,13 +212,13 @@ def write_results(
             | {name: last.get(name) for name in FIGURES}
             | {"workdir": str(trial.workdir)}
         )
-    columns = {field: lambda line, field=field: str(line[field]) for field in fields}
-    columns = columns or {"point": lambda line: line["name"]}
-    columns["bits per byte"] = results.number(BITS, ".3f")
-    columns["training loss"] = results.number("train_loss", ".3f")
-    columns["step"] = lambda line: f"{line['step']} of {line['steps']}"
-    columns["tokens/s"] = results.number("tokens_per_second", ",.0f")
-    columns["state"] = lambda line: line["state"]
+    columns = {field: lambda line, field=field: str(line[field]) for field in fields or ["name"]} | {
+        "bits per byte": results.number(BITS, ".3f"),
+        "training loss": results.number("train_loss", ".3f"),
+        "step": lambda line: f"{line['step']} of {line['steps']}",
+        "tokens/s": results.number("tokens_per_second", ",.0f"),
+        "state": lambda line: line["state"],
+    }
     results.write(folder, table, results.markdown(table, columns))
     plot(folder / "results.png", trials)
     return table

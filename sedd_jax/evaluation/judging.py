@@ -1,5 +1,6 @@
 """Samples in a file, a judge, and its figures of the samples: all in the judge's tokens."""
 
+import contextlib
 import json
 import os
 import re
@@ -72,7 +73,7 @@ def load_judge(
         experiment = trained.experiment
         score = lambda params, x, lengths: nats(experiment.network(params), x, _judged(x, lengths))  # noqa: E731
         score = jax.jit(score, out_shardings=sharding.replicated(experiment.mesh))
-        return Judge(trained.tokenizer, trained.config.data.length, experiment.mesh, partial(score, trained.params))
+        return Judge(trained.tokenizer, trained.length, experiment.mesh, partial(score, trained.params))
     if name.endswith(".gguf") or os.path.exists(name) and not os.path.isdir(name):
         if tokenizer_path:
             raise InputError(f"--{flag}={name} holds its tokenizer; leave --tokenizer_path={tokenizer_path} out")
@@ -97,11 +98,8 @@ def load_judge(
 def _gpt2_tokenizer(folder: epath.Path, most: int, name: str) -> Tokenizer:
     alone = (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists()
     tokenizer = tokenizers.make("huggingface" if alone else "gpt2", path=str(folder))
-    if tokenizer.vocab_size > most:
-        raise InputError(
-            f"the vocabulary in {folder} has {tokenizer.vocab_size} tokens, {name} only {most}; give its own with "
-            "--tokenizer_path"
-        )
+    if (size := tokenizer.vocab_size) > most:
+        raise InputError(f"{folder} has {size} tokens, {name} only {most}; give its vocabulary with --tokenizer_path")
     return tokenizer
 
 
@@ -113,21 +111,18 @@ def read_samples(path: epath.Path, *, flag: str = "samples") -> list[str]:
         # The JSON line of the command may stand at the end.
         content = re.sub(r"\n\{[^\n]*\"samples\"[^\n]*\n?\Z", "\n", content)
         return [text.removesuffix("\n") for text in re.split(r"^=== sample \d+.* ===\n", content, flags=re.M)[1:]]
-    lines = [(number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
-    texts = [_text(line, f"--{flag}={path}:{number}") for number, line in lines]
+    texts = []
+    for number, line in enumerate(content.split("\n"), 1):
+        text, what = None, "is not a JSON object with a string as its field 'text'"
+        with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
+            text = json.loads(line)["text"]
+        if isinstance(text, str):
+            texts.append(text)
+        elif line.strip():
+            raise InputError(f"--{flag}={path}:{number} {what}: {line:.60}")
     if not texts:
         raise InputError(f"--{flag}={path} holds no samples")
     return texts
-
-
-def _text(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        record = None
-    if not (isinstance(record, dict) and isinstance(record.get("text"), str)):
-        raise InputError(f"{where} is not a JSON object with a string as its field 'text': {line:.60}")
-    return record["text"]
 
 
 def encode(text: str, tokenizer: Tokenizer) -> np.ndarray:

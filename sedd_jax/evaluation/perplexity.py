@@ -46,10 +46,9 @@ def fit(options: EvalOptions, *streams: TokenStream, length: int) -> EvalOptions
 def summary(trained: Trained, stream: TokenStream, options: EvalOptions, *, seed: int, name: str) -> dict[str, Any]:
     """The figures of `likelihood.summarise` for chunks of the stream that do not overlap; bits per byte of their text.
     Raises InputError if the stream does not fill one chunk."""
-    length = trained.config.data.length
-    sequences, dropped = chunks(stream, length, limit=options.num_sequences or None)
+    sequences, dropped = chunks(stream, trained.length, limit=options.num_sequences or None)
     num = len(as_batch(sequences).tokens)
-    say(f"{name}: {num} sequences of {length} tokens; {dropped} tokens at the end do not fill another")
+    say(f"{name}: {num} sequences of {trained.length} tokens; {dropped} tokens at the end do not fill another")
     found = bounds(trained, sequences, options, seed=seed, name=name)
     figures = summarise(found, mean_length(sequences), tokens_per_byte(sequences, trained.tokenizer, stream))
     # An exact likelihood is no mean over noise levels.
@@ -88,9 +87,8 @@ def summary_given(trained: Trained, path: epath.Path, options: EvalOptions, *, s
 
 def _prompted(line: str, where: str, trained: Trained) -> tuple[np.ndarray, np.ndarray, int]:
     """Of one record the tokens [L], their roles [L] (0 and 2: given, 1: text, 3: unknown) and the bytes of the text."""
-    length = trained.config.data.length
-    known = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
-    with explained(where, 'give {"prompt": ..., "text": ...}', *known):
+    length, damages = trained.length, (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+    with explained(where, 'give {"prompt": ..., "text": ...}', *damages):
         record = json.loads(line)
         text = record["text"].encode()
         ids = [trained.tokenizer.encode(record.get(name, "")) for name in ("prompt", "text", "suffix")]
@@ -120,15 +118,14 @@ def stream_for(trained: Trained, workdir: epath.Path, source: str | None) -> Tok
 def stream_of(trained: Trained, source: str) -> TokenStream:
     """The text of a source in the model's tokens; of shards, their validation part. Raises InputError if it cannot be
     read, or the shards have another tokenizer."""
-    if not source.startswith(shards.PREFIX):
-        fields = {name: trained.config.data.get(name) for name in ("text_field", "prompt_field", "label_field")}
-        if fields["prompt_field"] or fields["label_field"]:
-            found, length = records.read(source, **fields), trained.config.data.length
-            return records.tokenize(found, trained.tokenizer, length, tail=trained.config.data.tail)
-        reading = {"text_field": "text", "separator": None}
-        reading = {name: trained.config.data.get(name, default) for name, default in reading.items()}
-        return tokenize(corpora.documents(source, **reading), trained.tokenizer, progress=True)
-    prepared = shards.load(source.removeprefix(shards.PREFIX))
-    if prepared.tokenizer.fingerprint != trained.tokenizer.fingerprint:
-        raise InputError(f"--data={source} was prepared with another tokenizer than the model's; prepare it with that")
-    return prepared.valid
+    data, tokenizer = trained.config.data, trained.tokenizer
+    if source.startswith(shards.PREFIX):
+        prepared = shards.load(source.removeprefix(shards.PREFIX))
+        if prepared.tokenizer.fingerprint != tokenizer.fingerprint:
+            raise InputError(f"--data={source} was prepared with another tokenizer than the model's; prepare it anew")
+        return prepared.valid
+    if data.get("prompt_field") or data.get("label_field"):
+        fields = {name: data[name] for name in ("text_field", "prompt_field", "label_field")}
+        return records.tokenize(records.read(source, **fields), tokenizer, trained.length, tail=data.tail)
+    reading = {"text_field": data.get("text_field", "text"), "separator": data.get("separator")}
+    return tokenize(corpora.documents(source, **reading), tokenizer, progress=True)

@@ -92,9 +92,9 @@ def evaluate(
     causal, figures = trained.experiment.model.causal, {}
     show = results.number("perplexity", ".2f", prefix="" if causal else "≤ ")
     streams = {name: _stream(name, source, trained) for name, source in sources.items()}
-    options = perplexity.fit(options, *streams.values(), length=trained.config.data.length)
+    options = perplexity.fit(options, *streams.values(), length=trained.length)
     setting = {"weights": trained.fingerprint, "tokenizer": trained.tokenizer.fingerprint, "seed": seed}
-    setting |= {"length": trained.config.data.length, "num_times": None if causal else options.num_times}
+    setting |= {"length": trained.length, "num_times": None if causal else options.num_times}
     setting |= {"estimator": None if causal else options.estimator}
     with results.hold(output, setting | {"limit": options.num_sequences or None}) as held:
         for name, stream in streams.items():
@@ -119,7 +119,7 @@ def _figures(trained: Trained, stream: Stream, options: EvalOptions, seed: int, 
 
 
 def _stream(name: str, source: str, trained: Trained) -> Stream:
-    stream, length = tokenize(documents(name, source), trained.tokenizer, progress=True), trained.config.data.length
+    stream, length = tokenize(documents(name, source), trained.tokenizer, progress=True), trained.length
     if len(stream) < length:
         raise InputError(f"--corpora={name}={source} has {len(stream)} tokens, and one sequence takes {length}")
     return stream

@@ -48,6 +48,11 @@ class Trained:
     step: int
 
     @property
+    def length(self) -> int:
+        """Tokens of a window."""
+        return self.config.data.length
+
+    @property
     def fingerprint(self) -> str:
         """Hex digest of the parameters, to compare with those behind figures that were computed earlier."""
         digest = hashlib.sha256()
