@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from benchmarks.rounds import medians, passes, products
 from benchmarks.trace import milliseconds
 from sedd_jax.devices import sharding
-from sedd_jax.score_entropy import dwdse
+from sedd_jax.score_entropy import denoising_loss, diffuse
 from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.flops import train_flops_per_token
 from sedd_jax.training.state import TrainState
@@ -48,7 +48,8 @@ def plain_step(experiment: Experiment, decay: float):
             def score_fn(x, sigma):
                 return experiment.model.apply({"params": params}, x, sigma, True, rngs={"dropout": dropout_key})
 
-            return dwdse(noise_key, score_fn, experiment.graph, experiment.noise, tokens).mean()
+            noised = diffuse(noise_key, experiment.graph, experiment.noise, tokens)
+            return denoising_loss(score_fn, experiment.graph, noised, tokens).mean()
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
         updates, opt_state = experiment.optimizer.update(grads, state.opt_state, state.params)

@@ -85,8 +85,3 @@ def simulate(
     _, (tokens, failed) = jax.lax.scan(step, start, (jnp.arange(length), given.T, values.T))
     changed, first = jnp.where(given, 0, 1 + jnp.arange(length)), jnp.where(failed.any(), 1 + failed.argmax(), 0)
     return Sample(tokens.T, changed, calls=jnp.array(length), clipped=jnp.zeros(()), failed=first)
-
-
-def generate(*arguments: Any, **options: Any) -> Tokens:
-    """The tokens of `simulate`, which documents the arguments."""
-    return simulate(*arguments, **options).tokens

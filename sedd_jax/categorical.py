@@ -16,12 +16,9 @@ def fine_uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*
 
 
 def _inverse_cdf(u: Float[Array, "*batch"], weights: Float[Array, "*batch n"]) -> Int[Array, "*batch"]:
-    """The outcome at quantile u, with the outcomes in ascending order of weight.
-
-    In that order a cumulative sum is at most n times the weight that it ends with, so float32 resolves every outcome
-    to a relative n * 2^-24, however much of the mass sits on one of them; in any other order the rare outcomes behind
-    a common one are resolved to 2^-24 of the whole, or lost.
-    """
+    """The outcome at quantile u, with the outcomes in ascending order of weight: then a cumulative sum is at most n
+    times the weight that it ends with, so float32 resolves every outcome to a relative n * 2^-24. In any other order
+    the rare outcomes behind a common one are resolved to 2^-24 of the whole, or lost."""
     order = jnp.argsort(weights, axis=-1)
     cdf = jnp.cumsum(jnp.take_along_axis(weights, order, axis=-1), axis=-1)
     rank = jnp.sum(cdf <= (u * cdf[..., -1])[..., None], axis=-1)
@@ -48,9 +45,7 @@ def usable(weights: Float[Array, "*batch n"]) -> Bool[Array, "*batch"]:
 
 
 def categorical(key: Key[Array, ""], weights: Float[Array, "*batch n"]) -> Int[Array, "*batch"]:
-    """One draw per row with probability weights / sum(weights).
-
-    weights: float32, non-negative, not necessarily normalised; a row needs one positive weight.
+    """One draw per row with probability weights / sum(weights). weights: non-negative; a row needs a positive one.
 
     Two uniforms per row (a group of about sqrt(n) outcomes, then an outcome of that group) instead of n Gumbels: the
     cost is one pass over the weights, and each probability p is met to about 1e-5 p (see `_inverse_cdf`).
@@ -59,11 +54,8 @@ def categorical(key: Key[Array, ""], weights: Float[Array, "*batch n"]) -> Int[A
 
 
 def truncated(key: Key[Array, ""], weights: Float[Array, " n"]) -> Int[Array, ""]:
-    """One draw as the reference implementation of SEDD makes it: argmax of weights over exponential noise in float32.
-
-    Its uniforms are multiples of 2^-24, so no noise is below 6e-8 and rare outcomes beside common ones are cut off: at
-    n = 50257 a flat posterior leaves MASK at 0.146 of the right rate over 1024 steps. For comparison with figures that
-    were made that way; not for anything else.
-    """
+    """One draw as the reference implementation of SEDD makes it, to compare with its figures: argmax of weights over
+    exponential noise in float32. Its uniforms are multiples of 2^-24, which cut off rare outcomes beside common ones:
+    at n = 50257 a flat posterior leaves MASK at 0.146 of the right rate over 1024 steps."""
     uniform = (jax.random.bits(key, weights.shape, jnp.uint32) >> 8).astype(jnp.float32) * 2.0**-24
     return jnp.argmax(weights / (1e-10 - jnp.log(uniform + 1e-10)))

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from sedd_jax.network import for_chunks, pick, put
 from sedd_jax.noise import Noise
-from sedd_jax.rates import Graph
+from sedd_jax.rates import Graph, PerPosition, PerState, Sigma, X
 from sedd_jax.typing import Mask, PerSequence, PRNGKey, Scalar, ScoreFn, Tokens
 
 
@@ -43,16 +43,10 @@ class Objective(Protocol):
     def noised(self, key: PRNGKey, tokens: Tokens, given: Mask | None = None, never: Mask | None = None) -> Noised:
         """Samples the network's inputs for a batch, and their weights. given, never: see `typing.Batch`."""
 
-    def contributes(self, x: Int[Array, "*shape"]) -> Bool[Array, "*shape"]:
+    def contributes(self, x: X) -> Bool[Array, "*shape"]:
         """Where the loss can differ from 0."""
 
-    def loss(
-        self,
-        output: Float[Array, "*shape n"],
-        sigma: Float[Array, "..."],
-        x: Int[Array, "*shape"],
-        x0: Int[Array, "*shape"],
-    ) -> Float[Array, "*shape"]:
+    def loss(self, output: PerState, sigma: Sigma, x: X, x0: X) -> PerPosition:
         """The loss of each position. output: of the network's head there."""
 
 
@@ -79,22 +73,18 @@ class ScoreEntropy:
 
 
 def stratified_times(key: PRNGKey, num: int) -> Float[Array, " num"]:
-    """Low-discrepancy times in (0, 1]: one uniform offset, then every multiple of 1/num.
-
-    Each time is uniform and every interval of length 1/num holds one, which removes most of the variance of the loss
-    in t (Kingma et al. 2021, appendix I.1). They are ordered in strides of about the golden ratio, so that any
-    contiguous part (the share of one device) is spread evenly too.
-    """
+    """Low-discrepancy times in (0, 1]: each is uniform, and every interval of length 1/num holds one, which removes
+    most of the variance of the loss in t (Kingma et al. 2021, appendix I.1). They are ordered in strides of about the
+    golden ratio, so that any contiguous part (the share of one device) is spread evenly too."""
     stride = next(s for s in range(round(0.618 * num), 2 * num + 2) if math.gcd(s, num) == 1)
     return 1 - (jax.random.uniform(key) + np.arange(num) * stride % num / num) % 1
 
 
 def importance_times(key: PRNGKey, noise: Noise, num: int) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
-    """Stratified times whose density is half uniform in t, half uniform in the noised fraction 1 - e^-sigma.
+    """Stratified times and their density q, half uniform in t, half uniform in the noised fraction 1 - e^-sigma.
 
-    Returns the times and their density q; dividing by q leaves every mean over t unchanged. With the log-linear
-    schedule q = 1. With the geometric schedule, half of all uniform times noise less than 5 % of the tokens and have a
-    loss near zero; this density samples where the loss is, and the weight 1 / q is at most 2.
+    Dividing by q leaves every mean over t unchanged. With the log-linear schedule q = 1. With the geometric one, half
+    of all uniform times have a loss near zero; q samples where the loss is, and the weight 1 / q is at most 2.
     """
     noised = lambda t: -jnp.expm1(-noise.total(t))  # noqa: E731
     start, stop = noised(jnp.zeros(())), noised(jnp.ones(()))
@@ -138,12 +128,10 @@ def loss_and_grads(
 ) -> tuple[Scalar, tuple[Any, Float[Array, "b l d"]]]:
     """The sum over sequences of the weighted loss and its gradients by params and features, without [B, L, N].
 
-    For score entropy the loss is `denoising_loss`.
+    For score entropy the loss is `denoising_loss`. It is a sum over positions with known weights, so each chunk's
+    gradient is taken in the same pass: nothing is stored and nothing is computed twice.
     head: (params, features [R, 1, D], tokens [R, 1], sigma [R]) -> [R, 1, N], the last layer of the network.
     rows: positions per chunk, R. Only targets where `objective.contributes` are computed, however many they are.
-
-    The loss is a sum over positions with known weights, so each chunk's gradient is taken in the same pass: nothing is
-    stored and nothing is computed twice.
     """
     length = features.shape[1]
 
@@ -167,8 +155,3 @@ def loss_and_grads(
     active = active if noised.targets is None else active & noised.targets
     loss, d_params, d_features = for_chunks(active, rows, add, zero)
     return loss, (d_params, d_features)
-
-
-def dwdse(key: PRNGKey, score_fn: ScoreFn, graph: Graph, noise: Noise, tokens: Tokens) -> PerSequence:
-    """Diffusion-weighted denoising score entropy with one time and noise per sequence, in nats per sequence."""
-    return denoising_loss(score_fn, graph, diffuse(key, graph, noise, tokens), tokens)

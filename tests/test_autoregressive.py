@@ -111,7 +111,7 @@ def draw(num, given=None, values=None, first_index=0, **options):
     @jax.jit
     def run(key):
         cache = MODEL.empty_cache(*shape)
-        return autoregressive.generate(key, step, cache, clamp, truncation=truncation, first_index=first_index)
+        return autoregressive.simulate(key, step, cache, clamp, truncation=truncation, first_index=first_index).tokens
 
     return np.asarray(run(jax.random.key(3)))
 

@@ -1,6 +1,7 @@
 """The state that a training step takes and returns, its optimizer, and its initialisation on the devices."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,8 +53,9 @@ def learning_rate(
 
 
 def clip_by_global_norm(clip: float) -> optax.GradientTransformation:
-    """Scales the gradient by min(1, clip / its norm), which XLA fuses into Adam's reading of it. Optax's own computes a
-    second gradient and selects one of the two: four more passes over the gradient."""
+    """Scales the gradient by min(1, clip / its norm), which XLA fuses into Adam's reading of it. Optax's own selects
+    one
+    of two gradients: four more passes over them."""
 
     def scaled(grads: Any, _) -> Any:
         factor = jnp.minimum(1, clip / optax.tree.norm(grads))
@@ -86,61 +88,36 @@ def make_optimizer(
     weight_decay, decayed: of all parameters, or of 'kernels' alone, the weights of products (with Muon, those of the
         blocks), and not of biases, norms and embeddings.
     decay, decay_steps, floor: of the learning rate; see `learning_rate`.
-    mu_dtype: of Adam's first moment, 'float32' or 'bfloat16'. The second moment stays float32: with b2 = 0.999 its
-        updates are smaller than bfloat16 resolves.
-    The gradient is that of nats per sequence, so a clip of 1 takes effect in almost every step.
+    mu_dtype: of the first moment, 'float32' or 'bfloat16', which does not resolve the updates of the second.
+    clip: of the gradient of nats per sequence, so that 1 takes effect in almost every step.
     """
-    check_fields(
-        "optim",
-        locals(),
-        lr="(0, inf)",
-        eps="(0, inf)",
-        clip="(0, inf]",  # inf clips nothing
-        b1="[0, 1)",
-        b2="[0, 1)",
-        weight_decay="[0, inf)",
-        warmup_steps="[0, inf)",
-        floor="[0, 1]",
-        mu_dtype=("float32", "bfloat16"),
-        kind=("adamw", "muon"),
-        decayed=("all", "kernels"),
-        decay=DECAYS,
-    )
+    allowed = dict.fromkeys(("lr", "eps"), "(0, inf)") | dict.fromkeys(("b1", "b2"), "[0, 1)")
+    allowed |= {"clip": "(0, inf]", "floor": "[0, 1]"}  # an infinite clip is none
+    allowed |= dict.fromkeys(("weight_decay", "warmup_steps"), "[0, inf)")
+    allowed |= {"kind": ("adamw", "muon"), "mu_dtype": ("float32", "bfloat16"), "decayed": ("all", "kernels")}
+    check_fields("optim", locals(), **allowed, decay=DECAYS)
     if decay != "none" and decay_steps <= warmup_steps:
         raise InputError(f"optim.decay_steps={decay_steps} must be above optim.warmup_steps={warmup_steps}")
     rate = learning_rate(lr, warmup_steps, decay=decay, decay_steps=decay_steps, floor=floor)
+    shared = {"eps": eps, "weight_decay": weight_decay, "mu_dtype": mu_dtype}
     if kind == "muon":
-        update = optax.contrib.muon(
-            rate,
-            eps=eps,
-            weight_decay=weight_decay,
-            mu_dtype=mu_dtype,
-            adam_b1=b1,
-            adam_b2=b2,
-            adam_weight_decay=weight_decay if decayed == "all" else 0.0,
-            muon_weight_dimension_numbers=_block_products,
-            consistent_rms=0.2,
-        )
+        of_adam = {"adam_b1": b1, "adam_b2": b2, "adam_weight_decay": weight_decay if decayed == "all" else 0.0}
+        of_muon = {"muon_weight_dimension_numbers": _block_products, "consistent_rms": 0.2}
+        update = optax.contrib.muon(rate, **shared, **of_adam, **of_muon)
     else:
-        mask = _are_kernels if decayed == "kernels" else None
-        update = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask, mu_dtype=mu_dtype)
+        update = optax.adamw(rate, b1, b2, mask=_are_kernels if decayed == "kernels" else None, **shared)
     return optax.chain(clip_by_global_norm(clip), update)
 
 
 def _are_kernels(params: Any) -> Any:
-    of_product = lambda path: any(name in jax.tree_util.keystr(path) for name in ("kernel", "lora_"))  # noqa: E731
-    return jax.tree_util.tree_map_with_path(lambda path, _: of_product(path), params)
+    return jax.tree.map_with_path(lambda path, _: bool(re.search("kernel|lora_", jax.tree_util.keystr(path))), params)
 
 
 def _block_products(params: Any) -> Any:
     """Muon's matrices: kernels [layers, in, ..., out] of the blocks, but for those of the conditioning."""
-
-    def axes(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        name = jax.tree_util.keystr(path)
-        chosen = "blocks" in name and "kernel" in name and "modulation" not in name
-        return optax.contrib.MuonDimensionNumbers(1, -1) if chosen else None
-
-    return jax.tree_util.tree_map_with_path(axes, params)
+    axes, chosen = optax.contrib.MuonDimensionNumbers(1, -1), re.compile(r"^(?!.*modulation).*blocks.*kernel")
+    matched = lambda path: chosen.match(jax.tree_util.keystr(path))  # noqa: E731
+    return jax.tree.map_with_path(lambda path, _: axes if matched(path) else None, params)
 
 
 def split(params: Any) -> tuple[Any, Any]:

@@ -36,11 +36,11 @@ def split_microbatches(tree: Any, num: int) -> Any:
 
 
 def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places: dict[str, NamedSharding]) -> Callable:
-    """(parameters of the head, features [B, L, D], noised, tokens) -> (loss, gradients by the first two). The loss is
-    in nats per sequence, the mean over the batch. See `score_entropy.loss_and_grads`.
+    """(parameters of the head, features [B, L, D], noised, tokens) -> (loss, gradients by the first two): those of
+    `score_entropy.loss_and_grads`, in nats per sequence, the mean over the batch. places: shardings of the parameters.
 
     Every device computes its own sequences, in as many chunks as it has noised positions. It exchanges the parameters
-    of the head before and their gradient after, nothing else. places: shardings of the head's parameters.
+    of the head before and their gradient after, nothing else.
     """
     batch_axes = sharding.RULES["batch"]
     split = {name: sharding.batch_axes(place) for name, place in places.items()}

@@ -38,10 +38,10 @@ def _dot(a: Array, b: Array, contracted: tuple[tuple[int, ...], tuple[int, ...]]
 def _product(x: Array, kernel: Array, axes: tuple[str | None, ...], out_dtype: str, gradient_dtype: str) -> Array:
     """x [..., in], kernel [in, ...] with the logical names `axes` -> [..., ...] in out_dtype.
 
-    The backward pass differs from JAX's own in three ways. (1) It casts and gathers the kernel again, from the
-    parameter: otherwise the gathered kernels of all layers would be stored. (2) The kernel's gradient transposes the
-    narrower operand: a tenth of a step on a CPU, no difference elsewhere. (3) Its operands have the dtype of x: with
-    the float32 gradient of a wider output the products would run at a fraction of the speed.
+    The backward pass is not JAX's own. (1) It casts and gathers the kernel again, from the parameter: otherwise the
+    gathered kernels of all layers would be stored. (2) The kernel's gradient transposes the narrower operand: a tenth
+    of a step on a CPU. (3) Its operands have the dtype of x: in float32 the products would run at a fraction of the
+    speed.
     """
     kernel = gathered(kernel.astype(x.dtype), axes)
     return _dot(x, kernel, ((x.ndim - 1,), (0,)), out_dtype)
