@@ -30,8 +30,7 @@ class Generated(NamedTuple):
 
 @dataclass(frozen=True)
 class Generator:
-    """Samples windows, batch_size at a time; the samples do not depend on it. There is one sample per window, whose
-    index is the window's; options.num is ignored."""
+    """Samples windows, one sample for each, batch_size at a time; the samples do not depend on it."""
 
     trained: Trained
     options: SamplingOptions

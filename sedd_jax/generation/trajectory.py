@@ -42,11 +42,8 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The states of samples, for pages and GIFs.
-
-    windows: one per sample. samples[i]: (number of the event, spans) of sample i, in order, for at most MOST_FRAMES
-    evenly spread events and the last.
-    """
+    """The states of samples, for pages and GIFs. windows: one per sample. samples[i]: (number of the event, spans) of
+    sample i, in order, for at most MOST_FRAMES evenly spread events and the last."""
 
     tokenizer: Tokenizer
     windows: Sequence[Window]

@@ -86,8 +86,8 @@ def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"])
 
 
 def load(path: str) -> tuple[dict[str, Any], Config, Tokenizer]:
-    """Weights (float32), sizes and tokenizer of a file. Raises InputError for a file that is absent or damaged, another
-    architecture or option, or weights that do not fit."""
+    """Weights (float32), sizes and tokenizer. Raises InputError for a file that is absent, damaged, or not
+    supported."""
     try:
         import gguf  # an extra
     except ImportError as error:

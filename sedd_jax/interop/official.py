@@ -79,11 +79,8 @@ def is_conditioned(weights: Mapping[str, Any]) -> bool:
 
 
 def from_official(weights: Mapping[str, np.ndarray], *, folded: bool = False) -> dict[str, Any]:
-    """Parameters of `Transformer` from arrays under the reference's names.
-
-    folded: those of `fold`. The rotary table, a constant, may be missing. Shapes are not checked: see `check_shapes`.
-    Raises InputError for a missing or an unknown name.
-    """
+    """Parameters of `Transformer` from arrays under the reference's names. folded: those of `fold`. The rotary table, a
+    constant, may be missing. Raises InputError for a missing or an unknown name; `check_shapes` checks the rest."""
     blocks, flat = range(len(_blocks(weights))), {}
 
     def is_there(path: str) -> bool:
@@ -104,11 +101,8 @@ def from_official(weights: Mapping[str, np.ndarray], *, folded: bool = False) ->
 
 def fold(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The weights of a network that takes no noise level, without modulation: what it is at sigma = 0, or for RADD the
-    biases of norms, goes into the products. Computed in float64 and rounded to float32.
-
-    A scale goes into the norm, a shift through the product behind it into that one's bias (so q, k and v have one), a
-    gate into the product before it.
-    """
+    biases of norms, goes into the products. A scale goes into the norm, a shift through the product behind it into that
+    one's bias (so q, k and v have one), a gate into the product before it. In float64, rounded to float32."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     condition = None
     if is_conditioned(w):

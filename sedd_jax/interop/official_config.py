@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from sedd_jax import noise
 from sedd_jax.config import build
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 
 # Graph, parametrisation, and whether the network takes a noise level unless the config has `time_conditioning`. SEDD's
 # config says it itself.
@@ -98,10 +98,10 @@ def family_of(official: Mapping[str, Any]) -> str | None:
 
 
 def from_official_config(official: Mapping[str, Any], family: str = "sedd") -> ConfigDict:
-    """A config with all our sections. Defaults stand for fields that do not matter to a trained model.
+    """A config with all our sections; `data` has the length and, if theirs has it, the vocabulary (without MASK).
 
-    family: one of FAMILIES. `data` has the length and, if the config has it, the vocabulary (without MASK), and no
-    corpus. Raises InputError for a field that is missing, of another type, or asks for what is not implemented here.
+    family: one of FAMILIES. Raises InputError for a field that is missing, of another type, or asks for what is not
+    implemented here.
     """
 
     def field(name: str, kind: type | tuple[type, ...]) -> Any:
@@ -118,13 +118,11 @@ def from_official_config(official: Mapping[str, Any], family: str = "sedd") -> C
         return value
 
     def level(name: str) -> float:
-        value = field(name, (int, float, str))
-        try:
-            if math.isfinite(number := float(value)):  # 1e-4, without a point, is text to YAML
-                return number
-            raise ValueError
-        except (ValueError, OverflowError) as error:
-            raise InputError(f"{name}={reprlib.repr(value)} is not a number") from error
+        value = field(name, (int, float, str))  # 1e-4, without a point, is text to YAML
+        with explained(f"{name}={reprlib.repr(value)}", "give a finite number", ValueError, OverflowError):
+            if not math.isfinite(number := float(value)):
+                raise ValueError("not a number")
+        return number
 
     def first(*names: str) -> str | None:
         return next((name for name in names if _get(official, name) is not None), None)
@@ -180,10 +178,8 @@ def to_official_config(config: ConfigDict, *, vocab_size: int) -> dict[str, Any]
     for name, only in _FIXED.items():
         if config.model.get(name, only) != only:
             raise InputError(f"model.{name}={config.model[name]!r}: the official implementation only knows {only!r}")
-    absorbing = config.graph.kind == "absorbing"
-    scale_by_sigma = config.model.get("scale_by_sigma")
-    if scale_by_sigma is None:
-        scale_by_sigma = absorbing
+    absorbing, scale_by_sigma = config.graph.kind == "absorbing", config.model.get("scale_by_sigma")
+    scale_by_sigma = absorbing if scale_by_sigma is None else scale_by_sigma
     if scale_by_sigma and not absorbing:
         raise InputError("model.scale_by_sigma=True: the official implementation only has it for the absorbing graph")
     levels = {name: getattr(schedule, name) for name in ("sigma_min", "sigma_max") if hasattr(schedule, name)}

@@ -45,19 +45,13 @@ def load(
     """(parameters of `Transformer` as float32 arrays, a config in our sections) of a published or trained model.
 
     `make_experiment(config, config.data.vocab_size).model` is its network. Of a network that takes no noise level, the
-    modulation is folded into the other weights.
-
-    Args:
-      path: a folder with weights (Hugging Face's or a training run's), a file of weights, or an id on the hub.
-      family: one of `official_config.FAMILIES`; 'auto': what the config says.
-      config_file: config.json or .hydra/config.yaml, if it is not beside the weights.
-      revision: of the id on the hub; by default its newest.
-
-    `config.data` has the length and the vocabulary, but no corpus and no tokenizer. `config.train.steps` is the number
-    of updates, if the file has it.
-
-    Raises:
-      InputError: something is absent, damaged, of another kind, or asks for code to be run. None is ever run.
+    modulation is folded into the other weights. `config.data` has the length and the vocabulary, but no corpus and no
+    tokenizer. `config.train.steps` is the number of updates, if the file has it.
+    path: a folder with weights (Hugging Face's or a training run's), a file of weights, or an id on the hub.
+    family: one of `official_config.FAMILIES`; 'auto': what the config says.
+    config_file: config.json or .hydra/config.yaml, if it is not beside the weights.
+    revision: of the id on the hub; by default its newest.
+    Raises InputError if something is absent, damaged, of another kind, or asks for code to be run. None is ever run.
     """
     file = _find_weights(path, revision)
     family, config = official_config.read(_find_config(file) if config_file is None else Path(config_file), family)
@@ -98,11 +92,8 @@ def save_official(
     path: epath.PathLike, params: Mapping[str, Any], config: ConfigDict, *, format: str = "safetensors"
 ) -> None:
     """Writes a Hugging Face folder at a new path: config.json, and model.safetensors or pytorch_model.bin (format
-    'torch'). The constant rotary table is left out, since the model makes its own.
-
-    Raises InputError for an unknown format, a model that the official implementation does not have, weights that are
-    not finite, or a path that is not free.
-    """
+    'torch'), without the constant rotary table. Raises InputError for an unknown format, a model that the official
+    implementation does not have, weights that are not finite, or a path that is not free."""
     if format not in FORMATS:
         raise InputError(f"format={format!r} is unknown; choose one of {', '.join(map(repr, FORMATS))}")
     weights = official.to_official(params)
@@ -157,9 +148,7 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         name, counter, prefix = layout
         step, ema = weights.get(counter, 0), weights.get("ema")
         if not isinstance(step, int) or not 0 <= step < 1 << 31:
-            raise InputError(
-                f"{path} has {counter}={reprlib.repr(step)}; it is not a training checkpoint of the family"
-            )
+            raise InputError(f"{path} has {counter}={reprlib.repr(step)}; it is no training checkpoint of the family")
         steps, weights = {"steps": step}, _tensors(path, weights[name])
         weights = {name: x for name, x in weights.items() if name.startswith(prefix)} or weights
         weights = {name: x for name, x in weights.items() if not official.is_constant(name)}

@@ -14,8 +14,7 @@ from sedd_jax.files import read_json
 
 
 def download(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """The folder with these files of the hub's model `name`, by default of its newest revision. Raises InputError if
-    they cannot be had."""
+    """The folder with these files of the hub's model `name`. Raises InputError if they cannot be had."""
     from huggingface_hub import snapshot_download  # here, since it is slow to import
 
     try:

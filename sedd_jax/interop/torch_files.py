@@ -149,9 +149,8 @@ class _Reader(pickle._Unpickler):
     are objects, sets, byte arrays and extension codes, among others.
     Names: the keys of _NAMES. They stand for functions and dtypes of ours, so no other function can be called.
     The state of an object (BUILD) is dropped, so nothing of ours can be changed.
-
-    The base class is the unpickler in Python. The one in C has fixed opcodes, hashes any key (a deeply nested tuple
-    overflows its stack), and allocates as much memory as an index in the file asks for.
+    The unpickler in C has fixed opcodes, hashes any key (a deeply nested tuple overflows its stack), and allocates as
+    much memory as an index in the file asks for.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -226,9 +225,8 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}; check the path") from error
     # RuntimeError: encrypted. The checksum of a member is verified as it is read.
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{path} is cut short, damaged, or not a file of torch.save since torch 1.6 ({error}); get a sound copy"
-        ) from error
+        what = "is cut short, damaged, or not a file of torch.save since torch 1.6"
+        raise InputError(f"{path} {what} ({error}); get a sound copy") from error
 
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
