@@ -8,9 +8,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 
 def fine_uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
-    """Uniform draws in [0, 1) whose resolution is relative: 64 random bits, rounded to float32 where they start.
-    `jax.random.uniform` is a multiple of 2^-23, so an event of probability 1e-9 happens never or 100 times too
-    often."""
+    """Uniform draws in [0, 1) whose resolution is relative: 64 random bits, rounded to float32 where they start. Those
+    of `jax.random` are multiples of 2^-23: an event of probability 1e-9 happens never or 100 times too often."""
     high, low = jax.random.bits(key, (2, *shape), jnp.uint32).astype(jnp.float32)
     return jnp.minimum(high * 2.0**-32 + low * 2.0**-64, 1 - 2.0**-24)
 

@@ -98,8 +98,7 @@ def config() -> ConfigDict:
 
 def read_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The config of a file, locked. path: FILE, or FILE:FORM for get_config(FORM). overrides: --config.a.b=value.
-    Raises InputError for a file that gives none, an override that does not fit, and values that are not plain: NumPy's
-    numbers become Python's."""
+    Raises InputError for a file that gives none, an override that does not fit, and values that are not plain."""
     file, _, form = (path, "", "") if ":" not in path or os.path.isfile(path) else path.rpartition(":")
     made, _ = run_file("config", file, "get_config", *filter(None, [form]))
     if not isinstance(made, ConfigDict):
@@ -113,8 +112,7 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 def run_file(flag: str, file: str, function: str, *arguments: str) -> tuple[Any, dict[str, Any]]:
     """(what a function of a Python file returns, the names that the file defines). The file may import its neighbours,
-    as in `from configs import small`, wherever the command is started. Raises InputError, whatever the file raises: it
-    is input."""
+    as in `from configs import small`, wherever the command is started. Raises InputError, whatever it raises."""
     if not os.path.isfile(file):
         raise InputError(f"--{flag}={file} is no file; give one such as configs/tiny.py")
     folder = os.path.dirname(os.path.abspath(file))

@@ -98,8 +98,8 @@ def has_checkpoint(workdir: epath.Path) -> bool:
 
 
 def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
-    """Raises InputError if workdir holds checkpoints of a run whose config differs in more than MAY_CHANGE and PLACES,
-    or of none that can be trained on."""
+    """Raises InputError for checkpoints of a run whose config differs in more than MAY_CHANGE and PLACES, or of no
+    run."""
     if not has_checkpoint(workdir):
         return
     saved = load(workdir)

@@ -68,8 +68,7 @@ cli.define_path("output", "Directory of the results; by default frontier/ in --w
 
 
 def parse_points(values: flags.FlagValues, defaults: SamplingOptions) -> list[SamplingOptions]:
-    """Each method at each temperature with each number of steps, the steps running fastest, without repetitions. Raises
-    InputError for values that no sampler has."""
+    """Each method at each temperature with each number of steps, the steps running fastest, without repetitions."""
     points = []
     for method, temperature, steps in itertools.product(values.methods, values.temperatures, values.steps):
         name, _, grid = method.partition(":")
@@ -82,8 +81,7 @@ def parse_points(values: flags.FlagValues, defaults: SamplingOptions) -> list[Sa
 
 
 def make_measure(trained: Trained, values: flags.FlagValues) -> Callable[[TokenRows], dict[str, Any]]:
-    """Tokens [B, L] -> how likely and how diverse they are: by the judge, in its tokens, or by the bound, in the
-    model's. Raises InputError as `load_judge` does."""
+    """Tokens [B, L] -> how likely and how diverse they are: by the judge or the bound, in its tokens."""
     if values.judge is not None:
         judge = load_judge(values.judge, values.tokenizer_path, flag="judge", mesh=values.mesh)
         references = values.references and read_samples(epath.Path(values.references), flag="references")

@@ -126,8 +126,8 @@ class Playground:
 
     @functools.cached_property
     def _conditional(self) -> Callable[..., jax.Array]:
-        """(params, tokens [B, L], position [B]) -> [B, V], p(token at position | all others). On the uniform graph that
-        is by the ratios at the least noise."""
+        """(params, tokens [B, L], position [B]) -> [B, V], p(token at position | all others). On the uniform graph
+        that is by the ratios at the least noise."""
         experiment, vocab_size = self.trained.experiment, self.trained.tokenizer.vocab_size
         graph, noise = experiment.graph, experiment.noise
 

@@ -241,8 +241,7 @@ class Uniform(Graph):
 
     def plugin_of_score(self, log_score: PerState, x: X, sigma: Sigma) -> PerState:
         """p(x0 | the other positions of x_t), the inverse of `score_of_plugin`: exp(-sigma Q) s, normalised. It sums to
-        1. An inexact score's may be negative. A log-score in float32 knows it to e^sigma 1e-7 / N, and where that is
-        much, the score hardly depends on it."""
+        1. An inexact score's may be negative. A log-score in float32 knows it to e^sigma 1e-7 / N."""
         moved = jnp.where(self._is(x), 0, jnp.expm1(log_score))  # s - 1
         mean = moved.mean(-1, keepdims=True)
         return (1 + jnp.exp(jnp.minimum(_column(sigma), 64.0)) * (moved - mean) / (1 + mean)) / self.vocab_size
@@ -278,8 +277,7 @@ GRAPHS = {"absorbing": Absorbing, "uniform": Uniform}
 
 
 def make(kind: str, vocab_size: int, padding: int = 0) -> Graph:
-    """The graph that a config names. vocab_size: tokens of the tokenizer, without MASK. padding: states beyond them
-    that published weights have rows for."""
+    """The graph that a config names. vocab_size: tokens of the tokenizer, without MASK. padding: rows beyond them."""
     if vocab_size < 2:
         raise InputError(f"a vocabulary of {vocab_size} tokens is too small; a graph needs at least 2")
     check_fields("graph", {"kind": kind, "padding": padding}, kind=GRAPHS, padding="[0, 2^16)")

@@ -200,8 +200,7 @@ def write_results(
     folder: epath.Path, trials: Sequence[Trial], fields: Sequence[str], states: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """Writes results.{json,csv,md,png} into the folder. Returns the table, with a line per trial: name, state, values
-    of the fields of its config, and the figures of its last step. states: of some trials, by name; that of the others,
-    done or unfinished, is read from their workdirs."""
+    of the fields of its config, and the figures of its last step. states: of some trials, by name."""
     table = []
     for trial in trials:
         values, last = dict(configuration.flatten(trial.config)), trial.last()

@@ -57,8 +57,7 @@ def flops(program: Program) -> float:
 
 def collectives(program: Program) -> list[Collective]:
     """Every collective, asynchronous ones once, in the order of the text. A TPU program may spread one collective over
-    several fusions that also compute; they share its channel and carry a chain number, and it is counted at the one
-    that is executed least often."""
+    several fusions, which share its channel and carry a chain number: it counts where it is executed least often."""
     found: dict[tuple, Collective] = {}
     for name, computation, instruction, times in program.executed():
         kind = instruction.opcode.removesuffix("-start")
@@ -104,9 +103,9 @@ def _group_size(program: Program, instruction: Instruction) -> int:
 
 
 def memory_traffic(program: Program) -> float:
-    """Bytes to and from HBM: operands and results of every instruction outside of fusions. For an operand that a fusion
-    only slices, the slice counts; for a result that it updates in place, the update (like XLA's cost analysis). Arrays
-    in on-chip memory do not count."""
+    """Bytes to and from HBM: operands and results of every instruction outside of fusions. Of an operand that a fusion
+    slices the slice counts, and of a result that it updates in place the update, like XLA's analysis; arrays on the
+    chip do not."""
     everything = (entry for body in program.computations.values() for entry in body.values())
     fused = {name for entry in everything if entry.opcode == "fusion" for name in called(entry)}
     total = 0.0

@@ -1,8 +1,7 @@
 """Compiles a training step, the evaluation and the sampler for TPU topologies, and reports what they need.
 
-The functions are those that run; only their arguments are abstract. XLA reports the bytes per chip. The
-text of the program gives FLOPs, bytes to and from HBM and bytes between chips (`costs`), which are compared with the
-least possible (`estimates`).
+The functions are those that run; only their arguments are abstract. XLA reports the bytes per chip. Its text gives
+FLOPs, bytes to and from HBM and between chips (`costs`), to compare with the least possible (`estimates`).
 """
 
 import importlib.util
@@ -36,8 +35,8 @@ _key = partial(jax.eval_shape, partial(jax.random.key, 0))
 
 
 def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
-    """The devices of `num_slices` TPU slices such as 'v5e:4x4', for compilation only. Raises InputError without libtpu,
-    or for a name that it does not know."""
+    """The devices of `num_slices` TPU slices such as 'v5e:4x4', for compilation only. Raises InputError without
+    libtpu."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("--topology needs libtpu, which is not installed: pip install 'sedd_jax[aot]' (Linux, x86-64)")
     # libtpu would otherwise ask a metadata server for these; their values do not matter.

@@ -35,10 +35,9 @@ def read(
 def documents(source: str, *, text_field: str = "text", separator: str | None = None) -> tuple[str, ...]:
     """Reads all documents of a source but the empty ones.
 
-    source: "embedded", the path or glob of local files, `tfds:NAME@SPLIT`, `hf:PATH@SPLIT` or `text8:PATH@SPLIT`; what
-        each of them is says docs/data.md.
-    text_field: the field of a record that holds its text; null is no text. If empty, files that begin like JSON or
-        are named `.json` are text.
+    source: "embedded", the path or glob of local files, `tfds:NAME@SPLIT`, `hf:PATH@SPLIT` or `text8:PATH@SPLIT`; see
+        docs/data.md.
+    text_field: the field of a record that holds its text; null is no text. If empty, files of JSON are text.
     separator: divides the text of other files, wherever it stands. A line end on either side of it is part of it.
     Raises InputError, which names the file, the line or byte in it, and the remedy.
     """
@@ -75,8 +74,8 @@ def cut_of(size: int, valid_fraction: float) -> int:
 
 
 def divide(parts: Iterable[Part], cut: int) -> Iterator[tuple[tuple[str, int], str]]:
-    """((split, number of the part), text) of each document that is not empty: training is the first `cut` characters.
-    The document at the cut is divided."""
+    """((split, number of the part), text) of each document that is not empty. The first `cut` characters are for
+    training."""
     start = 0
     for number, part in enumerate(parts):
         for text in part():

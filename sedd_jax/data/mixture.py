@@ -25,9 +25,8 @@ class Mixture:
         return repr(self.weights).encode() + b"".join(stream.content() for stream in self.streams)
 
     def order(self, endless: int) -> grain.MapDataset:
-        """Sequence number -> (number of the stream, sequence number within it). Any n successive sequences from the
-        first on hold each stream's share to within about one, in a regular interleaving that depends only on the
-        number."""
+        """Sequence number -> (number of the stream, sequence number within it). The first n sequences hold each
+        stream's share to within about one, for every n."""
         numbered = [
             grain.MapDataset.range(endless).map(lambda index, stream=stream: (stream, index))
             for stream in range(len(self.streams))

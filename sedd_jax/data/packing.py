@@ -80,8 +80,7 @@ def progress_bar(description: str, num_bytes: int | None, *, show: bool, initial
 
 def chunks(stream: TokenStream, length: int, *, limit: int | None = None) -> tuple[np.ndarray | Batch, int]:
     """Cuts the stream, from its start, into chunks that do not overlap; reads at most `limit`, spread evenly. Returns
-    the chunks, int32 [num_chunks, length], and the number of tokens left at the end, fewer than `length`. Raises
-    InputError as `check_length`."""
+    the chunks, int32 [num_chunks, length], and the number of tokens left at the end."""
     check_length(stream, length)
     count, dropped = divmod(len(stream), length)
     read = min(count, limit or count)

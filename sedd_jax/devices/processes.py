@@ -162,8 +162,7 @@ def _abort(_: int) -> None:
 
 def _on_abort(line: str | None) -> None:
     """Makes an abort print this line and exit with code 1; None restores the abort. When a process is lost, jax prints
-    a C++ stack and aborts, from a thread of its own. A Python handler would wait for the main thread and never run; a C
-    handler runs."""
+    a C++ stack and aborts, from a thread of its own. There a C handler runs, and one in Python would not."""
     global _last_words
     _last_words = f"\nerror: {line}\n".encode()
     libc = ctypes.CDLL(None)

@@ -1,8 +1,7 @@
 """Mesh, the one table from logical axes to mesh axes, and placing arrays. One device is a 1 x 1 x 1 mesh.
 
 data: replicas that split the batch. fsdp: splits the batch and every weight along its model width. tensor: splits
-heads, MLP and vocabulary. With several TPU slices, each holds complete replicas: only `data` uses the slow network
-between them.
+heads, MLP and vocabulary. Each of several TPU slices holds complete replicas: only `data` goes between them.
 """
 
 import math
@@ -227,8 +226,7 @@ def whole_shards(batch_size: int, mesh: Mesh) -> int:
 
 def local_sequences(batch_size: int, mesh: Mesh) -> np.ndarray:
     """The numbers of the sequences of a global batch that the devices of this process hold, ascending. If `tensor` goes
-    across processes, several hold the same ones. They need not be neighbours: along the connections of the chips, those
-    of one host are not."""
+    across processes, several hold the same ones. They need not be neighbours."""
     held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
 

@@ -33,8 +33,7 @@ from sedd_jax.transformer import attention
 class Judge:
     """length: the most tokens it reads at once. mesh: its devices. nats: jitted, (tokens [B, L], lengths [B]) -> [B],
     -log p of each token but the first, given those before it, summed over the first tokens of each sequence, as many as
-    its length. features: jitted, (tokens, lengths) -> [B, D], the last hidden state at the last of them; an AR baseline
-    has none."""
+    its length. features: jitted, (tokens, lengths) -> [B, D], the last hidden state at the last of them."""
 
     tokenizer: Tokenizer
     length: int
@@ -104,8 +103,7 @@ def _gpt2_tokenizer(folder: epath.Path, most: int, name: str) -> Tokenizer:
 
 
 def read_samples(path: epath.Path, *, flag: str = "samples") -> list[str]:
-    """The texts in a file, which `flag` names: JSON lines, or the output of `sample`. Raises InputError if the file is
-    absent, empty, or neither of them."""
+    """The texts in a file, which `flag` names: JSON lines, or the output of `sample`. Raises InputError for others."""
     content = read_text(path, flag)
     if content.startswith("=== sample "):
         # The JSON line of the command may stand at the end.

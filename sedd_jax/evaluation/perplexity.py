@@ -116,8 +116,7 @@ def stream_for(trained: Trained, workdir: epath.Path, source: str | None) -> Tok
 
 
 def stream_of(trained: Trained, source: str) -> TokenStream:
-    """The text of a source in the model's tokens; of shards, their validation part. Raises InputError if it cannot be
-    read, or the shards have another tokenizer."""
+    """The text of a source in the model's tokens; of shards, their validation part. Raises InputError for others."""
     data, tokenizer = trained.config.data, trained.tokenizer
     if source.startswith(shards.PREFIX):
         prepared = shards.load(source.removeprefix(shards.PREFIX))

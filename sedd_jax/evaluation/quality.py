@@ -21,8 +21,7 @@ def unigram_entropy(tokens: Int[np.ndarray, " n"]) -> float:
 
 
 def distinct(tokens: Sequence[Int[np.ndarray, " _"]], n: int) -> float:
-    """Number of different n-grams over number of n-grams, each within one sequence; NaN if there are none (Li et al.
-    2016, arXiv 1510.03055)."""
+    """Number of different n-grams over number of n-grams, each within a sequence (Li et al., arXiv 1510.03055)."""
     grams = [gram for each in tokens for gram in zip(*(each[i:].tolist() for i in range(n)), strict=False)]
     return len(set(grams)) / len(grams) if grams else float("nan")
 
@@ -36,8 +35,7 @@ def mean_and_stderr(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def diversity(samples: Sequence[Int[np.ndarray, " _"]]) -> dict[str, float]:
-    """Means over samples with standard errors, and distinct-n of all samples together: it falls with their number, but
-    only it shows if samples are alike."""
+    """Means over samples with standard errors, and distinct-n of all samples together."""
     figures = mean_and_stderr("unigram_entropy", [unigram_entropy(tokens) for tokens in samples])
     for n in N_GRAMS:
         figures |= mean_and_stderr(f"distinct_{n}", [distinct([tokens], n) for tokens in samples])

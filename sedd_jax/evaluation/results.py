@@ -23,8 +23,7 @@ Columns = Mapping[str, Callable[[Any], str]]
 
 @contextlib.contextmanager
 def hold(folder: epath.Path, setting: dict[str, Any]) -> Iterator["Ledger"]:
-    """Gives the ledger of --output=folder, where no other command writes meanwhile. Raises InputError as `lock.hold`
-    and `Ledger` do."""
+    """Gives the ledger of --output=folder, where no other command writes meanwhile."""
     with contextlib.ExitStack() as stack:
         processes.from_leader("ledger", lambda: stack.enter_context(lock.hold(folder, "output")) or b"held")
         yield Ledger(folder, setting)

@@ -73,8 +73,7 @@ def parse(given: Sequence[str]) -> dict[str, str]:
 
 
 def documents(name: str, source: str) -> list[str]:
-    """The plain documents of a test set, of a source that `corpora.parts` reads. Raises InputError as it does, or if
-    there is no text."""
+    """The plain documents of a test set, of a source that `corpora.parts` reads. Raises InputError as it does."""
     test_set = TEST_SETS[name]
     texts = (text for part in corpora.parts(source, text_field=test_set.field) for text in part())
     found = [test_set.plain(document) for text in texts for document in test_set.split(text)]

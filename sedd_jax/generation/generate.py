@@ -52,8 +52,7 @@ class Generator:
         return self._map(self._compiled[shape], windows, steps, seed, progress="sampling")
 
     def watch(self, windows: TokenRows, *, steps: int, seed: int, show: Callable[[Frame], None]) -> Generated:
-        """The samples of `generate`, by the same events in a Python loop; `show` gets each batch after each event. The
-        seconds include `show` and compilation."""
+        """The samples of `generate`, by the same events in a Python loop; `show` gets each batch after each event."""
         begin, advance, count_events = self.trained.experiment.event_fns(self.options)
 
         def run(*arguments: Any) -> sampling.Sample:

@@ -30,8 +30,7 @@ SIZE, HEIGHT = 16, 22
 
 @contextlib.contextmanager
 def screen(trajectory: Trajectory) -> Iterator[Callable[[Frame], None]]:
-    """Gives a function that shows a frame on stderr, as lines of text if that is not a terminal. The last frame of each
-    batch stays."""
+    """Gives a function that shows a frame on stderr, as lines of text if that is no terminal. Last frames stay."""
     console = Console(file=sys.stderr, highlight=False)
     if not console.is_terminal:
         yield lambda frame: _print(console, trajectory, frame)
@@ -114,8 +113,8 @@ def gif(trajectory: Trajectory, path: pathlib.Path) -> None:
 
 
 def _lines(trajectory: Trajectory, number: int) -> list[list[tuple[str, str]]]:
-    """All samples after event `number` as lines of (character, colour), a blank one between two samples. A masked token
-    takes the space of the last one."""
+    """All samples after event `number` as lines of (character, colour), a blank one between samples. MASK takes their
+    space."""
     lines: list[list[tuple[str, str]]] = []
     for sample in sorted(trajectory.samples)[:SAMPLES]:
         lines.append([])

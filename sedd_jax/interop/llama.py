@@ -86,8 +86,7 @@ def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"])
 
 
 def load(path: str) -> tuple[dict[str, Any], Config, Tokenizer]:
-    """Weights (float32), sizes and tokenizer. Raises InputError for a file that is absent, damaged, or not
-    supported."""
+    """Weights (float32), sizes and tokenizer. Raises InputError for a file that is damaged or not supported."""
     try:
         import gguf  # an extra
     except ImportError as error:

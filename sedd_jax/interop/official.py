@@ -136,8 +136,7 @@ def fold(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def to_official(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `from_official`, bit for bit, without constants. Raises InputError if `params` are not those of a
-    SEDD model."""
+    """The inverse of `from_official`, bit for bit, without constants. Raises InputError if they are not SEDD's."""
     flat = flatten_dict(params, sep="/")
     if odd := sorted((_NAMES.keys() - {"blocks/qkv/bias", "classes"}) ^ flat.keys()):
         word = "with" if odd[0] in flat else "without"

@@ -100,8 +100,7 @@ def family_of(official: Mapping[str, Any]) -> str | None:
 def from_official_config(official: Mapping[str, Any], family: str = "sedd") -> ConfigDict:
     """A config with all our sections; `data` has the length and, if theirs has it, the vocabulary (without MASK).
 
-    family: one of FAMILIES. Raises InputError for a field that is missing, of another type, or asks for what is not
-    implemented here.
+    family: one of FAMILIES. Raises InputError for a field that is missing, wrong, or asks for what we do not have.
     """
 
     def field(name: str, kind: type | tuple[type, ...]) -> Any:
@@ -170,8 +169,7 @@ def from_official_config(official: Mapping[str, Any], family: str = "sedd") -> C
 
 def to_official_config(config: ConfigDict, *, vocab_size: int) -> dict[str, Any]:
     """Theirs, with the model, its graph and its schedule. vocab_size: tokens, without MASK. Raises InputError for what
-    their implementation cannot do: another noise.eps than 0.001, another value of a field of `_FIXED`, or
-    scale_by_sigma with the uniform graph."""
+    they cannot do."""
     schedule = build(noise.make, "noise", config)
     if getattr(schedule, "eps", 1e-3) != 1e-3:
         raise InputError(f"noise.eps={schedule.eps}: the official implementation only knows 0.001")

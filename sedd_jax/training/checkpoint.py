@@ -244,8 +244,7 @@ class _Damaged(Exception):
 
 
 def _on_every_process(read: Callable[[], Any]) -> Any:
-    """The result of `read`; raises `_Damaged` on every process if it fails on any, so that all go on to the next
-    one."""
+    """The result of `read`; raises `_Damaged` on every process if it fails on any."""
     try:
         value, reason = read(), ""
     except _Damaged as error:

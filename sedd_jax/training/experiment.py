@@ -124,8 +124,7 @@ class Experiment:
     def sample_fn(self, sampler: SamplingOptions, steps: int | None = None) -> jax.stages.Wrapped:
         """(params, key, (given [B, L], values [B, L]), steps, number of the first sequence) -> `sampling.Sample`.
 
-        steps: compiles for this number alone; then steps and number are no arguments. The AR baseline takes no steps,
-        and only the truncation of the sampler.
+        steps: compiles for this number alone; then steps and number are no arguments. The AR baseline only truncates.
         """
         if not self.model.causal:
             sampler.check(self.graph, steps or 1)
@@ -145,8 +144,8 @@ class Experiment:
     @_once
     def event_fns(self, sampler: SamplingOptions) -> tuple[jax.stages.Wrapped, ...]:
         """The events of `sample_fn` one at a time, each after the same arguments as there. start(...) ->
-        `sampling.State`. advance(..., state, number) -> the state after event `number`, from 1. length(...) -> how many
-        events there are."""
+        `sampling.State`. advance(..., state, number) -> the state after event `number`, from 1. length(...) -> how
+        many."""
 
         def process(*arguments):
             return sampling.make_process(**self._process(sampler, *arguments))
@@ -172,8 +171,7 @@ class Experiment:
 
 
 def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.Device] | None = None) -> Experiment:
-    """On the devices, by default all. Raises InputError for anything in the config that is unknown, missing or does not
-    fit."""
+    """On the devices, by default all. Raises InputError for what is unknown, missing or does not fit."""
     objective = config.get("objective", "sedd")
     check_fields("config", {"objective": objective}, objective=("sedd", "ar"))
     causal = objective == "ar"

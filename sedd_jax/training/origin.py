@@ -33,8 +33,7 @@ def with_origin(config: ConfigDict, **record: Any) -> ConfigDict:
 
 
 def resumed(config: ConfigDict, workdir: epath.Path, init: str | None) -> ConfigDict:
-    """The config with what the run in workdir began from, if it has begun; the source is not read again. Raises
-    InputError if that is not `init`."""
+    """The config with what the run in workdir began from, if it has begun. Raises InputError if that is not `init`."""
     if not configuration.has_checkpoint(workdir):
         return config
     found = configuration.load(workdir).get("init")
@@ -50,11 +49,10 @@ def resumed(config: ConfigDict, workdir: epath.Path, init: str | None) -> Config
 def read(
     init: str, rows: str | None, config: ConfigDict, experiment: Experiment, tokenizer: Tokenizer
 ) -> tuple[dict[str, Any], str]:
-    """Weights of a workdir, or of what `interop.load` reads, for the model of `experiment`; and their fingerprint as
-    they lie there.
+    """Weights of a workdir, or of what `interop.load` reads, for the model of `experiment`; and their fingerprint.
 
-    rows: 'mean' gives tokens that the source does not know the mean of its rows (Hewitt 2021, "Initializing new word
-        embeddings"); the others keep their scores.
+    rows: 'mean' gives tokens that the source does not know the mean of its rows (Hewitt 2021); others keep their
+        scores.
     Raises InputError for another graph, network or vocabulary than the run's.
     """
     if not configuration.has_checkpoint(epath.Path(init)):

@@ -42,8 +42,7 @@ class Stopwatch:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, int | float | None]]:
-    """The entries of metrics.jsonl. Damaged lines are dropped, with a message if it is not only a last one that a
-    killed run left unfinished."""
+    """The entries of metrics.jsonl. Damaged lines are dropped, with a message unless it is only the last one."""
     path, entries = workdir / "metrics.jsonl", []
     lines = path.read_bytes().splitlines() if path.exists() else []
     for line in lines:
@@ -71,8 +70,7 @@ class Report:
             self._events = _Events(workdir / "tensorboard", step=step)
 
     def entry(self, step: int, **values: float) -> None:
-        """Appends to metrics.jsonl and to TensorBoard. A value that is not finite is null in the file, as JSON has no
-        NaN."""
+        """Appends to metrics.jsonl and to TensorBoard. A value that is not finite is null in the file."""
         if self._events:
             finite = {name: value for name, value in values.items() if math.isfinite(value)}
             self._metrics.append(json.dumps({"step": step} | dict.fromkeys(values) | finite).encode() + b"\n")
@@ -112,8 +110,7 @@ class Report:
         )
 
     def final(self, step: int) -> dict[str, Any]:
-        """Draws the plot and returns the values of the last step, so that a run that is done already answers the
-        same."""
+        """Draws the plot and returns the values of the last step, also of a run that is done already."""
         final: dict[str, Any] = {"step": step, "train_loss": None, "eval_bits_per_byte": None}
         if self._events:
             self.flush()

@@ -19,8 +19,7 @@ from sedd_jax.typing import PRNGKey, Scalar
 
 
 class TrainState(NamedTuple):
-    """step: number of updates. params: those that are trained. ema: their running average, for evaluation and
-    sampling."""
+    """step: number of updates. params: those that are trained. ema: their running average."""
 
     step: Int[Array, ""]
     params: Any
@@ -54,8 +53,7 @@ def learning_rate(
 
 def clip_by_global_norm(clip: float) -> optax.GradientTransformation:
     """Scales the gradient by min(1, clip / its norm), which XLA fuses into Adam's reading of it. Optax's own selects
-    one
-    of two gradients: four more passes over them."""
+    one of two gradients: four more passes over them."""
 
     def scaled(grads: Any, _) -> Any:
         factor = jnp.minimum(1, clip / optax.tree.norm(grads))

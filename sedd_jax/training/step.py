@@ -30,8 +30,7 @@ def ema_decay(decay: float, step: Int[Array, ""] | int) -> Scalar:
 
 
 def split_microbatches(tree: Any, num: int) -> Any:
-    """[B, ...] -> [num, B / num, ...]. Microbatch m has the sequences m, m + num, ..., so that every device has its
-    share of every microbatch and no sequence moves."""
+    """[B, ...] -> [num, B / num, ...]. Microbatch m has the sequences m, m + num, ..., so that no sequence moves."""
     return jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, num, *a.shape[1:]), 1, 0), tree)
 
 

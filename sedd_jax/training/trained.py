@@ -64,8 +64,7 @@ class Trained:
 
 
 def load_trained(workdir: epath.Path, *, log: Callable[[str], None], mesh: Mapping[str, int] | None = None) -> Trained:
-    """The averaged weights of the newest sound checkpoint of a workdir, split over all devices. Nothing else of it is
-    read.
+    """The averaged weights of the newest sound checkpoint of a workdir, split over all devices.
 
     mesh: sizes of the mesh. By default those of the training, since weights that had to be split there would not fit
         whole here; where these sizes do not fit the devices, see `sharding.fitting_mesh`.
@@ -111,8 +110,7 @@ def load_base(config: ConfigDict, workdir: epath.Path, **options: Any) -> Traine
 def write_workdir(
     workdir: epath.Path, params: Any, config: ConfigDict, tokenizer: Tokenizer, *, dtype: str = "float32"
 ) -> None:
-    """Writes config.json, the tokenizer and a checkpoint with `params` as averages, saved in `dtype`: what evaluation,
-    sampling and `--init` read.
+    """Writes config.json, the tokenizer and a checkpoint with `params` as averages, in `dtype`: all that is read later.
 
     config: with all sections. `train.steps`, if it is there, is the number of updates behind the parameters; see
     `make_converted` for the rest, and for what it raises.

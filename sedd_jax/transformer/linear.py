@@ -40,8 +40,7 @@ def _product(x: Array, kernel: Array, axes: tuple[str | None, ...], out_dtype: s
 
     The backward pass is not JAX's own. (1) It casts and gathers the kernel again, from the parameter: otherwise the
     gathered kernels of all layers would be stored. (2) The kernel's gradient transposes the narrower operand: a tenth
-    of a step on a CPU. (3) Its operands have the dtype of x: in float32 the products would run at a fraction of the
-    speed.
+    of a step on a CPU. (3) Its operands have the dtype of x: float32 would be much slower.
     """
     kernel = gathered(kernel.astype(x.dtype), axes)
     return _dot(x, kernel, ((x.ndim - 1,), (0,)), out_dtype)
@@ -86,8 +85,7 @@ class Linear(nn.Module):
     axes: the logical names of the weight's axes, input first.
     before: a cheap function of x (a norm, an activation). The backward pass recomputes it and stores no result.
     gradient_dtype: in which the kernel's gradient is summed over devices.
-    lora: (rank, scale) of an adapter, scale * a b beside the kernel (Hu et al., arXiv 2106.09685), zero at first; rank
-        0 for none.
+    lora: (rank, scale) of an adapter, scale * a b beside the kernel (Hu et al., arXiv 2106.09685), zero at first.
     """
 
     features: tuple[int, ...]

@@ -49,7 +49,7 @@ class ModulatedNorm(nn.Module):
 
 def modulation(linear: Callable[..., Linear], condition: Condition, count: int, batch: int, dim: int) -> list[Vector]:
     """The shift and scale of a norm and, but for the last one, the gate behind it; of `count` / 3 norms. Without a
-    condition those that change nothing."""
+    condition they change nothing."""
     if condition is None:
         return [jnp.full((batch, dim), i % 3 == 2, jnp.float32) for i in range(count)]
     layer = linear((count, dim), ("cond", None, "embed"), zero_init=True, name="modulation")
@@ -147,9 +147,8 @@ PARAMETRISATIONS = ("score", "mean", "plugin")
 class Transformer(nn.Module):
     """`.apply({'params': p}, tokens, sigma)` -> log-score [B, L, N] float32, exactly 0 at the current token.
 
-    causal: the AR baseline. It gives logits [B, L, N] float32: log p(tokens[i] | tokens[:i]) up to normalisation.
-        The input at position i is token i - 1, and zeros at the first position, without a context before the window.
-        sigma is ignored and has no parameters.
+    causal: the AR baseline. It gives logits [B, L, N] float32: log p(tokens[i] | tokens[:i]) up to normalisation. The
+        input at position i is token i - 1, and zeros at the first position. sigma is ignored and has no parameters.
     num_states: N, the tokens and MASK if the graph has one.
     time_conditioning: False leaves sigma and its parameters out of `features`. The absorbing graph allows it: the
         distribution of a clean token does not depend on when the others were masked (RADD, arXiv 2406.03736).
@@ -167,8 +166,7 @@ class Transformer(nn.Module):
         and the log-score are always float32.
     gradient_dtype: in which devices sum the gradients of weights, 'float32', or 'bfloat16' as dtype is.
     attention: a name in `attention.IMPLEMENTATIONS`; a config may also say 'auto', see `attention.choose`.
-    remat: what the backward pass recomputes: 'none', all but each block's input ('blocks'), or all but the products
-        with weights ('dots').
+    remat: what the backward pass recomputes: 'none', all but the inputs of 'blocks', or all but products ('dots').
     Dropout needs train=True and rngs={'dropout': key}, and numbers of the sequences if the batch is a part of one.
     """
 

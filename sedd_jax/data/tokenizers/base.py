@@ -31,8 +31,8 @@ class Tokenizer(abc.ABC):
 
     KIND: its name in a config. FILES: names of the files that `save` writes, none for a fixed alphabet.
     contents: of FILES, or of the first ones, if the others have nothing to add.
-    eot: the id that ends a document; None for an alphabet of text without documents. `encode` never returns it, even
-        for text that spells it out.
+    eot: the id that ends a document; None for an alphabet without one. `encode` never returns it, even for text that
+        spells it.
     lossless: whether every encoded text is decoded exactly. A loss costs no bits: see `lossy_warning`.
     padding: ids from `vocab_size` on that a model has besides; `decode` shows their numbers.
     """
@@ -82,8 +82,7 @@ class Tokenizer(abc.ABC):
         return np.concatenate([np.empty(0, np.int32), *(np.array(part, np.int32) for part in ids)])
 
     def decode(self, tokens: Iterable[SupportsIndex] | np.ndarray) -> str:
-        """Text of ids [n]: `eot` as <|endoftext|>, `padding` as <|id|>, bytes that are not UTF-8 as U+FFFD. InputError
-        for other ids."""
+        """Text of ids [n]: `eot` as <|endoftext|>, `padding` as <|id|>, bytes that are not UTF-8 as U+FFFD."""
         ids = np.asarray(tokens, dtype=np.int64)
         unknown = ids[(ids < 0) | (ids >= self.vocab_size + self.padding)]
         if unknown.size:

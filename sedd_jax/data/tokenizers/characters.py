@@ -28,9 +28,8 @@ class Bytes(Tokenizer):
 
 
 class Text8(Tokenizer):
-    """Ids 0 to 26 are the space and a to z; other text is refused. There is no end of text, because text8 is one run of
-    characters. A token is one character and one byte, so bits per token, per byte and per character are the same
-    figure."""
+    """Ids 0 to 26 are the space and a to z; there is no end of text, since text8 is one run of characters. Each is a
+    byte and a token."""
 
     KIND = "text8"
     vocab_size = 27

@@ -12,8 +12,7 @@ from sedd_jax.errors import InputError, explained
 
 
 class SentencePiece(Tokenizer):
-    """A SentencePiece model (the bytes of a `.model` file). A model from `train_sentencepiece` is lossless. Others may
-    normalise text or lack characters."""
+    """A model (the bytes of a `.model` file). Unlike those of `train_sentencepiece`, others may be lossy."""
 
     KIND = "sentencepiece"
     FILES = ("tokenizer.model",)
@@ -62,8 +61,8 @@ def train_sentencepiece(texts: Sequence[str], vocab_size: int) -> SentencePiece:
     """A byte-pair model of exactly `vocab_size` pieces, deterministic in the texts.
 
     It is lossless: no normalisation, indentation kept (a run of spaces can be one piece), and characters without a
-    piece encoded as bytes; a newline is one of them, so no piece spans lines. Texts beyond 50 million characters are
-    represented by evenly spread lines.
+    piece encoded as bytes; a newline is one of them, so no piece spans lines. Of very long texts it sees evenly spread
+    lines.
     Raises InputError if there is no text, or if it does not suit `vocab_size`; the message names a size that does.
     """
     output = io.BytesIO()
