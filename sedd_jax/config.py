@@ -136,10 +136,8 @@ def _differences(one: ConfigDict, other: ConfigDict, free: tuple[str, ...]) -> I
 def check_same_tokenizer(fingerprint: str, workdir: epath.Path) -> None:
     """Raises InputError if the weights in workdir were trained with another tokenizer, of any vocabulary size."""
     if _data_record(workdir).get("tokenizer") not in (None, fingerprint):
-        raise InputError(
-            f"--workdir={workdir} was trained with another tokenizer than the one in it: restore tokenizer.json and "
-            "the files beside it from a copy of the run"
-        )
+        what = f"--workdir={workdir} was trained with another tokenizer than the one in it"
+        raise InputError(f"{what}: restore tokenizer.json and the files beside it from a copy of the run")
 
 
 def check_same_data(fingerprint: str, workdir: epath.Path, remedy: str = "choose another --workdir") -> None:

@@ -28,6 +28,7 @@ from sedd_jax.interop import load, save_official
 from sedd_jax.interop.official_config import FAMILIES
 from sedd_jax.interop.official_files import FORMATS
 from sedd_jax.training.trained import load_trained, write_workdir
+from sedd_jax.transformer.model import DTYPES
 
 flags.DEFINE_enum("from", None, ["auto", "official", *FAMILIES], "Whose weights to read; auto: as their config says.")
 flags.DEFINE_enum("to", None, ["official", "workdir"], "Whose layout to write.")
@@ -37,9 +38,7 @@ cli.define_path("model_config", "config.json or .hydra/config.yaml of the input,
 flags.DEFINE_string("revision", None, "Commit, branch or tag of --input on the hub, by default the newest.")
 flags.DEFINE_string("tokenizer", "gpt2", "Kind of the tokenizer that the model was trained with.")
 cli.define_path("tokenizer_path", "Its file or directory.")
-flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Of the matrix products (--from), of the averages (--to=workdir)."
-)
+flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the matrix products (--from), of the averages (--to=workdir).")
 flags.DEFINE_enum("format", "safetensors", FORMATS, "Of the weights that --to writes.")
 
 

@@ -59,9 +59,7 @@ flags.DEFINE_integer("batch_size", 16, "Texts per network call; the texts do not
 cli.define_path("judge", "Folder or hub id of a GPT-2, a GGUF file, or the workdir of an AR baseline.")
 cli.define_path("tokenizer_path", "Folder of GPT-2's vocabulary; by default that of --judge.")
 cli.define_path("references", "File of real texts, JSON lines with a field 'text', for MAUVE by the --judge.")
-flags.DEFINE_integer(
-    "num_times", 128, "Noise levels per text for the bound, without a judge.", lower_bound=2, upper_bound=MOST
-)
+flags.DEFINE_integer("num_times", 128, "Of noise per text for the bound.", lower_bound=2, upper_bound=MOST)
 flags.DEFINE_bool("data", False, "Adds a line for as many sequences of the validation text, by the same measure.")
 flags.DEFINE_integer("seed", 0, "Seed of the samples.", lower_bound=0, upper_bound=2**32 - 1)
 cli.define_path("output", "Directory of the results; by default frontier/ in --workdir.")

@@ -82,9 +82,8 @@ class _Epochs:
         self._stream, self._length, self._shift = stream, length, shift
         self.num_chunks = len(stream) // length
         self._order = grain.MapDataset.range(self.num_chunks).seed(seed).shuffle().repeat()
-        self._offset = functools.lru_cache(1024)(
-            lambda epoch: int(np.random.default_rng((seed, epoch)).integers(len(stream)))
-        )
+        offset = lambda epoch: int(np.random.default_rng((seed, epoch)).integers(len(stream)))  # noqa: E731
+        self._offset = functools.lru_cache(1024)(offset)
 
     def read(self, indices: np.ndarray) -> np.ndarray | Batch:
         starts = np.array([self._order[index] for index in indices.tolist()]) * self._length

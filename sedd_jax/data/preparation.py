@@ -177,9 +177,8 @@ def begin(plan: Plan, root: pathlib.Path, *, kept: Collection[Shard] = (), cut: 
     if cut is not None and plan.vocab_size is not None and plan.tokenizer_path is None and not [*saved.glob("*.json")]:
         training = (text for _, text in itertools.takewhile(lambda piece: piece[0][0] == "train", plan.pieces(cut)))
         texts = [*itertools.islice(training, 0, None, 1 + cut // 50_000_000)]
-    tokenizer = tokenizers.make(
-        plan.tokenizer, vocab_size=plan.vocab_size, path=plan.tokenizer_path, texts=texts, directory=saved
-    )
+    given = {"vocab_size": plan.vocab_size, "path": plan.tokenizer_path, "texts": texts, "directory": saved}
+    tokenizer = tokenizers.make(plan.tokenizer, **given)
     if kept and tokenizers.load(saved).fingerprint != tokenizer.fingerprint:
         raise InputError(f"{saved} is another tokenizer than that of the flags: put the old file back or prepare anew")
     with lock.hold(root, "output"):

@@ -145,9 +145,8 @@ def _reach(coordinator: str, process_id: int, timeout: int) -> None:
             if process_id == 0:
                 raise InputError(f"--coordinator={coordinator}: process 0 cannot listen there ({error})") from error
             if time.monotonic() > end:
-                raise TrainingError(
-                    f"--coordinator={coordinator} did not answer for {timeout} s ({error}); does process 0 run there?"
-                ) from error
+                what = f"--coordinator={coordinator} did not answer for {timeout} s ({error})"
+                raise TrainingError(f"{what}; does process 0 run there?") from error
             time.sleep(0.2)
 
 

@@ -27,13 +27,12 @@ from sedd_jax.training.trained import Trained
 @dataclass(frozen=True)
 class TestSet:
     """split: a text of the source into documents. plain: the plain text of a document. published: perplexities in the
-    order of MODELS. field: that holds the text, where the source has records."""
+    order of MODELS."""
 
     title: str
     split: Callable[[str], Iterable[str]]
     plain: Callable[[str], str]
     published: tuple[float, ...]
-    field: str = "text"
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -52,9 +51,7 @@ MODELS = [f"{name} {size}" for size in ("small", "medium") for name in ("GPT-2",
 TEST_SETS = {
     "lambada": TestSet("LAMBADA", lambda text: [text], detokenize.lambada, (45.04, 50.92, 65.40, 35.66, 42.77, 51.28)),
     "wikitext2": TestSet("WikiText-2", _lines, detokenize.wikitext, (42.43, 41.84, 50.27, 31.80, 31.04, 38.93)),
-    "ptb": TestSet(
-        "PTB", _sentences, detokenize.penn_treebank, (138.43, 114.24, 140.12, 123.14, 87.12, 102.28), field="sentence"
-    ),
+    "ptb": TestSet("PTB", _sentences, detokenize.penn_treebank, (138.43, 114.24, 140.12, 123.14, 87.12, 102.28)),
     "wikitext103": TestSet("WikiText-103", _lines, detokenize.wikitext, (41.60, 40.62, 49.60, 31.39, 29.98, 36.81)),
     "lm1b": TestSet("LM1B", _sentences, detokenize.lm1b, (75.20, 79.29, 101.37, 55.72, 61.19, 79.12)),
 }
@@ -75,7 +72,8 @@ def parse(given: Sequence[str]) -> dict[str, str]:
 def documents(name: str, source: str) -> list[str]:
     """The plain documents of a test set, of a source that `corpora.parts` reads. Raises InputError as it does."""
     test_set = TEST_SETS[name]
-    texts = (text for part in corpora.parts(source, text_field=test_set.field) for text in part())
+    field = "sentence" if name == "ptb" else "text"  # that of records
+    texts = (text for part in corpora.parts(source, text_field=field) for text in part())
     found = [test_set.plain(document) for text in texts for document in test_set.split(text)]
     if not any(found):
         raise InputError(f"--corpora={name}={source} holds no text")
@@ -126,12 +124,11 @@ def _stream(name: str, source: str, trained: Trained) -> Stream:
 
 def _markdown(figures: Mapping[str, Mapping[str, Any]], show: Callable[[Mapping[str, Any]], str]) -> str:
     """A table of perplexities per token with standard errors over sequences, beside the published ones."""
+    theirs = "published_perplexity"
     columns: dict[str, Callable[[str], str]] = {
         "test set": lambda name: TEST_SETS[name].title,
         "this model": lambda name: show(figures[name]) if name in figures else "not given",
-        "as SEDD's": lambda name: (
-            f"{found:.2f}" if (found := figures.get(name, {}).get("published_perplexity")) else ""
-        ),
+        "as SEDD's": lambda name: f"{figures[name][theirs]:.2f}" if theirs in figures.get(name, {}) else "",
         "its bits per byte": lambda name: f"{figures[name]['bits_per_byte']:.3f}" if name in figures else "",
     }
     for index, model in enumerate(MODELS):

@@ -109,7 +109,6 @@ def _with_rows(source: Trained, new: int) -> dict[str, Any]:
 def begin(state: TrainState, params: dict[str, Any]) -> TrainState:
     """A fresh state with these parameters, where it has them."""
     given, fresh = flatten_dict(params), flatten_dict(state.params)
-    params = unflatten_dict(
-        {path: jax.device_put(given.get(path, leaf), leaf.sharding) for path, leaf in fresh.items()}
-    )
+    placed = {path: jax.device_put(given.get(path, leaf), leaf.sharding) for path, leaf in fresh.items()}
+    params = unflatten_dict(placed)
     return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))

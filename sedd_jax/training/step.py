@@ -58,16 +58,14 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
     def local(head, features, noised, tokens):
         output = lambda head, *inputs: model.apply({"params": {"head": head}}, *inputs, method="log_score")  # noqa: E731
         with jax.named_scope("loss"):
-            loss, (d_head, d_features) = loss_and_grads(
-                output, objective, head, features, noised, tokens, rows=chunk_size(tokens.size)
-            )
+            inputs, rows = (head, features, noised, tokens), chunk_size(tokens.size)
+            loss, (d_head, d_features) = loss_and_grads(output, objective, *inputs, rows=rows)
         return jax.lax.psum(loss, batch_axes), ({name: reduce(name, grad) for name, grad in d_head.items()}, d_features)
 
     outputs = (PartitionSpec(), (specs, PartitionSpec(batch_axes)))
     mapped = sharding.on_shards(local, places, model.dtype, outputs=outputs)
-    return lambda head, features, noised, tokens: mapped(
-        head, features, noised._replace(weight=noised.weight / len(tokens)), tokens
-    )
+    mean = lambda noised: noised._replace(weight=noised.weight / len(noised.x))  # noqa: E731
+    return lambda head, features, noised, tokens: mapped(head, features, mean(noised), tokens)
 
 
 @functools.lru_cache(maxsize=4)  # the next run of this process need not compile it again

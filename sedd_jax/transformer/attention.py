@@ -98,13 +98,9 @@ def choose(kind: str, *, platform: str, dtype: str, length: int) -> str:
         raise InputError(f"model.attention={kind!r} is unknown; choose 'auto', 'plain', 'cudnn' or 'splash'")
     needed = PLATFORMS.get(kind, platform)
     if platform != needed:
-        raise InputError(
-            f"model.attention={kind!r} needs a {needed.upper()}, and the devices are {platform}s; give 'auto'"
-        )
+        raise InputError(f"model.attention={kind!r} needs a {needed.upper()}, and there are {platform}s; give 'auto'")
     if kind in PLATFORMS and dtype != "bfloat16":
-        raise InputError(
-            f"model.attention={kind!r} multiplies in bfloat16 and needs model.dtype='bfloat16', not {dtype!r}"
-        )
+        raise InputError(f"model.attention={kind!r} needs model.dtype='bfloat16', not {dtype!r}; give 'plain' or that")
     if kind == "splash" and length % LANES:
         raise InputError(f"data.length={length} must be a multiple of {LANES} for model.attention='splash'")
     return kind

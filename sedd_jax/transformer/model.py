@@ -201,9 +201,8 @@ class Transformer(nn.Module):
         allowed |= {"gradient_dtype": DTYPES[: 1 + (self.dtype != "float32")]}
         check_fields("model", vars(self), **allowed)
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
-            raise InputError(
-                f"model.num_heads={self.num_heads} must divide model.dim={self.dim} into heads of an even width"
-            )
+            what = f"model.num_heads={self.num_heads} must divide model.dim={self.dim}"
+            raise InputError(f"{what} into heads of an even width")
 
     @property
     def lora(self) -> tuple[int, float]:

@@ -55,18 +55,15 @@ class GPT2(Pipeline):
             for repository in ("openai-community/gpt2", "gpt2"):
                 if found := cached(repository, *_PAIRS[1]):
                     return found
-            raise InputError(
-                f"tokenizer path=None, and GPT-2's files are not in the local Hugging Face cache; {_REMEDY}"
-            )
+            what = "tokenizer path=None, and GPT-2's vocabulary is not in the local Hugging Face cache"
+            raise InputError(f"{what}; {_REMEDY}")
         files = [entry for entry in path.iterdir() if entry.name.endswith(_FIRST)] if path.is_dir() else [path]
-        pairs = [
-            (file, name, names) for file in files for names in _PAIRS for name in names if file.name.endswith(name)
-        ]
+        pairs = [(file, name, pair) for file in files for pair in _PAIRS for name in pair if file.name.endswith(name)]
         if len(pairs) != 1:
             what = f"holds {len(pairs)} files named {' or '.join(_FIRST)}" if path.is_dir() else "is no such file"
             raise InputError(f"tokenizer path {str(path)!r} {what}; {_REMEDY}")
-        file, name, names = pairs[0]
-        return tuple(file.with_name(file.name.removesuffix(name) + other) for other in names)
+        file, name, pair = pairs[0]
+        return tuple(file.with_name(file.name.removesuffix(name) + other) for other in pair)
 
 
 def _parse_encoder(content: bytes) -> dict[str, int]:

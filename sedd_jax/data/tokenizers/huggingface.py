@@ -90,9 +90,8 @@ class HuggingFace(Pipeline):
         self._tokenizer.add_special_tokens([library.AddedToken(ends[0], special=True, normalized=False)])
         self.vocab_size: int = max(vocabulary.values()) + 1
         if self.vocab_size > 2 * len(vocabulary):
-            raise InputError(
-                f"this tokenizer.json has an id {self.vocab_size - 1} and {len(vocabulary)} symbols: give a sound copy"
-            )
+            found = f"an id {self.vocab_size - 1} and {len(vocabulary)} symbols"
+            raise InputError(f"this tokenizer.json has {found}: give a sound copy")
         # What a pipeline replaces or strips is spelt in its file.
         rest = json.dumps({**json.loads(content), "model": None})
         spelt = [f"a {json.loads(text)} b" for text in re.findall(r'"(?:[^"\\]|\\.)*"', rest)]
@@ -120,9 +119,8 @@ class HuggingFace(Pipeline):
     def _boundary(self) -> Any:
         """See `Tokenizer`. Looked for when there is a long text, since it takes some tenths of a second."""
         ids = [[token] for token in self._tokenizer.get_vocab().values()]
-        tokens = "\t".join(self._tokenizer.decode_batch(ids, skip_special_tokens=False)).translate(
-            str.maketrans("Ġ▁Ċ", "  \n")
-        )
+        tokens = "\t".join(self._tokenizer.decode_batch(ids, skip_special_tokens=False))
+        tokens = tokens.translate(str.maketrans("Ġ▁Ċ", "  \n"))
         places = [place for place in _PLACES if not re.search(place, tokens) and self._restarts_at(place)]
         return re.compile("|".join(places)) if places else None
 

@@ -75,10 +75,9 @@ def train_sentencepiece(texts: Sequence[str], vocab_size: int) -> SentencePiece:
         "byte_fallback": True,
     }
     options = {"model_type": "bpe", "vocab_size": vocab_size, "num_threads": 1, "minloglevel": 2}
+    files = {"sentence_iterator": _training_lines(texts), "model_writer": output}
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_training_lines(texts), model_writer=output, **options, **symbols, **lossless
-        )
+        sentencepiece.SentencePieceTrainer.train(**files, **options, **symbols, **lossless)
     except RuntimeError as error:
         raise InputError(_training_remedy(vocab_size, str(error))) from error
     return SentencePiece(output.getvalue())
