@@ -154,10 +154,9 @@ def _override(config: ConfigDict, argument: str) -> None:
         inside = "kind" if "kind" in section[part] else next(iter(section[part]), "field")
         raise InputError(f"{argument}: {where} is a section; give --{where}.{inside}={text}, for example")
     what, read = next((reader for kinds, reader in _READERS.items() if issubclass(kind, kinds)), ("", None))
-    try:
+    misreadings = TypeError, ValueError, SyntaxError, MemoryError, RecursionError
+    with explained(argument, f"give {what or 'it in the file'}", *misreadings):
         section[part] = None if text in ("None", "none") else read(text)
-    except (TypeError, ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise InputError(f"{argument}: give {what or 'it in the file'}") from error
 
 
 def _plain(name: str, value: Any) -> Any:

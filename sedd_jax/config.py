@@ -9,7 +9,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 from sedd_jax.files import read_json, write_atomically
 
 T = TypeVar("T")
@@ -50,10 +50,8 @@ def build(constructor: Callable[..., T], section: str, config: ConfigDict, **giv
         if name not in fields:
             raise InputError(f"config.{section}.{name} is unknown; config.{section} has {', '.join(fields)}")
         _check_type(f"config.{section}.{name}", value, fields[name].annotation)
-    try:
+    with explained(f"config.{section} has a value of the wrong type", "see configs/small.py", TypeError):
         return constructor(**config[section], **given)
-    except TypeError as error:
-        raise InputError(f"config.{section} has a value of the wrong type: {error}") from error
 
 
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "None"}

@@ -31,6 +31,14 @@ def explained(subject: str, remedy: str, *kinds: type[Exception]) -> Iterator[No
         raise InputError(f"{subject}: {lines[0] if lines else type(error).__name__}; {remedy}") from error
 
 
+def utf8(text: str, where: str = "text") -> bytes:
+    """Raises InputError for half a surrogate pair."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: half a surrogate pair at character {error.start}; write both halves") from error
+
+
 def check_fields(section: str, values: Mapping[str, Any], **allowed: Any) -> None:
     """Raises InputError for the first of these fields whose value is not allowed. allowed: an interval in the notation
     of mathematics, such as "(0, 2^31)" or "[0, inf)", which holds no NaN; or choices."""

@@ -15,7 +15,7 @@ from typing import Any
 import fsspec.config
 from etils import epath
 
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 
 _BUCKETS = ("gs://", "s3://", "az://", "hf://")
 # What a bucket lists does not stay so, since Tensorstore and other processes write; and what gcsfs raises it logs, too.
@@ -129,21 +129,16 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
 def read_text(path: epath.PathLike, flag: str) -> str:
     """The text of the file that a flag names. Raises InputError if it is none, or not UTF-8."""
     path = epath.Path(path)
-    try:
+    with explained(f"--{flag}={path} cannot be read", "name a file of text", OSError, UnicodeDecodeError):
         if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError(0, "a folder, pipe or device; name a file")
+            raise OSError(0, "a folder, pipe or device")
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--{flag}={path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_json(path: epath.PathLike, *, remedy: str) -> dict[str, Any]:
     """The JSON object in a file. Raises InputError, which ends with the remedy, if the file does not hold one."""
-    path = epath.Path(path)
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); {remedy}") from error
+    with explained(f"{path} is damaged", remedy, TypeError, ValueError, RecursionError):
+        return dict(json.loads(epath.Path(path).read_bytes()))
 
 
 def make_folder(path: epath.Path) -> None:
@@ -166,11 +161,9 @@ def new_directory(path: epath.PathLike) -> Iterator[epath.Path]:
     InputError as `check_free` does, or if nothing can be written there."""
     path = check_free(path)
     temporary = path.parent / f".{path.name}.new"
-    try:
+    with explained(f"{path} cannot be written", "name another place", OSError):
         temporary.rmtree(missing_ok=True)  # left by an earlier attempt that was killed
         temporary.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}; name another place") from error
     try:
         yield temporary
         if path.exists():

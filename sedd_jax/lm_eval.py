@@ -8,17 +8,15 @@ Likelihoods of a diffusion model are the bound given the context, so they need t
 import sys
 
 from sedd_jax import cli
-from sedd_jax.errors import InputError
+from sedd_jax.errors import explained
 
 ARGUMENTS = sys.argv
 
 
 def main() -> None:
-    try:
+    with explained("this needs the extra 'lm-eval'", "pip install 'sedd_jax[lm-eval]'", ImportError):
         from lm_eval.__main__ import cli_evaluate
         from lm_eval.api.registry import model_registry
-    except ImportError as error:
-        raise InputError(f"this needs the extra 'lm-eval' ({error}): pip install 'sedd_jax[lm-eval]'") from error
     model_registry.register("sedd_jax", target="sedd_jax.harness:Run")
     sys.argv = ARGUMENTS
     cli_evaluate()

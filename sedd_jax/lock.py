@@ -23,7 +23,7 @@ from etils import epath
 from filelock import FileLock, Timeout
 
 from sedd_jax.devices.processes import say
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 from sedd_jax.files import in_bucket, make_folder, naming
 
 _NO_FLOCK = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
@@ -35,20 +35,16 @@ def hold(directory: epath.PathLike, flag: str, *, lease: bool | None = None, per
 
     flag: that gave the directory. lease: whether to use one; by default in buckets. period: its seconds.
     """
-    try:
+    with explained(f"--{flag}={directory} cannot be made a directory", "choose another", OSError):
         make_folder(epath.Path(directory))
-    except OSError as error:
-        raise InputError(f"--{flag}={directory} cannot be made a directory: {error.strerror}") from error
     path = epath.Path(directory) / ".lock"
     me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %Z")}
     lease = in_bucket(path) if lease is None else lease
     try:
         release = (None if lease else _lock(path, me)) or _lease(path, me, period)
     except Timeout as error:
-        raise InputError(
-            f"--{flag}={directory} is in use by {_holder(_read(path))}: wait until that has ended, or choose another "
-            f"--{flag}"
-        ) from error
+        what = f"--{flag}={directory} is in use by {_holder(_read(path))}"
+        raise InputError(f"{what}: wait until that has ended, or choose another --{flag}") from error
     try:
         yield
     finally:

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from sedd_jax import cli, sampling
 from sedd_jax.config import build
 from sedd_jax.devices.processes import say
-from sedd_jax.errors import InputError, TrainingError
+from sedd_jax.errors import InputError, TrainingError, explained
 from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import parse_template
 from sedd_jax.generation.trajectory import Frame, Trajectory
@@ -197,13 +197,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         size = self.headers.get("Content-Length", "")
         if not (size.isdecimal() and int(size[:10]) <= LONGEST_REQUEST):
             raise InputError(f"the text is too long; {LONGEST_REQUEST >> 10} KiB are the most")
-        try:
-            request = json.loads(self.rfile.read(int(size)))
-        except (ValueError, RecursionError) as error:
-            raise InputError("the request is no JSON") from error
-        if not isinstance(request, dict):
-            raise InputError("the request is no JSON object")
-        return request
+        with explained("the request is no JSON object", "send one", ValueError, TypeError, RecursionError):
+            return {**json.loads(self.rfile.read(int(size)))}
 
     def _begin(self, kind: str) -> None:
         self.send_response(200)

@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 
 from sedd_jax.devices import processes
-from sedd_jax.errors import InputError, explained
+from sedd_jax.errors import InputError, explained, utf8
 
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\0": "xz"}
 _ENDINGS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
@@ -74,10 +74,7 @@ def check_text(text: object, text_field: str, *, where: str) -> str:
         return ""
     if not isinstance(text, str):
         raise InputError(f"{where}: field {text_field!r} is a {type(text).__name__}, not a string; set text_field")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: half a surrogate pair at character {error.start}; write both halves") from error
+    utf8(text, where)
     return text
 
 

@@ -71,10 +71,8 @@ def _open_tfds(source: str, name: str, split: str) -> tuple[Any, list[str], int]
 
 
 def _open_hugging_face(source: str, path: str, split: str) -> tuple[Any, list[str], int]:
-    try:
+    with explained(f"data source {source!r} needs the extra 'hf'", "pip install 'sedd_jax[hf]'", ImportError):
         import datasets
-    except ImportError as error:
-        raise InputError(f"data source {source!r} needs the library datasets: pip install 'sedd_jax[hf]'") from error
 
     problem = f"data source {source!r} is no folder that datasets' save_to_disk wrote"
     # ValueError, KeyError: JSON files beside the data that are not what they should be.

@@ -21,7 +21,7 @@ from sedd_jax.data.tokenizers import END_OF_TEXT, Tokenizer
 from sedd_jax.devices import sharding
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.sharding import map_batches
-from sedd_jax.errors import InputError, require_finite
+from sedd_jax.errors import InputError, explained, require_finite
 from sedd_jax.evaluation import quality
 from sedd_jax.files import read_text
 from sedd_jax.interop import causal, gpt2, llama
@@ -155,10 +155,8 @@ def make_mauve(judge: Judge, references: list[str], batch_size: int) -> Callable
     """Texts -> how close their distribution is to that of the references, from 0 to 1 (MAUVE, Pillutla et al. 2021,
     arXiv 2102.01454), by the authors' library from the judge's last hidden states at the last token of each text.
     Raises InputError if the library is not installed, or the judge has no such states."""
-    try:
+    with explained("--references needs the extra 'mauve'", "pip install 'sedd_jax[mauve]'", ImportError):
         from mauve import compute_mauve
-    except ImportError as error:
-        raise InputError(f"--references needs the extra 'mauve' ({error}): pip install 'sedd_jax[mauve]'") from error
     if judge.features is None:
         raise InputError("--references needs a GPT-2 or a GGUF file as the judge: MAUVE takes its hidden states")
 

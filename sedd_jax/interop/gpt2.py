@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.devices.sharding import constrain
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 from sedd_jax.files import read_json
 from sedd_jax.interop.causal import gathered, look_up, product
 from sedd_jax.interop.sources import check_finite, download, read_safetensors, without_prefixes
@@ -114,16 +114,14 @@ def load(name: str) -> tuple[dict[str, Any], Config, Path]:
 
 
 def _read_config(path: Path) -> Config:
-    try:
+    with explained(f"{path} cannot be read", "give a Hugging Face folder of GPT-2", OSError):
         fields = read_json(path, remedy="get a sound copy")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give a Hugging Face folder of GPT-2") from error
     if fields.get("model_type") != "gpt2":
         raise InputError(f"{path}: model_type is {fields.get('model_type')!r}; only 'gpt2' can judge")
     for name, value in _FIXED.items():
         if fields.get(name, value) != value:
             raise InputError(f"{path}: {name}={fields[name]!r} is not supported, only {value!r}")
-    try:
+    with explained(f"{path} is damaged, or not a GPT-2's", "get a sound copy", KeyError, TypeError, ValueError):
         sizes = {name: fields[name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
         sizes["n_inner"] = fields.get("n_inner") or 4 * sizes["n_embd"]
         if not all(type(size) is int and size > 0 for size in sizes.values()) or sizes["n_embd"] % sizes["n_head"]:
@@ -131,5 +129,3 @@ def _read_config(path: Path) -> Config:
         if not 0 <= (epsilon := float(fields.get("layer_norm_epsilon", 1e-5))) < 1:
             raise ValueError(f"layer_norm_epsilon={epsilon}")
         return Config(**sizes, layer_norm_epsilon=epsilon)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged, or not a GPT-2's ({error!r}); get a sound copy") from error

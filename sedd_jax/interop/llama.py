@@ -87,10 +87,8 @@ def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"])
 
 def load(path: str) -> tuple[dict[str, Any], Config, Tokenizer]:
     """Weights (float32), sizes and tokenizer. Raises InputError for a file that is damaged or not supported."""
-    try:
-        import gguf  # an extra
-    except ImportError as error:
-        raise InputError(f"{path} needs the extra 'judge' ({error}): pip install 'sedd_jax[judge]'") from error
+    with explained(f"{path} needs the extra 'judge'", "pip install 'sedd_jax[judge]'", ImportError):
+        import gguf
     if not os.path.isfile(path):
         raise InputError(f"{path} is no file; give a GGUF file")
     damage = (ValueError, LookupError, TypeError, OverflowError, RecursionError, OSError)

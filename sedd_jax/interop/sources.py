@@ -17,12 +17,9 @@ def download(name: str, patterns: Sequence[str], revision: str | None = None) ->
     """The folder with these files of the hub's model `name`. Raises InputError if they cannot be had."""
     from huggingface_hub import snapshot_download  # here, since it is slow to import
 
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     # An absent model, no network, no permission, a full disk: some ten types, of three libraries.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{name} is not a path here, and could not be had from the hub: {reason}") from error
+    with explained(f"{name} is not a path here, and could not be had from the hub", "check it", Exception):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 
 
 @dataclass(frozen=True)
@@ -211,29 +211,22 @@ class _LightningReader(_Reader):
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            # Torch never compresses. So the members may not claim to hold more than the file does.
-            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-            if not stored or sum(member.file_size for member in members) > os.path.getsize(path):
-                raise InputError(f"{path} has members that are compressed or overlap, which torch does not write")
-            yield archive
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}; check the path") from error
     # RuntimeError: encrypted. The checksum of a member is verified as it is read.
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        what = "is cut short, damaged, or not a file of torch.save since torch 1.6"
-        raise InputError(f"{path} {what} ({error}); get a sound copy") from error
+    damages = zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError
+    what = f"{path} is cut short, damaged, or not a file of torch.save since torch 1.6"
+    sound = explained(what, "get a sound copy", *damages)
+    with explained(f"{path} cannot be read", "check the path", OSError), sound, zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        # Torch never compresses. So the members may not claim to hold more than the file does.
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > os.path.getsize(path):
+            raise InputError(f"{path} has members that are compressed or overlap, which torch does not write")
+        yield archive
 
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
-    try:
+    with explained(f"{path} has no {name[:200]!r}", "get a sound copy", KeyError):
         return archive.read(name)
-    except KeyError as error:
-        raise InputError(f"{path} has no {name[:200]!r}; get a sound copy") from error
 
 
 def save(path: epath.Path, weights: Mapping[str, np.ndarray]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from etils import epath
 
-from sedd_jax.errors import InputError, explained
+from sedd_jax.errors import InputError, explained, utf8
 from sedd_jax.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
@@ -155,11 +155,3 @@ def piece_bytes(name: str) -> bytes:
     if re.fullmatch("<0x[0-9A-F]{2}>", name):
         return bytes([int(name[3:5], 16)])
     return name.replace("\u2581", " ").encode(errors="replace")
-
-
-def utf8(text: str) -> bytes:
-    """Raises InputError for half a surrogate pair."""
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"text with half a surrogate pair at character {error.start}: give valid UTF-8") from error

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from sedd_jax.data.tokenizers.base import Tokenizer, utf8
-from sedd_jax.errors import InputError
+from sedd_jax.data.tokenizers.base import Tokenizer
+from sedd_jax.errors import InputError, utf8
 
 _TEXT8 = b" abcdefghijklmnopqrstuvwxyz"
 _TEXT8_IDS = np.full(256, -1, np.int8)
