@@ -25,8 +25,8 @@ from sedd_jax.evaluation.judging import Judge, judge_samples, load_judge
 from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE
 from sedd_jax.rates import Absorbing
-from sedd_jax.training.experiment import Trained, load_trained
 from sedd_jax.training.options import EvalOptions
+from sedd_jax.training.trained import Trained, load_trained
 from sedd_jax.typing import Batch
 
 SHARES = (0.25, 0.5, 0.75)
