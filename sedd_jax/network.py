@@ -14,6 +14,7 @@ from sedd_jax.typing import Mask, PerSequence, Scalar, ScoreFn, Tokens
 
 # Positions of a batch as indices into its B * L; B * L itself stands for none.
 Index = Int[Array, " r"]
+Terms = Float[Array, "r 1"]
 
 
 class Network(NamedTuple):
@@ -80,18 +81,10 @@ def put(values: Any, index: Index, new: Any) -> Any:
 
 
 def sum_over_positions(
-    network: Network,
-    x: Tokens,
-    sigma: PerSequence,
-    active: Mask,
-    term: Callable[..., Float[Array, "r 1"]],
-    *values: Any,
+    network: Network, x: Tokens, sigma: PerSequence, active: Mask, term: Callable[..., Terms], *values: Any
 ) -> PerSequence:
-    """The sum over the active positions of each sequence of term(log_score [R, 1, N], sigma [R, 1], x [R, 1], ...).
-
-    values: [B, L, ...]; term gets them at its positions, [R, 1, ...], behind its other arguments.
-    One network call.
-    """
+    """The sum over the active positions of each sequence of term(log_score [R, 1, N], sigma [R, 1], x [R, 1], ...), by
+    one network call. values: [B, L, ...]; term gets them at its positions, [R, 1, ...], behind its other arguments."""
 
     def local(head, features, x, sigma, active, *values):
         length = x.shape[1]

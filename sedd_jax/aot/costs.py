@@ -8,6 +8,8 @@ import math
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 from sedd_jax.aot.hlo import Array, Computation, Instruction, Program, called
 
 # The bytes that each device of a group of n must send per byte of its operands. A ring reaches these: an all-gather
@@ -183,23 +185,15 @@ def _multiply_adds(instruction: Instruction, lhs: tuple[int, ...], rhs: tuple[in
     batch axes of a matrix product as spatial axes where each output has one input."""
     lhs_labels, rhs_labels, out_labels = re.split(r"_|->", instruction.attribute("dim_labels"))
     out = instruction.arrays[0].dims
-    window = dict(re.findall(r"(\w+)=([\w\-]+)", instruction.attribute("window")))
+    window = {name: text.split("x") for name, text in re.findall(r"(\w+)=([\w\-]+)", instruction.attribute("window"))}
     total = out[out_labels.index("b")] * out[out_labels.index("f")] * rhs[rhs_labels.index("i")]
     for axis in range(len(lhs) - 2):
-
-        def option(name: str, default: str, axis: int = axis) -> str:
-            return window[name].split("x")[axis] if name in window else default
-
-        size, stride = int(option("size", "1")), int(option("stride", "1"))
-        low = int(option("pad", "0_0").split("_")[0])
-        holes, spread = int(option("lhs_dilate", "1")), int(option("rhs_dilate", "1"))
+        options = ("size", "stride", "lhs_dilate", "rhs_dilate")
+        size, stride, holes, spread = (int(window[name][axis]) if name in window else 1 for name in options)
+        low = int(window["pad"][axis].split("_")[0]) if "pad" in window else 0
         length = (lhs[lhs_labels.index(str(axis))] - 1) * holes + 1
-        places = (
-            position * stride + offset * spread - low
-            for position in range(out[out_labels.index(str(axis))])
-            for offset in range(size)
-        )
-        total *= sum(0 <= place < length and place % holes == 0 for place in places)
+        places = np.add.outer(np.arange(out[out_labels.index(str(axis))]) * stride - low, np.arange(size) * spread)
+        total *= int(((places >= 0) & (places < length) & (places % holes == 0)).sum())
     return total
 
 

@@ -113,14 +113,7 @@ def roofline(chip: Chip, *, flops: float, traffic: float, sent: float, useful: f
 
 
 def least_traffic(
-    params: Any,
-    experiment: Experiment,
-    *,
-    batch: int,
-    calls: int,
-    gradient_dtype: str,
-    results: int = 0,
-    training: bool = True,
+    params: Any, experiment: Experiment, *, batch: int, calls: int, gradient_dtype: str, results: int, training: bool
 ) -> dict[str, float]:
     """Bytes that a chip must send per run, by mesh axis. batch: global tokens of a network call. calls: of the network;
     microbatches. results: bytes that every chip gets, of which each has computed its share. Without training, weights

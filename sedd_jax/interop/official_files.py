@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from etils import epath
+from etils.epath import PathLike
 from ml_collections import ConfigDict
 
 from sedd_jax.errors import InputError
@@ -36,10 +36,10 @@ _WEIGHTS += ("checkpoints/last.ckpt", "last.ckpt")
 
 
 def load(
-    path: str | os.PathLike,
+    path: PathLike,
     *,
     family: str = "auto",
-    config_file: str | os.PathLike | None = None,
+    config_file: PathLike | None = None,
     revision: str | None = None,
 ) -> tuple[dict, ConfigDict]:
     """(parameters of `Transformer` as float32 arrays, a config in our sections) of a published or trained model.
@@ -89,7 +89,7 @@ load_official = partial(load, family="sedd")
 
 
 def save_official(
-    path: epath.PathLike, params: Mapping[str, Any], config: ConfigDict, *, format: str = "safetensors"
+    path: PathLike, params: Mapping[str, Any], config: ConfigDict, *, format: str = "safetensors"
 ) -> None:
     """Writes a Hugging Face folder at a new path: config.json, and model.safetensors or pytorch_model.bin (format
     'torch'), without the constant rotary table. Raises InputError for an unknown format, a model that the official
@@ -108,7 +108,7 @@ def save_official(
             torch_files.save(folder / _TORCH, weights)
 
 
-def _find_weights(path: str | os.PathLike, revision: str | None) -> Path:
+def _find_weights(path: PathLike, revision: str | None) -> Path:
     here = Path(path)
     if os.path.isfile(here):  # unlike the method, False for a name that is too long
         return here

@@ -17,6 +17,8 @@ from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError, check_fields
 from sedd_jax.typing import PRNGKey, Scalar
 
+Optimizer = optax.GradientTransformation
+
 
 class TrainState(NamedTuple):
     """step: number of updates. params: those that are trained. ema: their running average."""
@@ -51,7 +53,7 @@ def learning_rate(
     return rate
 
 
-def clip_by_global_norm(clip: float) -> optax.GradientTransformation:
+def clip_by_global_norm(clip: float) -> Optimizer:
     """Scales the gradient by min(1, clip / its norm), which XLA fuses into Adam's reading of it. Optax's own selects
     one of two gradients: four more passes over them."""
 
@@ -78,7 +80,7 @@ def make_optimizer(
     decay: str = "none",
     decay_steps: int = 0,
     floor: float = 0.0,
-) -> optax.GradientTransformation:
+) -> Optimizer:
     """AdamW behind a clip of the global gradient norm. The defaults are those of the reference implementation.
 
     kind: 'muon' takes Muon (Liu et al., arXiv 2502.16982) for the products of the blocks, at the scale of AdamW's
@@ -145,14 +147,14 @@ def _init_params(key: PRNGKey, model: nn.Module) -> Any:
     return model.clone(attention="plain").init(key, jnp.zeros((1, 2), jnp.int32), jnp.ones(1))["params"]
 
 
-def _init(key: PRNGKey, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+def _init(key: PRNGKey, model: nn.Module, optimizer: Optimizer) -> TrainState:
     params = _init_params(key, model)
     params = split(params)[0] if model.lora_rank else params
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
 @functools.lru_cache(maxsize=4)  # tracing a model takes a second
-def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(model: nn.Module, optimizer: Optimizer, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without computing anything."""
     return _abstract(jax.eval_shape(lambda: _init(jax.random.key(0), model, optimizer)), mesh)
 
@@ -171,7 +173,7 @@ def _abstract(boxed: Any, mesh: Mesh) -> Any:
     )
 
 
-def init_state(key: PRNGKey, model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def init_state(key: PRNGKey, model: nn.Module, optimizer: Optimizer, mesh: Mesh) -> TrainState:
     """A fresh state; every device computes its own part."""
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
     return jax.jit(lambda key: nn.unbox(_init(key, model, optimizer)), out_shardings=places)(key)

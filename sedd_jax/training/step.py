@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 from sedd_jax.devices import sharding
 from sedd_jax.network import chunk_size
 from sedd_jax.score_entropy import Noised, Objective, loss_and_grads
-from sedd_jax.training.state import TrainState, abstract_params, abstract_state, merged, split
+from sedd_jax.training.state import Optimizer, TrainState, abstract_params, abstract_state, merged, split
 from sedd_jax.transformer import Transformer
 from sedd_jax.typing import Batch, PRNGKey, Scalar, Tokens, as_batch
 
@@ -70,13 +70,7 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
 
 @functools.lru_cache(maxsize=4)  # the next run of this process need not compile it again
 def make_train_step(
-    model: Transformer,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    *,
-    decay: float,
-    microbatches: int = 1,
+    model: Transformer, objective: Objective, optimizer: Optimizer, mesh: Mesh, *, decay: float, microbatches: int = 1
 ) -> TrainStep:
     """`step(state, key, batch)` -> (next state, metrics); the state is donated. batch: tokens [B, L], or a `Batch`.
     With adapters a fourth argument has the frozen parameters.

@@ -224,7 +224,7 @@ class Transformer(nn.Module):
 
         labels: the class of each sequence, or of all; None, as num_classes, for none.
         """
-        return self._features(tokens, sigma, train, numbers=numbers, labels=labels)[0]
+        return self._features(tokens, sigma, train, None, None, numbers, labels)[0]
 
     def empty_cache(self, batch: int, length: int) -> Cache:
         """The cache that `next_logits` starts from."""
@@ -238,19 +238,19 @@ class Transformer(nn.Module):
 
         previous: the token before; ignored at position 0. cache: of all positions before.
         """
-        features, cache = self._features(previous[:, None], None, False, cache, position)
+        features, cache = self._features(previous[:, None], None, False, cache, position, None, None)
         return self.head(features)[:, 0], cache
 
     @nn.compact
     def _features(
         self,
         tokens: Tokens,
-        sigma: PerSequence | None,
+        sigma: Any,
         train: bool,
-        cache: Cache | None = None,
-        position: Position = None,
-        numbers: Numbers = None,
-        labels: Any = None,
+        cache: Cache | None,
+        position: Position,
+        numbers: Numbers,
+        labels: Any,
     ) -> tuple[Features, Cache | None]:
         condition = None
         if self.time_conditioning and not self.causal:
