@@ -243,14 +243,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def _features(
-        self,
-        tokens: Tokens,
-        sigma: Any,
-        train: bool,
-        cache: Cache | None,
-        position: Position,
-        numbers: Numbers,
-        labels: Any,
+        self, tokens: Tokens, sigma: Any, train: bool, cache: Cache | None, position: Any, numbers: Any, labels: Any
     ) -> tuple[Features, Cache | None]:
         condition = None
         if self.time_conditioning and not self.causal:
