@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from sedd_jax.categorical import categorical, usable
 from sedd_jax.network import Network, sum_over_positions
-from sedd_jax.sampling import Sample
+from sedd_jax.sampling import Count, Sample
 from sedd_jax.sampling.sampler import Truncation
 from sedd_jax.score_entropy import Noised, roles
 from sedd_jax.typing import Clamp, Mask, PerSequence, PRNGKey, Tokens
@@ -54,13 +54,7 @@ class CrossEntropy:
 
 
 def simulate(
-    key: PRNGKey,
-    step_fn: StepFn,
-    cache: Any,
-    clamp: Clamp,
-    *,
-    truncation: Truncation = Truncation(),  # noqa: B008 (frozen)
-    first_index: Int[Array, ""] | int = 0,
+    key: PRNGKey, step_fn: StepFn, cache: Any, clamp: Clamp, *, truncation: Truncation, first_index: Count = 0
 ) -> Sample:
     """Text from left to right, one network call per position, which is a step.
 

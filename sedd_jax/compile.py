@@ -25,13 +25,9 @@ def main() -> dict[str, Any]:
     values, config = flags.FLAGS, cli.config()
     # The cache can store a program for another platform, but not load it.
     jax.config.update("jax_enable_compilation_cache", False)
-    result = aot.report(
-        config,
-        topology=cli.required("topology"),
-        num_slices=values.num_slices,
-        vocab_size=values.vocab_size or config.data.vocab_size or cli.required("vocab_size"),
-        what=values.what,
-    )
+    vocab_size = values.vocab_size or config.data.vocab_size or cli.required("vocab_size")
+    target = {"topology": cli.required("topology"), "num_slices": values.num_slices, "what": values.what}
+    result = aot.report(config, vocab_size=vocab_size, **target)
     aot.describe(result, lambda text: print(text, file=sys.stderr, flush=True))
     return result
 

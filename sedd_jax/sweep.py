@@ -205,12 +205,9 @@ def write_results(
     for trial in trials:
         values, last = dict(configuration.flatten(trial.config)), trial.last()
         state = states.get(trial.name) or ("done" if trial.is_done() else "unfinished")
-        table.append(
-            {"name": trial.name, "state": state, "step": last["step"], "steps": trial.config.train.steps}
-            | {field: values[field] for field in fields}
-            | {name: last.get(name) for name in FIGURES}
-            | {"workdir": str(trial.workdir)}
-        )
+        line = {"name": trial.name, "state": state, "step": last["step"], "steps": trial.config.train.steps}
+        line |= {field: values[field] for field in fields} | {name: last.get(name) for name in FIGURES}
+        table.append(line | {"workdir": str(trial.workdir)})
     columns = {field: lambda line, field=field: str(line[field]) for field in fields or ["name"]} | {
         "bits per byte": results.number(BITS, ".3f"),
         "training loss": results.number("train_loss", ".3f"),

@@ -119,7 +119,7 @@ def draw(num, given=None, values=None, first_index=0, **options):
 def test_logits_that_are_none_are_known_by_their_position():
     step = lambda previous, position, cache: (jnp.where(position < 2, jnp.zeros((3, V)), jnp.nan), cache)  # noqa: E731
     clamp = jnp.zeros((3, 5), bool), jnp.zeros((3, 5), int)
-    found = jax.jit(lambda: autoregressive.simulate(jax.random.key(0), step, (), clamp))()
+    found = jax.jit(lambda: autoregressive.simulate(jax.random.key(0), step, (), clamp, truncation=Truncation()))()
     assert found.failed == 3 and (found.tokens >= 0).all() and (found.tokens < V).all()
 
 

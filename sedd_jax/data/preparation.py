@@ -54,9 +54,6 @@ class Plan:
     def parts(self, source: str) -> list[corpora.Part]:
         return corpora.parts(source, text_field=self.text_field, separator=self.separator, size=self.shard_bytes)
 
-    def texts(self, source: str) -> Iterator[str]:
-        return itertools.chain.from_iterable(part() for part in self.parts(source))
-
     def pieces(self, cut: int) -> Iterator[tuple[tuple[str, int], str]]:
         """See `corpora.divide`. cut: the number of characters of `data` for training."""
         yield from corpora.divide(self.parts(self.data), cut)
@@ -228,7 +225,7 @@ def survey(plan: Plan, *, progress: bool = False) -> tuple[int, int]:
     for source in [plan.data] if plan.valid_data is None else [plan.data, plan.valid_data]:
         characters.append(0)
         with progress_bar(f"reading {source}", None, show=progress) as bar:
-            for text in plan.texts(source):
+            for text in itertools.chain.from_iterable(part() for part in plan.parts(source)):
                 characters[-1] += len(text)
                 bar.update(size := len(text.encode()))
                 num_bytes += size

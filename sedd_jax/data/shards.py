@@ -202,11 +202,9 @@ class ShardedStream(TokenStream):
         return dict(zip(wanted, found, strict=True))
 
     def _open(self, number: int) -> array_record.ArrayRecordReader:
-        return array_record.ArrayRecordReader(
-            _local(self._root / self._shards[number].name, self._shards[number].sha256),
-            "readahead_buffer_size:0,max_parallelism:0",
-            file_reader_buffer_size=1 << 14,
-        )
+        path = _local(self._root / self._shards[number].name, self._shards[number].sha256)
+        options = "readahead_buffer_size:0,max_parallelism:0"
+        return array_record.ArrayRecordReader(path, options, file_reader_buffer_size=1 << 14)
 
 
 def _local(path: pathlib.Path | epath.Path, sha256: str) -> str:

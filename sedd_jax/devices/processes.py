@@ -86,12 +86,9 @@ def initialise(
     _on_abort(f"not all processes were there within {start_timeout} s; start them all with the same command")
     try:
         with warnings.catch_warnings(action="ignore"):  # of a Kubernetes pod that may well be alone
-            jax.distributed.initialize(
-                *given.values(),
-                cluster_detection_method="deactivate" if complete else None,
-                initialization_timeout=start_timeout,
-                heartbeat_timeout_seconds=heartbeat_timeout,
-            )
+            timeouts = {"initialization_timeout": start_timeout, "heartbeat_timeout_seconds": heartbeat_timeout}
+            found_by = "deactivate" if complete else None
+            jax.distributed.initialize(*given.values(), cluster_detection_method=found_by, **timeouts)
     except ValueError as error:
         flags = " ".join(f"--{name}={value}" for name, value in given.items() if value is not None)
         if not flags and not tasks:

@@ -192,14 +192,9 @@ def on_shards(function: Callable, places: Mapping[str, NamedSharding], dtype: st
         count = len(jax.tree.leaves(arrays)[0])
         if extra := -count % batch_shards(mesh):  # filled up with repeats of the last sequence
             arrays = jax.tree.map(lambda a: a[jnp.minimum(jnp.arange(count + extra), count - 1)], arrays)
-        results = jax.shard_map(
-            local,
-            mesh=mesh,
-            in_specs=(specs, *[batch] * len(arrays)),
-            out_specs=batch if outputs is None else outputs,
-            axis_names=set(RULES["batch"]),
-            check_vma=False,
-        )(weights, *arrays)
+        split_by = {"mesh": mesh, "axis_names": set(RULES["batch"]), "check_vma": False}
+        given, made = (specs, *[batch] * len(arrays)), batch if outputs is None else outputs
+        results = jax.shard_map(local, in_specs=given, out_specs=made, **split_by)(weights, *arrays)
         return jax.tree.map(lambda a: a[:count], results) if extra else results
 
     return mapped
@@ -236,11 +231,8 @@ def place_batch(local: np.ndarray, mesh: Mesh) -> jax.Array:
     shards = batch_shards(mesh)
     batch_size = len(local) // len(local_sequences(shards, mesh)) * shards
     numbers = local_sequences(batch_size, mesh)
-    return jax.make_array_from_callback(
-        (batch_size, *local.shape[1:]),
-        batch_sharding(mesh),
-        lambda index: local[np.isin(numbers, np.arange(batch_size)[index[0]])],
-    )
+    part = lambda index: local[np.isin(numbers, np.arange(batch_size)[index[0]])]  # noqa: E731
+    return jax.make_array_from_callback((batch_size, *local.shape[1:]), batch_sharding(mesh), part)
 
 
 def place(array: np.ndarray, where: NamedSharding) -> jax.Array:

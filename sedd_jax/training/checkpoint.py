@@ -60,17 +60,12 @@ class Checkpoints:
         self._read_only = read_only
         _slice_large_leaves_only()
         kept = [policies.LatestN(keep_last), *([policies.EveryNSteps(keep_period)] if keep_period else [])]
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
-                preservation_policy=policies.AnyPreservationPolicy(kept),
-                save_root_metadata=False,
-                # Without this, a damaged metadata file of any step would prevent opening the directory.
-                lightweight_initialize=True,
-            ),
-        )
+        writing = dict.fromkeys(("create", "cleanup_tmp_directories"), not read_only)
+        # Without the last one, a damaged metadata file of any step would prevent opening the directory.
+        metadata = {"save_root_metadata": False, "lightweight_initialize": True}
+        policy = policies.AnyPreservationPolicy(kept)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, **writing, **metadata)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         self._stack = contextlib.ExitStack()

@@ -110,15 +110,10 @@ class Loop:
             self.state = origin.begin(self.state, params)
         self.frozen = [split(params)[1]] if experiment.model.lora_rank else []
         self.step = int(self.state.step)
-        self.loader = Loader(
-            data.train,
-            length=data.length,
-            batch_size=self.options.batch_size,
-            seed=self.options.seed,
-            rows=sharding.local_sequences(self.options.batch_size, experiment.mesh),
-            position=restored.position if restored else 0,
-            shift=data.shift,
-        )
+        size, position = self.options.batch_size, restored.position if restored else 0
+        order = {"seed": self.options.seed, "shift": data.shift, "position": position}
+        rows = sharding.local_sequences(size, experiment.mesh)
+        self.loader = Loader(data.train, length=data.length, batch_size=size, rows=rows, **order)
         self.valid, _ = chunks(data.valid, data.length, limit=experiment.eval.num_sequences or None)
         self.tokens_per_byte = tokens_per_byte(self.valid, data.tokenizer, data.valid)
         together, measured = processes.compile_together, experiment.eval
@@ -210,12 +205,9 @@ class Loop:
 
     def _evaluate(self) -> None:
         params = merged(*self.frozen, self.state.ema)
-        bounds = self.experiment.map_batches(
-            lambda batch, first: self.bound(params, self.eval_key, batch.tokens, first, *batch[1:]),
-            as_batch(self.valid),
-            self.experiment.eval.batch_size,
-            progress="evaluating",
-        )
+        bound = lambda batch, first: self.bound(params, self.eval_key, batch.tokens, first, *batch[1:])  # noqa: E731
+        valid, size = as_batch(self.valid), self.experiment.eval.batch_size
+        bounds = self.experiment.map_batches(bound, valid, size, progress="evaluating")
         summary = likelihood.summarise(bounds, mean_length(self.valid), self.tokens_per_byte)
         self.report.entry(self.step, **{f"eval_{name}": value for name, value in summary.items()})
         self.results["bits_per_byte"] = round(summary["bits_per_byte"], 3)

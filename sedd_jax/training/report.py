@@ -99,15 +99,9 @@ class Report:
         return evaluated, sampled
 
     def bar(self, *, step: int, steps: int) -> tqdm:
-        return tqdm(
-            total=steps,
-            initial=step,
-            unit="step",
-            file=sys.stderr,
-            mininterval=0.1 if sys.stderr.isatty() else 10,
-            dynamic_ncols=True,
-            disable=not processes.is_leader(),
-        )
+        shown = {"file": sys.stderr, "dynamic_ncols": True, "disable": not processes.is_leader()}
+        shown["mininterval"] = 0.1 if sys.stderr.isatty() else 10
+        return tqdm(total=steps, initial=step, unit="step", **shown)
 
     def final(self, step: int) -> dict[str, Any]:
         """Draws the plot and returns the values of the last step, also of a run that is done already."""

@@ -166,11 +166,8 @@ def abstract_params(model: nn.Module, mesh: Mesh) -> Any:
 
 
 def _abstract(boxed: Any, mesh: Mesh) -> Any:
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        nn.unbox(boxed),
-        sharding.tree_sharding(boxed, mesh),
-    )
+    abstract = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+    return jax.tree.map(abstract, nn.unbox(boxed), sharding.tree_sharding(boxed, mesh))
 
 
 def init_state(key: PRNGKey, model: nn.Module, optimizer: Optimizer, mesh: Mesh) -> TrainState:

@@ -123,10 +123,6 @@ def make_train_step(
         metrics = {"loss": loss / length, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
-    replicated = sharding.replicated(mesh)
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        in_shardings=(places, replicated, sharding.batch_sharding(mesh), *[split(whole)[1]] * bool(model.lora_rank)),
-        out_shardings=(places, replicated),
-    )
+    replicated, frozen = sharding.replicated(mesh), [split(whole)[1]] * bool(model.lora_rank)
+    given = places, replicated, sharding.batch_sharding(mesh), *frozen
+    return jax.jit(step, donate_argnums=0, in_shardings=given, out_shardings=(places, replicated))

@@ -96,7 +96,7 @@ class Tokenizer(abc.ABC):
     @functools.cached_property
     def pieces(self) -> tuple[bytes, ...] | None:
         """The bytes of every id, none for `eot`; None for a tokenizer whose text is not that of its ids in a row."""
-        pieces = self._pieces()
+        pieces = tuple(b"" if i == self.eot else self._piece(i) for i in range(self.vocab_size))
         sound = all(b"".join(pieces[i] for i in self.encode(text)) == utf8(text) for text in _PROBES)
         return pieces if sound else None
 
@@ -123,8 +123,8 @@ class Tokenizer(abc.ABC):
         return self._encode(text)
 
     @abc.abstractmethod
-    def _pieces(self) -> tuple[bytes, ...]:
-        """See `pieces`, which checks them."""
+    def _piece(self, i: int) -> bytes:
+        """The bytes of an id; see `pieces`, which checks them."""
 
     @abc.abstractmethod
     def _decode(self, ids: np.ndarray) -> str:

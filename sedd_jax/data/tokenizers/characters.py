@@ -20,8 +20,8 @@ class Bytes(Tokenizer):
     def _encode(self, text: str) -> np.ndarray:
         return np.frombuffer(utf8(text), np.uint8)
 
-    def _pieces(self) -> tuple[bytes, ...]:
-        return (*(bytes([i]) for i in range(256)), b"")
+    def _piece(self, i: int) -> bytes:
+        return bytes([i])
 
     def _decode(self, ids: np.ndarray) -> str:
         return ids.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
@@ -45,10 +45,10 @@ class Text8(Tokenizer):
 
     @property
     def pieces(self) -> tuple[bytes, ...]:
-        return self._pieces()  # unlike others, it cannot encode what would test them
+        return tuple(map(self._piece, range(27)))  # unlike others, it cannot encode what would test them
 
-    def _pieces(self) -> tuple[bytes, ...]:
-        return tuple(bytes([byte]) for byte in _TEXT8)
+    def _piece(self, i: int) -> bytes:
+        return _TEXT8[i : i + 1]
 
     def _decode(self, ids: np.ndarray) -> str:
         return np.frombuffer(_TEXT8, np.uint8)[ids].tobytes().decode("ascii")

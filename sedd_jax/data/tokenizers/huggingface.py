@@ -44,14 +44,11 @@ class Pipeline(Tokenizer):
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def _pieces(self) -> tuple[bytes, ...]:
-        names = [self._tokenizer.id_to_token(i) or "" for i in range(self.vocab_size)]
+    def _piece(self, i: int) -> bytes:
+        name = self._tokenizer.id_to_token(i) or ""
         if isinstance(self._tokenizer.decoder, library.decoders.ByteLevel):
-            pieces = [bytes(_BYTES.get(letter, 0) for letter in name) for name in names]
-        else:
-            pieces = [piece_bytes(name) for name in names]
-        pieces[self.eot] = b""
-        return tuple(pieces)
+            return bytes(_BYTES.get(letter, 0) for letter in name)
+        return piece_bytes(name)
 
     def _decode(self, ids: np.ndarray) -> str:
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)

@@ -39,10 +39,8 @@ class SentencePiece(Tokenizer):
         self._boundary = re.compile("\n") if restarts_at_newline else None
         self.lossless = self.gives_back()
 
-    def _pieces(self) -> tuple[bytes, ...]:
-        pieces = [piece_bytes(self._processor.id_to_piece(i)) for i in range(self.vocab_size)]
-        pieces[self.eot] = b""
-        return tuple(pieces)
+    def _piece(self, i: int) -> bytes:
+        return piece_bytes(self._processor.id_to_piece(i))
 
     def _decode(self, ids: np.ndarray) -> str:
         return self._processor.decode(ids.tolist())
