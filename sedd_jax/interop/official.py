@@ -31,27 +31,23 @@ _RENAMED = {"cond_map.mlp.": "sigma_map.mlp.", "mlp.fc1.": "mlp.0.", "mlp.fc2.":
 _NAMES = {
     "embedding": EMBEDDING,
     "classes": CLASSES,
-    "sigma_in/kernel": "sigma_map.mlp.0.weight",
-    "sigma_in/bias": "sigma_map.mlp.0.bias",
-    "sigma_out/kernel": "sigma_map.mlp.2.weight",
-    "sigma_out/bias": "sigma_map.mlp.2.bias",
-    "modulation/kernel": "output_layer.adaLN_modulation.weight",
-    "modulation/bias": "output_layer.adaLN_modulation.bias",
     "norm/scale": "output_layer.norm_final.weight",
-    "head/kernel": "output_layer.linear.weight",
-    "head/bias": "output_layer.linear.bias",
-    "blocks/modulation/kernel": "blocks.{}.adaLN_modulation.weight",
-    "blocks/modulation/bias": "blocks.{}.adaLN_modulation.bias",
     "blocks/norm1/scale": "blocks.{}.norm1.weight",
-    "blocks/qkv/kernel": "blocks.{}.attn_qkv.weight",
-    "blocks/qkv/bias": "blocks.{}.attn_qkv.bias",
-    "blocks/attention_out/kernel": "blocks.{}.attn_out.weight",
     "blocks/norm2/scale": "blocks.{}.norm2.weight",
-    "blocks/mlp_in/kernel": "blocks.{}.mlp.0.weight",
-    "blocks/mlp_in/bias": "blocks.{}.mlp.0.bias",
-    "blocks/mlp_out/kernel": "blocks.{}.mlp.2.weight",
-    "blocks/mlp_out/bias": "blocks.{}.mlp.2.bias",
+    "blocks/attention_out/kernel": "blocks.{}.attn_out.weight",
 }
+_LINEAR = {
+    "sigma_in": "sigma_map.mlp.0",
+    "sigma_out": "sigma_map.mlp.2",
+    "modulation": "output_layer.adaLN_modulation",
+    "head": HEAD,
+    "blocks/modulation": "blocks.{}.adaLN_modulation",
+    "blocks/qkv": "blocks.{}.attn_qkv",
+    "blocks/mlp_in": "blocks.{}.mlp.0",
+    "blocks/mlp_out": "blocks.{}.mlp.2",
+}
+_NAMES |= {f"{ours}/kernel": f"{theirs}.weight" for ours, theirs in _LINEAR.items()}
+_NAMES |= {f"{ours}/bias": f"{theirs}.bias" for ours, theirs in _LINEAR.items()}
 # Layers that compute several vectors, and how many: torch has [n * dim] outputs, we have [n, dim].
 _FUSED = {"modulation": 2, "blocks/modulation": 6, "blocks/qkv": 3}
 _CONDITIONING = re.compile("sigma|modulation|classes")

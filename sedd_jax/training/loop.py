@@ -59,7 +59,7 @@ def train(
     if init is not None and not begun:
         params, fingerprint = origin.read(init, init_rows, config, experiment, data.tokenizer)
         place = os.path.abspath(init) if os.path.exists(init) else init
-        config = origin.with_origin(config, source=place, fingerprint=fingerprint)
+        config = ConfigDict(config.to_dict() | {"init": {"source": place, "fingerprint": fingerprint}})
     elif experiment.model.lora_rank:
         if "init" not in config:
             raise InputError(f"model.lora_rank={experiment.model.lora_rank} needs --init, the model to adapt")

@@ -28,10 +28,6 @@ _FREE = {"num_states", "to_score", "causal", "parent", "name", "dropout", "dtype
 _FREE |= {"remat", "lora_rank", "lora_alpha"}
 
 
-def with_origin(config: ConfigDict, **record: Any) -> ConfigDict:
-    return ConfigDict(config.to_dict() | {"init": record})
-
-
 def resumed(config: ConfigDict, workdir: epath.Path, init: str | None) -> ConfigDict:
     """The config with what the run in workdir began from, if it has begun. Raises InputError if that is not `init`."""
     if not configuration.has_checkpoint(workdir):
@@ -43,7 +39,7 @@ def resumed(config: ConfigDict, workdir: epath.Path, init: str | None) -> Config
             f"--workdir={workdir} holds a run that began {began}, not from --init={init}: leave --init out to go on "
             "with it, or choose another --workdir"
         )
-    return with_origin(config, **found) if found else config
+    return ConfigDict(config.to_dict() | {"init": found.to_dict()}) if found else config
 
 
 def read(
