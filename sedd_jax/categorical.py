@@ -44,11 +44,9 @@ def usable(weights: Float[Array, "*batch n"]) -> Bool[Array, "*batch"]:
 
 
 def categorical(key: Key[Array, ""], weights: Float[Array, "*batch n"]) -> Int[Array, "*batch"]:
-    """One draw per row with probability weights / sum(weights). weights: non-negative; a row needs a positive one.
-
-    Two uniforms per row (a group of about sqrt(n) outcomes, then an outcome of that group) instead of n Gumbels: the
-    cost is one pass over the weights, and each probability p is met to about 1e-5 p (see `_inverse_cdf`).
-    """
+    """One draw per row with probability weights / sum(weights). weights: non-negative; a row needs a positive one. Two
+    uniforms per row (a group of about sqrt(n) outcomes, then an outcome of that group) instead of n Gumbels: the cost
+    is one pass over the weights, and each probability p is met to about 1e-5 p (see `_inverse_cdf`)."""
     return quantile(fine_uniform(key, (*weights.shape[:-1], 2)), weights)
 
 

@@ -82,10 +82,8 @@ def stratified_times(key: PRNGKey, num: int) -> Float[Array, " num"]:
 
 def importance_times(key: PRNGKey, noise: Noise, num: int) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
     """Stratified times and their density q, half uniform in t, half uniform in the noised fraction 1 - e^-sigma.
-
     Dividing by q leaves every mean over t unchanged. With the log-linear schedule q = 1. With the geometric one, half
-    of all uniform times have a loss near zero; q samples where the loss is, and the weight 1 / q is at most 2.
-    """
+    of all uniform times have a loss near zero; q samples where the loss is, and the weight 1 / q is at most 2."""
     noised = lambda t: -jnp.expm1(-noise.total(t))  # noqa: E731
     start, stop = noised(jnp.zeros(())), noised(jnp.ones(()))
     u = stratified_times(key, num)

@@ -1,12 +1,10 @@
 """Text of old test sets as it was before their tokenizers took it apart.
 
 WikiText, the Penn Treebank and the One Billion Word Benchmark have spaces around punctuation, and other marks of their
-tokenizers. Models of plain text are tested on them after rules that undo most of this, which the GPT-2 paper (Radford
-et al. 2019, section 3.1) calls invertible de-tokenizers. The rules here are those of the evaluation of SEDD (arXiv
-2310.16834), which later papers on discrete diffusion share, in the same order. The order matters, and so do rules that
-look wrong: figures can only be compared on the same text. Most rules remove spaces. A few replace text: the number sign
-N of the Penn Treebank becomes 1 (in WikiText this also changes the N of a compass), <unk> becomes a question mark, and
-curly quotes become straight.
+tokenizers, which rules undo before models of plain text are tested on them (Radford et al. 2019, sec. 3.1). These are
+SEDD's (arXiv 2310.16834), which later papers share, in the same order and with those that look wrong: figures can only
+be compared on the same text. Most remove spaces. A few replace text: the number sign N of the Penn Treebank becomes 1
+(in WikiText also the N of a compass), <unk> becomes a question mark, and curly quotes become straight.
 """
 
 import re
