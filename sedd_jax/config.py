@@ -102,24 +102,19 @@ def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
         return
     saved = load(workdir)
     if "source" not in saved.get("data", {}):
-        raise InputError(
-            f"--workdir={workdir} holds converted weights, which cannot be trained on: choose another --workdir, and "
-            f"begin from them with --init={workdir}"
-        )
+        what = f"--workdir={workdir} holds converted weights, which cannot be trained on"
+        raise InputError(f"{what}: choose another --workdir, and begin from them with --init={workdir}")
     for field, there, here in _differences(saved, config, MAY_CHANGE + (PLACES if _data_record(workdir) else ())):
-        raise InputError(
-            f"--workdir={workdir} holds another experiment: config.{field} is {there!r} there and {here!r} here; "
-            "choose another --workdir or the same config"
-        )
+        what = f"--workdir={workdir} holds another experiment: config.{field} is {there!r} there and {here!r} here"
+        raise InputError(f"{what}; choose another --workdir or the same config")
 
 
 def check_same_model(config: ConfigDict, recorded: dict[str, Any], workdir: epath.Path) -> None:
     """Raises InputError if config.json in workdir, read as `config`, is not what its checkpoint was trained with."""
     for field, saved, found in _differences(ConfigDict(recorded), config, MAY_CHANGE + PLACES):
-        raise InputError(
-            f"{workdir / 'config.json'} has been altered: {field} is {found!r} there and {saved!r} in the checkpoint; "
-            "restore it from the checkpoint's record or a backup"
-        )
+        there = f"{field} is {found!r} there and {saved!r} in the checkpoint"
+        remedy = "restore it from the checkpoint's record or a backup"
+        raise InputError(f"{workdir / 'config.json'} has been altered: {there}; {remedy}")
 
 
 def _differences(one: ConfigDict, other: ConfigDict, free: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:

@@ -60,10 +60,8 @@ class Geometric:
     def __post_init__(self):
         # Scores are e^-sigma: at 1000 their logarithms still have four decimals, and at 20 nothing of the data is left.
         if not 1e-30 <= self.sigma_min < self.sigma_max <= 1000:
-            raise InputError(
-                f"noise.sigma_min={self.sigma_min} and noise.sigma_max={self.sigma_max} must satisfy "
-                "1e-30 <= sigma_min < sigma_max <= 1000"
-            )
+            what = f"noise.sigma_min={self.sigma_min} and noise.sigma_max={self.sigma_max}"
+            raise InputError(f"{what} must satisfy 1e-30 <= sigma_min < sigma_max <= 1000")
 
     @property
     def at_start(self) -> float:

@@ -141,10 +141,8 @@ def _figures(program: _Program, experiment: Experiment, length: int, chip: Chip)
         # "... required for HLO temporaries (37.25G) exceeds available HBM (15.75G)", or "Used 37.25G of 15.75G hbm".
         sizes = re.findall(r"\b[\d.]+[KMGT]\b", str(error))
         needs = f"needs {sizes[0]}iB of {sizes[1]}iB" if len(sizes) > 1 else str(error).split("\n")[0]
-        raise TrainingError(
-            f"{program.name} does not fit a chip: it {needs}; split more (mesh.fsdp), recompute (model.remat), or take "
-            "train.microbatches or a smaller batch"
-        ) from error
+        remedy = "split more (mesh.fsdp), recompute (model.remat), or take train.microbatches or a smaller batch"
+        raise TrainingError(f"{program.name} does not fit a chip: it {needs}; {remedy}") from error
     seconds = time.perf_counter() - start
     mesh, params, loops = experiment.mesh, experiment.abstract_state().params, program.loops
     memory, slices = compiled.memory_analysis(), len({getattr(chip, "slice_index", 0) for chip in mesh.devices.flat})

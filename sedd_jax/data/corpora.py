@@ -149,10 +149,8 @@ def _open_tfds(source: str, name: str, split: str) -> tuple[Any, list[str], int]
         else:
             builder = tfds.builder(name)
     if not builder.is_prepared():
-        raise InputError(
-            f"data source {source!r} is not in {builder.data_dir}: build it with "
-            f"`tfds build {name} --file_format=array_record`, or set TFDS_DATA_DIR to where it is"
-        )
+        remedy = f"build it with `tfds build {name} --file_format=array_record`, or set TFDS_DATA_DIR to where it is"
+        raise InputError(f"data source {source!r} is not in {builder.data_dir}: {remedy}")
     splits = f"its splits are {', '.join(builder.info.splits)}"
     with (
         explained(f"data source {source!r}", splits, ValueError, AssertionError, OSError),

@@ -119,10 +119,10 @@ def _make_all(make: Callable[[Block], Shard], blocks: Iterator[Block], workers: 
                 yield from (future.result() for future in done)
         yield from (future.result() for future in concurrent.futures.as_completed(running))
     except BrokenProcessPool as error:
-        raise TrainingError(
-            "a worker process was killed, perhaps out of memory; finished shards stay, and the same command continues: "
-            f"give fewer than workers={workers}"
-        ) from error
+        what = (
+            "a worker process was killed, perhaps out of memory; finished shards stay, and the same command continues"
+        )
+        raise TrainingError(f"{what}: give fewer than workers={workers}") from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -38,10 +38,8 @@ class Ledger:
         held = _read("setting", record) or setting
         for name, value in setting.items():
             if held.get(name) != value:
-                raise InputError(
-                    f"--output={folder} is of a run whose {name} is {held.get(name)!r} and not {value!r}; "
-                    "choose another --output"
-                )
+                what = f"--output={folder} is of a run whose {name} is {held.get(name)!r} and not {value!r}"
+                raise InputError(f"{what}; choose another --output")
         self._folder = folder / "points"
         if processes.is_leader():
             make_folder(self._folder)

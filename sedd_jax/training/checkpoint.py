@@ -101,10 +101,8 @@ class Checkpoints:
             if not known and not (isinstance(error, ValueError) and re.match("[A-Z_]{6,}: ", str(error))):
                 raise
             reason = known.strerror if known else str(error).rpartition(": ")[2].partition(" [")[0]
-            raise TrainingError(
-                f"a checkpoint cannot be saved in {self._directory}: {reason}; those that are complete stay, and once "
-                "this is mended the same command goes on from the newest"
-            ) from error
+            what = f"a checkpoint cannot be saved in {self._directory}: {reason}; those that are complete stay"
+            raise TrainingError(f"{what}, and once this is mended the same command goes on from the newest") from error
 
     def save(self, step: int, state: Any, *, position: int, config: Mapping[str, Any]) -> None:
         """Saves in the background; `state` may be donated or deleted as soon as this returns.
@@ -146,10 +144,8 @@ class Checkpoints:
             gc.collect()  # what damage, or an earlier run of this process on a full disk, has left
         if damaged and restored is None:
             newest, reason = next(iter(damaged.items()))
-            raise InputError(
-                f"none of the checkpoints {sorted(damaged)} in {self._directory} can be used; {newest}: {reason}. "
-                "Put back a copy of one, or remove them to start afresh"
-            )
+            what = f"none of the checkpoints {sorted(damaged)} in {self._directory} can be used; {newest}: {reason}"
+            raise InputError(f"{what}. Put back a copy of one, or remove them to start afresh")
         for step, reason in damaged.items():
             log(f"checkpoint {step} is damaged ({reason}); using the one before, {restored.step}")
         if damaged and not self._read_only:
@@ -283,10 +279,8 @@ def _require_same_layout(manifest: dict[str, dict], abstract_state: Any, folder:
     for path in here if partial else here | manifest:
         wanted, saved = (_show(layout.get(path)) for layout in (here, manifest))
         if wanted != saved:
-            raise InputError(
-                f"{path} is {saved} in the checkpoint {folder} but {wanted} in this run: "
-                "use the config it was saved with, or another workdir"
-            )
+            what = f"{path} is {saved} in the checkpoint {folder} but {wanted} in this run"
+            raise InputError(f"{what}: use the config it was saved with, or another workdir")
 
 
 def _show(leaf: Mapping[str, Any] | None) -> str:

@@ -201,10 +201,8 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     data = config.data
     given = data.get("prompt_field") or (data.get("label_field") and data.tail == "unknown")
     if given and not (causal or isinstance(graph, rates.Absorbing)):
-        raise InputError(
-            f"data.prompt_field={data.prompt_field!r}, data.tail={data.tail!r} need graph.kind='absorbing': where any "
-            "token may be noise, no prompt is clean and no position unknown"
-        )
+        what = f"data.prompt_field={data.prompt_field!r}, data.tail={data.tail!r} need graph.kind='absorbing'"
+        raise InputError(f"{what}: where any token may be noise, no prompt is clean and no position unknown")
     if not causal:
         options.check(graph, options.steps)
     return Experiment(

@@ -165,10 +165,8 @@ class Loop:
         loss, self.grad_norm = (float(values[name]) for name in ("loss", "grad_norm"))
         if not (math.isfinite(loss) and math.isfinite(self.grad_norm)):
             last = [f"of step {number}" for number in self.checkpoints.steps()[-1:]] or ["none"]
-            raise TrainingError(
-                f"at step {step} the loss is {loss} and the gradient norm {self.grad_norm}; the last good checkpoint "
-                f"in {self.workdir} is {last[0]}; try a lower optim.lr in a new workdir"
-            )
+            what = f"at step {step} the loss is {loss} and the gradient norm {self.grad_norm}; the last good checkpoint"
+            raise TrainingError(f"{what} in {self.workdir} is {last[0]}; try a lower optim.lr in a new workdir")
         self.losses.append(loss)
         self.watch.tick()
         self.bar.update()

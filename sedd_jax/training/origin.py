@@ -35,10 +35,8 @@ def resumed(config: ConfigDict, workdir: epath.Path, init: str | None) -> Config
     found = configuration.load(workdir).get("init")
     if init is not None and (found is None or found.source not in (init, os.path.abspath(init))):
         began = f"from {found.source}" if found else "from random weights"
-        raise InputError(
-            f"--workdir={workdir} holds a run that began {began}, not from --init={init}: leave --init out to go on "
-            "with it, or choose another --workdir"
-        )
+        what = f"--workdir={workdir} holds a run that began {began}, not from --init={init}"
+        raise InputError(f"{what}: leave --init out to go on with it, or choose another --workdir")
     return ConfigDict(config.to_dict() | {"init": found.to_dict()}) if found else config
 
 
@@ -63,10 +61,8 @@ def read(
         del pairs["model.num_classes"]
     for name, (theirs, ours) in pairs.items():
         if theirs != ours:
-            raise InputError(
-                f"--init={init} has {name}={theirs!r} and this run {ours!r}, where its weights mean nothing: give "
-                f"--config.{name}={theirs}, or another --init"
-            )
+            what = f"--init={init} has {name}={theirs!r} and this run {ours!r}, where its weights mean nothing"
+            raise InputError(f"{what}: give --config.{name}={theirs}, or another --init")
     if tokenizer.fingerprint == source.tokenizer.fingerprint:
         return source.params, source.fingerprint
     old, new = source.tokenizer.vocab_size, tokenizer.vocab_size

@@ -28,10 +28,8 @@ def make_converted(config: ConfigDict, tokenizer: Tokenizer) -> Experiment:
     and as `graph.padding` what the model has beyond it: tables are padded by a token, or to a multiple of 128. Raises
     InputError if the tokenizer's vocabulary is not the model's, or the config does not make a model."""
     if not 0 <= (padding := config.data.vocab_size - tokenizer.vocab_size) < 128:
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the weights are for {config.data.vocab_size}; "
-            "give the one that the model was trained with"
-        )
+        what = f"the tokenizer has {tokenizer.vocab_size} tokens and the weights are for {config.data.vocab_size}"
+        raise InputError(f"{what}; give the one that the model was trained with")
     if padding:
         config.graph.padding, config.data.vocab_size = padding, tokenizer.vocab_size
     return make_experiment(config, tokenizer.vocab_size, jax.local_devices()[:1])

@@ -196,10 +196,11 @@ class Transformer(nn.Module):
         super().__post_init__()
         allowed = dict.fromkeys(("num_layers", "dim", "num_heads", "cond_dim", "mlp_ratio"), "[1, 2^31)")
         allowed |= {"dropout": "[0, 1)", "lora_rank": f"[0, {self.dim}]", "lora_alpha": "[-1e6, 1e6]"}
-        allowed |= {"num_classes": "[0, 0]" if self.causal else "[0, 2^31)"}
         allowed |= {"dtype": DTYPES, "remat": REMAT, "parametrisation": PARAMETRISATIONS, "time_input": ("sigma", "t")}
-        allowed |= {"gradient_dtype": DTYPES[: 1 + (self.dtype != "float32")]}
+        allowed |= {"num_classes": "[0, 2^31)", "gradient_dtype": DTYPES[: 1 + (self.dtype != "float32")]}
         check_fields("model", vars(self), **allowed)
+        if self.causal and self.num_classes:
+            raise InputError(f"model.num_classes={self.num_classes} must be 0 with objective='ar'")
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             what = f"model.num_heads={self.num_heads} must divide model.dim={self.dim}"
             raise InputError(f"{what} into heads of an even width")

@@ -34,10 +34,9 @@ class GPT2(Pipeline):
         made = {*library.pre_tokenizers.ByteLevel.alphabet(), *map("".join, pairs), END_OF_TEXT}
         if vocabulary.keys() != made:
             odd = min(vocabulary.keys() ^ made)
-            raise InputError(
-                f"the two files of GPT-2's vocabulary do not fit one another ({len(vocabulary)} symbols, {len(pairs)} "
-                f"merges, {odd!r} is in one alone): give both, complete and from one place, such as {_ORIGIN}"
-            )
+            found = f"{len(vocabulary)} symbols, {len(pairs)} merges, {odd!r} is in one alone"
+            what = f"the two files of GPT-2's vocabulary do not fit one another ({found})"
+            raise InputError(f"{what}: give both, complete and from one place, such as {_ORIGIN}")
         self.vocab_size: int = len(vocabulary)
         self.eot: int = vocabulary[END_OF_TEXT]
         # A digest of the content: OpenAI and Hugging Face format the files differently.

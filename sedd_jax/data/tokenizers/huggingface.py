@@ -103,10 +103,8 @@ class HuggingFace(Pipeline):
             found = cached(str(path), "tokenizer.json")
         if found:
             return *found, found[0].with_name(_CONFIG)
-        raise InputError(
-            f"tokenizer path {str(path)!r} is no file, nor a repository whose tokenizer.json is in the local Hugging "
-            f"Face cache: check the path, or `hf download {path} tokenizer.json`"
-        )
+        what = f"{str(path)!r} is no file, nor a repository whose tokenizer.json is in the local Hugging Face cache"
+        raise InputError(f"tokenizer path {what}: check the path, or `hf download {path} tokenizer.json`")
 
     @classmethod
     def read(cls, paths: Iterable[epath.Path]) -> Tokenizer:
