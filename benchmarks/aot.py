@@ -46,7 +46,6 @@ COLUMNS = (
     "recipe",
     "slice",
     "GB per chip",
-    "TFLOPs per chip (by the formula)",
     "GB sent per chip (of the least)",
     "ms at least",
     "MFU",
@@ -74,7 +73,7 @@ def compiled(name: str, what: str, overrides: list[str]) -> tuple[dict | None, s
 
 
 def cells(name: str, overrides: list[str]) -> list[str]:
-    """Recipe, slice and figures of a line, in the order of TARGETS; FLOPs and bytes sent are of training alone."""
+    """Recipe, slice and figures of a line, in the order of TARGETS; bytes sent are of training alone."""
     parts, errors = [], []
     for what in TARGETS:
         result, error = compiled(name, what, overrides)
@@ -82,18 +81,17 @@ def cells(name: str, overrides: list[str]) -> list[str]:
             errors.append(f"{what}: {error.partition(';')[0]}")
             continue
         figures = result[what]
-        ratio, useful = figures["collective_bytes_ratio"] or 0, figures["flops_per_step"] / result["chips"]
+        ratio = figures["collective_bytes_ratio"] or 0
         parts.append(
             (
                 f"{figures['bytes_per_chip']['total'] / 1e9:.2f}",
-                f"{figures['program_flops_per_chip'] / 1e12:.2f} ({useful / 1e12:.2f})" if what == "train" else "",
                 f"{figures['collective_bytes'] / 1e9:.2f} ({ratio:.2f})" if what == "train" else "",
                 f"{figures['roofline']['step_seconds'] * 1e3:,.0f}",
                 f"{figures['roofline']['mfu']:.0%}",
             )
         )
-    columns = [", ".join(filter(None, cell)) for cell in zip(*parts, strict=True)] or [""] * 5
-    return [*name.split("/"), *columns[:4], "; ".join([columns[4], *errors])]
+    columns = [", ".join(filter(None, cell)) for cell in zip(*parts, strict=True)] or [""] * 4
+    return [*name.split("/"), *columns[:3], "; ".join([columns[3], *errors])]
 
 
 def write(table: str) -> None:
