@@ -31,10 +31,8 @@ _NO_FLOCK = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
 
 @contextlib.contextmanager
 def hold(directory: epath.PathLike, flag: str, *, lease: bool | None = None, period: float = 20.0) -> Iterator[None]:
-    """Makes a directory, and holds it. Raises InputError, which names the holder, if another process does.
-
-    flag: that gave the directory. lease: whether to use one; by default in buckets. period: its seconds.
-    """
+    """Makes a directory, and holds it. Raises InputError, which names the holder, if another process does. flag: that
+    gave the directory. lease: whether to use one; by default in buckets. period: its seconds."""
     with explained(f"--{flag}={directory} cannot be made a directory", "choose another", OSError):
         make_folder(epath.Path(directory))
     path = epath.Path(directory) / ".lock"

@@ -78,10 +78,8 @@ class Playground:
         return True
 
     def fill(self, request: dict[str, Any], send: Send) -> None:
-        """Sends {spans: [[text, step], ..], number, of} after events, then {tokens, command, seconds, calls}.
-
-        request: template, seed and the CONTROLS. Raises InputError for what `sample` refuses.
-        """
+        """Sends {spans: [[text, step], ..], number, of} after events, then {tokens, command, seconds, calls}. request:
+        template, seed and the CONTROLS. Raises InputError for what `sample` refuses."""
         trained, template, seed = self.trained, request.get("template"), request.get("seed")
         if not (isinstance(template, str) and type(seed) is int and 0 <= seed < 1 << 32):
             raise InputError("give a text with holes, and a seed from 0 to 2^32 - 1")
@@ -108,9 +106,7 @@ class Playground:
 
     def alternatives(self, request: dict[str, Any], send: Send) -> None:
         """Sends {alternatives: [[text, probability], ..]}: the likeliest tokens at a position, given all others.
-
-        request: tokens, those of a window, and position. Raises InputError for others.
-        """
+        request: tokens, those of a window, and position. Raises InputError for others."""
         tokens, position, length = request.get("tokens"), request.get("position"), self.trained.length
         states = range(self.trained.experiment.graph.num_states)
         sound = isinstance(tokens, list) and len(tokens) == length and all(type(token) is int for token in tokens)

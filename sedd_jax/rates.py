@@ -46,10 +46,8 @@ def log_expm1(sigma: Sigma) -> Float[Array, "..."]:
 
 @dataclass(frozen=True)
 class Graph(abc.ABC):
-    """What the loss, the likelihood and the samplers need of Q. Frozen, so static under `jax.jit`.
-
-    vocab_size: V, the tokens of the tokenizer, without MASK, and rows of padding that a model's tables may have.
-    """
+    """What the loss, the likelihood and the samplers need of Q. Frozen, so static under `jax.jit`. vocab_size: V, the
+    tokens of the tokenizer, without MASK, and rows of padding that a model's tables may have."""
 
     vocab_size: int
     has_mask: ClassVar[bool]
@@ -73,10 +71,8 @@ class Graph(abc.ABC):
 
     @abc.abstractmethod
     def score_of_mean(self, logits: PerState, x: X, sigma: Sigma) -> PerState:
-        """Log-scores from softmax(logits), the distribution of the clean token; the logit of MASK is ignored.
-
-        Exact: s_y is the mean of p(y|x0) / p(x|x0) over p(x0 | x_t). Valid only where the graph `contributes`.
-        """
+        """Log-scores from softmax(logits), the distribution of the clean token; the logit of MASK is ignored. Exact:
+        s_y is the mean of p(y|x0) / p(x|x0) over p(x0 | x_t). Valid only where the graph `contributes`."""
 
     def score_of_plugin(self, logits: PerState, x: X, sigma: Sigma) -> PerState:
         """Log-scores from softmax(logits), put in the place of the clean token in p(y|x0) / p(x|x0) (UDLM, Duo). Exact

@@ -131,10 +131,8 @@ def check_workdir(points: Sequence[Trial], workdir: epath.Path) -> None:
 
 
 class Trainer(contextlib.ExitStack):
-    """Trains points as processes of their own. Until its context ends, signals go on to the one that runs.
-
-    stopped: the signal that ends the sweep, 0 for none.
-    """
+    """Trains points as processes of their own. Until its context ends, signals go on to the one that runs. stopped: the
+    signal that ends the sweep, 0 for none."""
 
     def __init__(self):
         super().__init__()

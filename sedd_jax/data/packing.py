@@ -14,9 +14,7 @@ from sedd_jax.typing import Batch, TokenRows, as_batch
 
 class TokenStream(abc.ABC):
     """Concatenated documents, each closed by the end-of-text token if the tokenizer has one. `len` is in tokens.
-
-    num_bytes: UTF-8 bytes of the raw text, without ends of text.
-    """
+    num_bytes: UTF-8 bytes of the raw text, without ends of text."""
 
     num_bytes: int
     num_documents: int

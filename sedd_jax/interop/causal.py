@@ -35,10 +35,8 @@ def places(params: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
 
 
 def network(params: Mapping[str, Any], hidden: Callable[[Any], Float[Array, "b l d"]], mesh: Mesh) -> Network:
-    """log p(tokens[i + 1] | tokens[:i + 1]), not normalised, at [i], by each device for its own sequences.
-
-    params: the head is `lm_head` [N, D], or without one the embedding `wte`. hidden: tokens [B, L] -> its input.
-    """
+    """log p(tokens[i + 1] | tokens[:i + 1]), not normalised, at [i], by each device for its own sequences. params: the
+    head is `lm_head` [N, D], or without one the embedding `wte`. hidden: tokens [B, L] -> its input."""
     head = {"head": jnp.asarray(params.get("lm_head", params["wte"]))}
     return Network(
         features=lambda tokens, sigma: hidden(tokens),

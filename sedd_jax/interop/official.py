@@ -150,10 +150,8 @@ def _to_official(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_shapes(weights: Mapping[str, np.ndarray], config: ConfigDict, *, num_states: int) -> None:
-    """Raises InputError if arrays under the reference's names do not fit the section `model` of the config.
-
-    num_states: the tokens, and MASK if the graph has one.
-    """
+    """Raises InputError if arrays under the reference's names do not fit the section `model` of the config. num_states:
+    the tokens, and MASK if the graph has one."""
     model = build(Transformer, "model", config, num_states=num_states, parent=None, name=None).clone(attention="plain")
     blocks = _blocks(weights)
     # First, since the tree below has an entry per block, and a config may claim any number of them.

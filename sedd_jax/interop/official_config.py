@@ -99,9 +99,7 @@ def family_of(official: Mapping[str, Any]) -> str | None:
 
 def from_official_config(official: Mapping[str, Any], family: str = "sedd") -> ConfigDict:
     """A config with all our sections; `data` has the length and, if theirs has it, the vocabulary (without MASK).
-
-    family: one of FAMILIES. Raises InputError for a field that is missing, wrong, or asks for what we do not have.
-    """
+    family: one of FAMILIES. Raises InputError for a field that is missing, wrong, or asks for what we do not have."""
 
     def field(name: str, kind: type | tuple[type, ...]) -> Any:
         if (value := _get(official, name, ...)) is ...:

@@ -41,9 +41,7 @@ def learning_rate(
     lr: float, warmup_steps: int, *, decay: str = "none", decay_steps: int = 0, floor: float = 0.0
 ) -> Callable[[Int[Array, ""]], Scalar]:
     """Linear warm-up to lr, then constant. Update n (from 0) has (n + 1) / warmup_steps of lr, as in the reference.
-
-    decay: of DECAYS, from lr at the end of the warm-up to floor * lr at update decay_steps, and constant from there.
-    """
+    decay: of DECAYS, from lr at the end of the warm-up to floor * lr at update decay_steps, and constant from there."""
 
     def rate(count: Int[Array, ""]) -> Scalar:
         done = jnp.clip((count + 1 - warmup_steps) / max(decay_steps - warmup_steps, 1), 0.0, 1.0)

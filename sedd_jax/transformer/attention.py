@@ -48,10 +48,8 @@ def cudnn(q: Heads, k: Heads, v: Heads, *, causal: bool = False) -> Heads:
 
 
 def splash(q: Heads, k: Heads, v: Heads, *, causal: bool = False, interpret: bool = False) -> Heads:
-    """The Pallas kernel for TPUs that ships with JAX; L must be a multiple of 128, that of its blocks.
-
-    interpret: run it as JAX operations, on any device and slowly, for tests.
-    """
+    """The Pallas kernel for TPUs that ships with JAX; L must be a multiple of 128, that of its blocks. interpret: run
+    it as JAX operations, on any device and slowly, for tests."""
     from jax.experimental.pallas.ops.tpu import splash_attention  # half a second that only TPUs need
 
     length, dim = q.shape[1], q.shape[-1]
@@ -87,10 +85,8 @@ PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
 
 
 def choose(kind: str, *, platform: str, dtype: str, length: int) -> str:
-    """The implementation for model.attention=kind: 'auto' takes the device's own kernel where possible.
-
-    platform: of the devices, 'cpu', 'gpu' or 'tpu'. Raises InputError for a kind that is unknown or not for them.
-    """
+    """The implementation for model.attention=kind: 'auto' takes the device's own kernel where possible. platform: of
+    the devices, 'cpu', 'gpu' or 'tpu'. Raises InputError for a kind that is unknown or not for them."""
     if kind == "auto":
         fused = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "plain")
         return "plain" if dtype != "bfloat16" or (fused == "splash" and length % LANES) else fused

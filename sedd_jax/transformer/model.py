@@ -64,10 +64,8 @@ def sinusoidal(sigma: PerSequence, features: int = 256, period: float = 10000.0)
 
 
 def rotary(x: Float[Array, "b l h d"], start: Int[Array, ""] | int = 0) -> Float[Array, "b l h d"]:
-    """Rotary position embedding, base 10000, rotate-half layout: feature i is paired with feature i + d/2.
-
-    start: the position of x[:, 0].
-    """
+    """Rotary position embedding, base 10000, rotate-half layout: feature i is paired with feature i + d/2. start: the
+    position of x[:, 0]."""
     length, head_dim = x.shape[1], x.shape[-1]
     frequency = 10000.0 ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = (start + jnp.arange(length, dtype=jnp.float32))[:, None, None] * frequency
@@ -221,10 +219,8 @@ class Transformer(nn.Module):
     def features(
         self, tokens: Tokens, sigma: PerSequence, train: bool = False, numbers: Numbers = None, labels: Any = None
     ) -> Features:
-        """Everything but the last matrix product. With `log_score`, for a loss that never holds [B, L, N].
-
-        labels: the class of each sequence, or of all; None, as num_classes, for none.
-        """
+        """Everything but the last matrix product. With `log_score`, for a loss that never holds [B, L, N]. labels: the
+        class of each sequence, or of all; None, as num_classes, for none."""
         return self._features(tokens, sigma, train, None, None, numbers, labels)[0]
 
     def empty_cache(self, batch: int, length: int) -> Cache:
@@ -235,10 +231,8 @@ class Transformer(nn.Module):
     def next_logits(
         self, previous: Int[Array, " b"], position: Int[Array, ""], cache: Cache
     ) -> tuple[Float[Array, "b n"], Cache]:
-        """The causal network's logits at `position`, and the cache with that position added.
-
-        previous: the token before; ignored at position 0. cache: of all positions before.
-        """
+        """The causal network's logits at `position`, and the cache with that position added. previous: the token
+        before; ignored at position 0. cache: of all positions before."""
         features, cache = self._features(previous[:, None], None, False, cache, position, None, None)
         return self.head(features)[:, 0], cache
 
