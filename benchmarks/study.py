@@ -6,6 +6,7 @@ window per point. Writes results.{json,csv,md,png} into --output; the same comma
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 from functools import partial
@@ -22,7 +23,7 @@ from sedd_jax.evaluation import perplexity, results
 from sedd_jax.evaluation.judging import judge_samples, load_judge
 from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE
-from sedd_jax.training.trained import load_trained
+from sedd_jax.training.experiment import load_trained
 
 flags.DEFINE_string("runs", "runs/study", "Folder of the workdirs absorbing, uniform and ar.")
 flags.DEFINE_string("judge", None, "See python -m sedd_jax.judge --model.", required=True)
@@ -34,15 +35,14 @@ FEW, MOST = (8, 64, 256), (4, 8, 16, 32, 64, 128, 256, 1024)
 # Model, the options of its sampler, numbers of steps.
 CURVES = [
     ("absorbing", {}, MOST),
-    ("absorbing", {"precision": "reference"}, (*FEW, 1024)),
     ("absorbing", {"temperature": 0.8}, FEW),
-    ("absorbing", {"method": "trapezoidal"}, (4, 32, 128)),
-    ("absorbing", {"method": "first_hitting"}, (8, 64, 128)),
-    ("absorbing", {"method": "confidence"}, (8, 64, 128)),
-    ("uniform", {}, MOST[:-1]),
-    ("uniform", {"temperature": 0.8}, FEW),
+    ("absorbing", {"method": "first_hitting"}, (8, 32, 128)),
+    ("absorbing", {"method": "confidence"}, (8, 32, 128)),
+    ("absorbing", {"precision": "reference"}, (*FEW, 1024)),
     ("ar", {}, (1,)),
     ("ar", {"top_p": 0.9}, (1,)),
+    ("uniform", {}, MOST[:-1]),
+    ("uniform", {"temperature": 0.8}, FEW),
 ]
 COLUMNS: results.Columns = {
     "model": lambda line: line["model"],
@@ -76,9 +76,8 @@ def plot(path: epath.Path, table: list[dict]) -> None:
 def main(_) -> None:
     values = flags.FLAGS
     runs, output = epath.Path(values.runs), epath.Path(values.output)
-    trained = {name: load_trained(runs / name, log=say) for name in dict.fromkeys(model for model, *_ in CURVES)}
-    judge, length = load_judge(values.judge, flag="judge"), trained["ar"].config.data.length
-    setting = {"judge": values.judge, "num": values.num} | {name: run.fingerprint for name, run in trained.items()}
+    load = functools.cache(lambda model: load_trained(runs / model, log=say))
+    judge, length = load_judge(values.judge, flag="judge"), load("ar").config.data.length
 
     def figures(tokens: np.ndarray, tokenizer, fields: dict) -> dict:
         found = judge_samples(judge, list(map(tokenizer.decode, tokens.tolist())), values.batch_size)
@@ -87,25 +86,25 @@ def main(_) -> None:
         return fields | bits | {name: found[name] for name in kept}
 
     def data() -> dict:
-        stream = perplexity.validation_stream(trained["ar"], runs / "ar", remedy="")
+        stream = perplexity.validation_stream(load("ar"), runs / "ar", remedy="")
         fields = {"model": "data", "sampler": "", "steps": None, "calls": None, "seconds": None}
-        return figures(chunks(stream, length, limit=values.num)[0], trained["ar"].tokenizer, fields)
+        return figures(chunks(stream, length, limit=values.num)[0], load("ar").tokenizer, fields)
 
     def point(model: str, generator: Generator, sampler: str, steps: int) -> dict:
         generated = generator.generate(np.full((values.num, length), FREE), steps=steps, seed=0)
         fields = {"model": model, "sampler": sampler, "steps": steps, "calls": generated.calls}
         return figures(generated.tokens, generator.trained.tokenizer, fields | {"seconds": generated.seconds})
 
-    with results.hold(output, setting) as held:
+    with results.hold(output, {"judge": values.judge, "num": values.num}) as held:
         table = [held.entry("data", data)]
         for model, options, all_steps in tqdm(CURVES, desc="study", unit="curve"):
             sampler = ", ".join(
                 f"{value}" if name == "method" else f"{name} {value}" for name, value in options.items()
             )
-            run = trained[model]
+            run = load(model)
             generator = Generator(run, dataclasses.replace(run.experiment.sampling, **options), values.batch_size)
             for steps in all_steps:
-                name = "-".join([model, *map(str, options.values()), str(steps)])
+                name = "-".join([model, run.fingerprint[:8], *map(str, options.values()), str(steps)])
                 table.append(held.entry(name, partial(point, model, generator, sampler, steps)))
         text = results.markdown(table, COLUMNS)
         results.write(output, table, text)
