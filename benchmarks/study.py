@@ -38,10 +38,10 @@ CURVES = [
     ("absorbing", {"temperature": 0.8}, FEW),
     ("absorbing", {"method": "first_hitting"}, (8, 32, 128)),
     ("absorbing", {"method": "confidence"}, (8, 32, 128)),
-    ("absorbing", {"precision": "reference"}, (*FEW, 1024)),
+    ("absorbing", {"precision": "reference"}, FEW),
     ("ar", {}, (1,)),
     ("ar", {"top_p": 0.9}, (1,)),
-    ("uniform", {}, MOST[:-1]),
+    ("uniform", {}, (4, *FEW)),
     ("uniform", {"temperature": 0.8}, FEW),
 ]
 COLUMNS: results.Columns = {
