@@ -23,7 +23,7 @@ from sedd_jax.evaluation import perplexity, results
 from sedd_jax.evaluation.judging import judge_samples, load_judge
 from sedd_jax.generation.generate import Generator
 from sedd_jax.generation.templates import FREE
-from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.trained import load_trained
 
 flags.DEFINE_string("runs", "runs/study", "Folder of the workdirs absorbing, uniform and ar.")
 flags.DEFINE_string("judge", None, "See python -m sedd_jax.judge --model.", required=True)
