@@ -206,7 +206,9 @@ def write_results(
         line = {"name": trial.name, "state": state, "step": last["step"], "steps": trial.config.train.steps}
         line |= {field: values[field] for field in fields} | {name: last.get(name) for name in FIGURES}
         table.append(line | {"workdir": str(trial.workdir)})
-    columns = {field: lambda line, field=field: str(line[field]) for field in fields or ["name"]} | {
+    columns = {field: lambda line, field=field: str(line[field]) for field in fields}
+    columns = columns or {"point": lambda line: line["name"]}
+    columns |= {
         "bits per byte": results.number(BITS, ".3f"),
         "training loss": results.number("train_loss", ".3f"),
         "step": lambda line: f"{line['step']} of {line['steps']}",
