@@ -21,6 +21,8 @@ MAUVE = "mauve-text>=0.4,<0.5"
 
 JUDGE = "gguf>=0.19,<0.20"
 
+CONSTRAINED = "interegular>=0.3.3,<0.4"
+
 LM_EVAL = "lm_eval>=0.4.13,<0.5"
 
 GCS = "gcsfs>=2026.10,<2027"
@@ -28,6 +30,7 @@ GCS = "gcsfs>=2026.10,<2027"
 # Apache Beam asks for beartype below 0.23, so both are tried.
 TEST = [
     AOT,
+    CONSTRAINED,
     GCS,
     HF,
     JUDGE,
@@ -90,6 +93,7 @@ setup(
         "mauve": [MAUVE],
         "judge": [JUDGE],
         "lm-eval": [LM_EVAL],
+        "constrained": [CONSTRAINED],
         "beam": ["apache-beam>=2.77,<3"],
         "test": TEST,
         "dev": DEV,

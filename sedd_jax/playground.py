@@ -88,6 +88,8 @@ class Playground:
         options = build(SamplingOptions, "sampling", section)
         options.check(trained.experiment.graph, options.steps)
         window = parse_template(template, trained.tokenizer, length=trained.length, flag="the text")
+        if any(window.rules) or any(least < most for least, most in window.ranges):
+            raise InputError("the page fills holes of a given length without a rule; `sample --template` fills others")
         trajectory = Trajectory(trained.tokenizer, [window])
 
         def show(frame: Frame) -> None:

@@ -1,7 +1,8 @@
 """Text from a trained model: python -m sedd_jax.sample --workdir=DIR [--prefix=.. --suffix=..] [--template=..]
 
 Any positions can be given: text at the start (--prefix), at the end (--suffix), or anywhere (--template, where [[12]]
-stands for 12 tokens to fill, and [[~5]] for as many tokens as about 5 words take). The model always fills a window of
+stands for 12 tokens to fill, [[~5]] for as many tokens as about 5 words take, [[3-12]] for a length that the model
+chooses first, and [[4-9:/a|b+/]] for a text that keeps a rule, docs/constrained.md). The model always fills a window of
 the length it was trained with; the part behind a template is sampled too, and cut off. --templates=FILE fills each of
 its templates --num times. In a template [[eot]] is the end of a text; \\[[ and \\]] are brackets of the text itself;
 \\\\[[3]] is a backslash and a hole. The AR baseline (objective 'ar') writes left to right, so it takes a prefix only.
@@ -24,7 +25,7 @@ from sedd_jax.devices import processes
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.files import write_atomically
-from sedd_jax.generation import views
+from sedd_jax.generation import infilling, rules, views
 from sedd_jax.generation.generate import Generated, Generator
 from sedd_jax.generation.templates import parse_windows
 from sedd_jax.generation.trajectory import Frame, Trajectory
@@ -54,6 +55,8 @@ flags.DEFINE_integer("batch_size", 64, "Texts at a time; the texts do not depend
 flags.DEFINE_string("prefix", None, "Text that the window starts with.")
 flags.DEFINE_string("suffix", None, "Text that the window ends with.")
 flags.DEFINE_string("template", None, "Text with holes: [[12]] is 12 tokens to fill, [[~5]] about 5 words; \\[[ is [[.")
+flags.DEFINE_bool("lengths", False, "Print how likely each length of holes like [[3-12]] is.")
+flags.DEFINE_integer("length_draws", 128, "Network calls for that, of each length.", lower_bound=2)
 cli.define_path("templates", "File with a template per line, or with a record per line (.jsonl).")
 flags.DEFINE_string("text_field", "text", "Field of a .jsonl record that holds the template.")
 cli.define_path("output", "File for the texts, one JSON object with a field 'text' per line.", output=True)
@@ -65,7 +68,19 @@ flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0, upper_bound
 
 def check_flags(given: Iterable[str]) -> None:
     """Raises InputError for a flag that does not apply to the AR baseline. given: their names."""
-    others = {"suffix", "template", "templates", "live", "html", "gif", "steps", "method", "grid", "precision"}
+    others = {
+        "suffix",
+        "template",
+        "templates",
+        "live",
+        "html",
+        "gif",
+        "steps",
+        "method",
+        "grid",
+        "precision",
+        "lengths",
+    }
     others |= {"corrector_steps", "corrector_size", "entropy_budget", "remask"}
     for name in others.intersection(given):
         raise InputError(
@@ -106,26 +121,48 @@ def main() -> dict[str, Any]:
     if causal:
         check_flags(name for name in values if values[name].value not in (None, False))
     options = sampling_options(values, trained.experiment.sampling)
-    if not causal:
-        options.check(trained.experiment.graph, options.steps)
     options.check_label(trained.experiment.model.num_classes)
     given = {name: values[name].value for name in ("prefix", "suffix", "template", "templates", "text_field")}
     named = parse_windows(trained.config.data.length, tokenizer, **given)
-    each = [window for _, window in named for _ in range(options.num)]
+    language, constraint = None, None
+    if found := dict.fromkeys(rule for _, window in named for rule in window.rules if rule):
+        options = options if values.method else dataclasses.replace(options, method="first_hitting")
+        language = rules.language(found, tokenizer, trained.experiment.graph.vocab_size)
+    if not causal:
+        options.check(trained.experiment.graph, options.steps, constrained=language is not None)
+    possible = [infilling.alternatives(template or "", window, tokenizer, language) for template, window in named]
+    chosen = [
+        infilling.choose(trained, windows, options.num, draws=values.length_draws, seed=values.seed)
+        for windows in possible
+    ]
+    each = [window for windows, _ in chosen for window in windows]
+    if language:
+        constraint = language.constraint(each)
     windows = np.stack([window.tokens for window in each])
     how = "from left to right" if causal else f"by the method {options.method!r} in {options.steps} steps"
     title = f"{len(windows)} x {windows.shape[1]} tokens {how}"
     say(f"sampling {title}")
-    generator = Generator(trained, options, values.batch_size)
+    generator = Generator(trained, options, values.batch_size, constraint)
     if values.live or values.html or values.gif:
         generated = watch(generator, Trajectory(tokenizer, each), title)
     else:
         generated = generator.generate(windows, steps=options.steps, seed=values.seed)
     shown = zip(generated.tokens.tolist(), each, strict=True)
     texts = [tokenizer.decode(tokens[: window.shown]) for tokens, window in shown]
+    num, about = options.num, list[dict[str, Any]]()
+    for i, (template, window) in enumerate(named):
+        part = slice(i * num, (i + 1) * num)
+        about.append({"template": template, "holes": list(window.holes), "samples": texts[part]})
+        if lengths := chosen[i][1]:
+            about[-1]["lengths"] = lengths
+        if language:
+            mean, error, weights = sampling.probability(*(array[part] for array in generated.weights))
+            about[-1] |= {"probability": mean, "probability_stderr": error, "weights": weights.tolist()}
     if processes.is_leader():
         if values.output:
             write_atomically(values.output, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+        for row in [row for one in about for row in one.get("lengths", ()) if values.lengths]:
+            print(f"{row['holes']} tokens: {row['probability']:.4f} +- {row['probability_stderr']:.4f}")
         for i, text in enumerate(texts):
             print(f"=== sample {i} ===\n{text}")
     answer = {
@@ -137,11 +174,7 @@ def main() -> dict[str, Any]:
         "step": trained.step,
     }
     if named[0][0] is not None:
-        num = options.num
-        answer["templates"] = [
-            {"template": template, "holes": list(window.holes), "samples": texts[i * num : (i + 1) * num]}
-            for i, (template, window) in enumerate(named)
-        ]
+        answer["templates"] = about
     return answer
 
 

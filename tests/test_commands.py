@@ -195,6 +195,18 @@ def test_template_keeps_every_given_character_in_its_place(trained):
         assert re.fullmatch(r"A.{1,3}bc d.\.", text, re.DOTALL)
 
 
+def test_holes_keep_rules_and_find_their_length(trained):
+    out, _ = run(
+        "sample", f"--workdir={trained.workdir}", "--template=in [[1-4:/a+b/]].", "--length_draws=2", "--lengths"
+    )
+    answer = last_line(out)
+    assert all(re.fullmatch(r"in a{1,3}b\.", text) for text in answer["samples"])
+    (about,) = answer["templates"]
+    assert [row["holes"] for row in about["lengths"]] == [[2], [3], [4]]
+    assert out.startswith(f"[2] tokens: {about['lengths'][0]['probability']:.4f} +- ")
+    assert 0 < about["probability"] < 0.1 and sum(about["weights"]) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
@@ -207,7 +219,7 @@ def test_template_keeps_every_given_character_in_its_place(trained):
             "sample",
             "workdir num steps method grid corrector_steps corrector_size entropy_budget remask temperature "
             "top_k top_p precision label guidance batch_size prefix suffix template templates text_field output live "
-            "html gif seed mesh",
+            "html gif seed mesh lengths length_draws",
         ),
     ],
 )

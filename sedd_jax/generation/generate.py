@@ -19,22 +19,27 @@ from sedd_jax.typing import TokenRows
 
 
 class Generated(NamedTuple):
-    """seconds: for the samples, after compilation. calls: network evaluations for a batch, the most of all batches."""
+    """seconds: for the samples, after compilation. calls: network evaluations for a batch, the most of all batches.
+    weights: log_weight and origin [B] of samples that keep rules, see `sampling.probability`."""
 
     tokens: TokenRows
     changed: TokenRows
     calls: int
     clipped: float
     seconds: float
+    weights: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True)
 class Generator:
-    """Samples windows, one sample for each, batch_size at a time; the samples do not depend on it."""
+    """Samples windows, one sample for each, batch_size at a time; the samples do not depend on it.
+
+    constraint: rules of the windows; equal windows of a batch are a population then, and samples do depend on it."""
 
     trained: Trained
     options: SamplingOptions
     batch_size: int
+    constraint: sampling.Constraint | None = None
     _compiled: dict[tuple[int, int], jax.stages.Compiled] = field(default_factory=dict)
 
     def generate(self, windows: TokenRows, *, steps: int, seed: int) -> Generated:
@@ -44,9 +49,9 @@ class Generator:
         if shape not in self._compiled:
             with jax.set_mesh(mesh):
                 sample_fn = self.trained.experiment.sample_fn(self.options)
-                abstract = partial(jax.ShapeDtypeStruct, shape, sharding=sharding.batch_sharding(mesh))
-                clamp = abstract(dtype=bool), abstract(dtype=np.int32)
-                arguments = self.trained.params, jax.random.key(seed), clamp, steps, 0
+                abstract = partial(jax.ShapeDtypeStruct, sharding=sharding.batch_sharding(mesh))
+                batch = jax.tree.map(lambda a: abstract((shape[0], *a.shape[1:]), a.dtype), self._sequences(windows))
+                arguments = self.trained.params, jax.random.key(seed), batch, steps, 0, *self._automaton
                 self._compiled[shape] = sample_fn.lower(*arguments).compile()
         processes.barrier("compiled")
         return self._map(self._compiled[shape], windows, steps, seed, progress="sampling")
@@ -56,7 +61,7 @@ class Generator:
         begin, advance, count_events = self.trained.experiment.event_fns(self.options)
 
         def run(*arguments: Any) -> sampling.Sample:
-            first, size = arguments[-1], len(windows) - arguments[-1]
+            first, size = arguments[4], len(windows) - arguments[4]
             length, state = int(count_events(*arguments)), begin(*arguments)
             for number in range(length + 1):
                 state = advance(*arguments, state, number) if number else state
@@ -71,13 +76,22 @@ class Generator:
     ) -> Generated:
         start, costs, key = time.perf_counter(), [], jax.random.key(seed)
 
-        def batch(clamp: tuple[jax.Array, jax.Array], first: int) -> tuple[jax.Array, jax.Array]:
-            sample = run(self.trained.params, key, clamp, steps, first)
+        def batch(sequences: tuple[Any, ...], first: int) -> tuple[jax.Array, ...]:
+            sample = run(self.trained.params, key, sequences, steps, first, *self._automaton)
             costs.append((sample.calls, sample.clipped, sample.failed))
-            return sample.tokens, sample.changed
+            return sample.tokens, sample.changed, *((sample.log_weight, sample.origin) if self.constraint else ())
 
-        clamp = windows != FREE, np.maximum(windows, 0).astype(np.int32)
-        tokens, changed = self.trained.experiment.map_batches(batch, clamp, self.batch_size, **options)
+        map_batches = self.trained.experiment.map_batches
+        tokens, changed, *weights = map_batches(batch, self._sequences(windows), self.batch_size, **options)
         calls, clipped, failed = zip(*jax.device_get(costs), strict=True)
         sampling.require_sound(np.array(failed))
-        return Generated(tokens, changed, int(max(calls)), float(np.mean(clipped)), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return Generated(tokens, changed, int(max(calls)), float(np.mean(clipped)), seconds, tuple(weights))
+
+    def _sequences(self, windows: TokenRows) -> tuple[Any, ...]:
+        rules = (self.constraint.rules,) if self.constraint else ()
+        return windows != FREE, np.maximum(windows, 0).astype(np.int32), *rules
+
+    @property
+    def _automaton(self) -> tuple[sampling.Automaton, ...]:
+        return (self.constraint.automaton,) if self.constraint else ()

@@ -1,7 +1,7 @@
 """Templates, which are text with holes, as windows of given and free tokens.
 
-[[12]] is a hole of 12 tokens, [[~5]] one of as many tokens as about 5 words take. The number of tokens in a hole is
-fixed before sampling: the model chooses the tokens, not their number. [[eot]] is the end of a text, as a given token.
+[[12]] is a hole of 12 tokens, [[~5]] one of as many tokens as about 5 words take, [[3-12]] one whose length the model
+chooses first. [[4:/a|b+/]] is one whose text keeps a rule, see `rules`. [[eot]] is the end of a text, as a given token.
 Brackets of the text itself are written \\[[ and \\]]; a backslash before brackets is \\\\, elsewhere it is itself.
 """
 
@@ -9,6 +9,7 @@ import functools
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,11 @@ from sedd_jax.errors import InputError
 
 Ids = Int[np.ndarray, " _"]
 FREE = -1
-# What is not plain text: an escaped character or pair of brackets (1), or a hole (2, 3) or end of text in brackets.
-MARK = re.compile(r"\\(\\(?=\\*(?:\[\[|\]\]))|\[\[|\]\])|\[\[(?:(~?)(\d+)|eot)\]\]", re.ASCII)
+RULE = r"/.+?/|\{.*?\}|[^\[\]/{][^\[\]]*"
+# What is not plain text: an escaped character or pair of brackets (1), or a hole (2 to 5) or end of text in brackets.
+MARK = re.compile(
+    rf"\\(\\(?=\\*(?:\[\[|\]\]))|\[\[|\]\])|\[\[(?:(~?)(\d+)(?:-(\d+))?(?::({RULE}))?|eot)\]\]", re.ASCII | re.DOTALL
+)
 # Words of the embedded corpus, enough for two digits of tokens per word.
 ESTIMATE_WORDS = 10_000
 
@@ -29,11 +33,15 @@ ESTIMATE_WORDS = 10_000
 @dataclass(frozen=True)
 class Window:
     """tokens: ids [L], FREE in holes. shown: how many of them belong to the text; the rest is sampled and cut off.
-    holes: tokens in each hole of the template, in order."""
+    holes: tokens in each hole of the template, in order. starts, rules: where it starts, and the rule for its text or
+    "". ranges: (least, most) tokens of each, equal if the template says how many."""
 
     tokens: Int[np.ndarray, " l"]
     shown: int
     holes: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
+    rules: tuple[str, ...] = ()
+    ranges: tuple[tuple[int, int], ...] = ()
 
 
 @functools.lru_cache(maxsize=8)
@@ -47,9 +55,19 @@ def tokens_per_word(tokenizer: Tokenizer) -> float:
     return len(tokenizer.encode(" " + " ".join(words))) / len(words)
 
 
-def parse_template(template: str, tokenizer: Tokenizer, *, length: int, flag: str = "--template") -> Window:
-    """The window [length] of a template. Raises InputError, naming flag, for a malformed hole or too much text."""
-    pieces, holes, text, end = [], [], "", 0
+def parse_template(
+    template: str,
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    flag: str = "--template",
+    sizes: Sequence[int] | None = None,
+) -> Window:
+    """The window [length] of a template. sizes: tokens of each hole, by default the most that it may have.
+
+    Raises InputError, naming flag, for a malformed hole or too much text.
+    """
+    pieces, holes, starts, rules, ranges, text, end = [], [], [], [], [], "", 0
     for match in MARK.finditer(template):
         text += _plain(template[end : match.start()], flag) + (match[1] or "")
         end = match.end()
@@ -58,7 +76,10 @@ def parse_template(template: str, tokenizer: Tokenizer, *, length: int, flag: st
         pieces.append(tokenizer.encode(text))
         text = ""
         if match[3]:
-            holes.append(_hole_tokens(match, tokenizer))
+            ranges.append(_hole_tokens(match, tokenizer, flag))
+            starts.append(sum(map(len, pieces)))
+            rules.append(match[5] or "")
+            holes.append(ranges[-1][1] if sizes is None else sizes[len(holes)])
         elif tokenizer.eot is None:
             raise InputError(f"{flag} has [[eot]], but the tokenizer {tokenizer.KIND!r} has no end of text")
         if (free := sum(holes)) > length:
@@ -68,7 +89,8 @@ def parse_template(template: str, tokenizer: Tokenizer, *, length: int, flag: st
             )
         pieces.append(np.array([FREE] * holes[-1] if match[3] else [tokenizer.eot], np.int32))
     tokens = np.concatenate([*pieces, tokenizer.encode(text + _plain(template[end:], flag))])
-    return Window(_fill(length, tokens, np.empty(0, np.int32), flag), len(tokens), tuple(holes))
+    window = _fill(length, tokens, np.empty(0, np.int32), flag)
+    return Window(window, len(tokens), *map(tuple, (holes, starts, rules, ranges)))
 
 
 def parse_windows(
@@ -116,11 +138,14 @@ def read_templates(path: str, text_field: str) -> list[str]:
     return templates
 
 
-def _hole_tokens(match: re.Match[str], tokenizer: Tokenizer) -> int:
-    _, words, number = match.groups()
+def _hole_tokens(match: re.Match[str], tokenizer: Tokenizer, flag: str) -> tuple[int, int]:
+    """The least and the most."""
     # No model has a length of twenty digits, and int refuses a number of thousands of digits.
-    count = int(number) if len(number) < 20 else 10**20
-    return max(1, round(count * tokens_per_word(tokenizer))) if words and count else count
+    counts = [int(number) if len(number) < 20 else 10**20 for number in (match[3], match[4] or match[3])]
+    if counts[0] > counts[1]:
+        raise InputError(f"{flag} has a hole {match[0][:40]!r} of at least {counts[0]} and at most {counts[1]} tokens")
+    least, most = (max(1, round(n * tokens_per_word(tokenizer))) if match[2] and n else n for n in counts)
+    return least, most
 
 
 def _plain(text: str, flag: str) -> str:

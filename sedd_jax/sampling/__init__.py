@@ -1,7 +1,7 @@
 """Text by running the Markov chain backwards, all positions in parallel, with any positions given.
 
-Nothing here knows of training or of the network. `sampler` has the options, `process` the reverse process, and
-`methods` its steps.
+Nothing here knows of training or of the network. `sampler` has the options, `process` the reverse process, `methods`
+its steps, and `constrained` the rules for a text.
 """
 
 # ruff: noqa: F401 (names for users)
@@ -19,22 +19,26 @@ from sedd_jax.network import Network, as_network
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
 from sedd_jax.sampling import methods
+from sedd_jax.sampling.constrained import Automaton, Constraint, Rules, probability
 from sedd_jax.sampling.process import Count, Process, State
 from sedd_jax.sampling.sampler import GRID_METHODS, GRIDS, METHODS, Sampler, Truncation
-from sedd_jax.typing import Clamp, PRNGKey, Scalar, ScoreFn, Tokens
+from sedd_jax.typing import Clamp, PerSequence, PRNGKey, Scalar, ScoreFn, Tokens
 
 
 class Sample(NamedTuple):
     """changed: the step (from 1) at which each position got its token, 0 for given ones. calls: network evaluations.
     clipped: fraction of the (position, step) pairs whose transition had a negative probability, set to zero, or where
         a distribution to narrow had some, see `rates.Graph.narrow`.
-    failed: the first step at which a position had no scores to draw from: see `require_sound`; 0 for none."""
+    failed: the first step at which a position had no scores to draw from: see `require_sound`; 0 for none.
+    log_weight, origin: [B], of a constraint: see `constrained.Population`."""
 
     tokens: Tokens
     changed: Tokens
     calls: Int[Array, ""]
     clipped: Scalar
     failed: Int[Array, ""]
+    log_weight: PerSequence | None = None
+    origin: Int[Array, " b"] | None = None
 
 
 def make_process(
@@ -48,6 +52,7 @@ def make_process(
     sampler: Sampler = Sampler(),  # noqa: B008 (frozen)
     clamp: Clamp | None = None,
     first_index: Count = 0,
+    constraint: Constraint | None = None,
 ) -> Process:
     """The reverse process of `shape` = (B, L) tokens.
 
@@ -58,12 +63,15 @@ def make_process(
     clamp: the given positions, which are set from the beginning and never drawn.
     first_index: index of the first sequence. A sequence's draws depend only on the key and its index, so slices of a
         batch, on any devices, are slices of the samples of the batch, up to rounding.
+    constraint: rules for the text of holes, for 'first_hitting': the samples all keep them, and have weights, by which
+        they follow the law of the sampler given the rules. Those of equal windows in a batch are one population, which
+        is resampled when few weights outweigh the others.
     Raises InputError as `Sampler.check` does.
     """
-    sampler.check(graph, steps if isinstance(steps, int) else 1)
+    sampler.check(graph, steps if isinstance(steps, int) else 1, constrained=constraint is not None)
     given = (jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32)) if clamp is None else clamp
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(shape[0]))
-    return Process(graph, noise, as_network(score_fn), sampler, steps, given, keys)
+    return Process(graph, noise, as_network(score_fn), sampler, steps, given, keys, constraint)
 
 
 def simulate(*arguments: Any, **options: Any) -> Sample:
@@ -104,7 +112,9 @@ def as_sample(state: State) -> Sample:
     """The result of a process, from its last state."""
     clipped = jnp.mean(state.clipped / jnp.maximum(state.drawn, 1))
     first = jnp.min(state.failed, initial=jnp.iinfo(jnp.int32).max, where=state.failed > 0)
-    return Sample(state.x, state.changed, state.calls, clipped, jnp.where(jnp.any(state.failed > 0), first, 0))
+    failed = jnp.where(jnp.any(state.failed > 0), first, 0)
+    weights = () if state.population is None else state.population[:2]
+    return Sample(state.x, state.changed, state.calls, clipped, failed, *weights)
 
 
 def require_sound(failed: Int[Array | np.ndarray, "*samples"]) -> None:

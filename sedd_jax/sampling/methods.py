@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.rates import Graph
+from sedd_jax.sampling import constrained
 from sedd_jax.sampling.process import Count, Positions, Process, State
-from sedd_jax.typing import Scalar, Tokens
+from sedd_jax.typing import Mask, PerSequence, Scalar
 
 # (process, state, number of the step from 1, t, t_next) -> state
 Step = Callable[[Process, State, Count, Scalar, Scalar], State]
@@ -98,14 +99,6 @@ def hitting_counts(process: Process) -> tuple[Int[Array, " b"], Int[Array, ""]]:
     return per_call, (-(-free // per_call)).max()
 
 
-def hitting_levels(process: Process) -> tuple[Float[Array, "b l"], Tokens]:
-    """The masked fraction at which each position leaves MASK (0 for the given ones), and positions in that order."""
-    length = process.given[0].shape[1]
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, (length,), minval=1e-7))(process.event_keys(0, 1))
-    level = jnp.where(process.given[0], 0, -jnp.expm1(-process.noise.total(jnp.ones(()))) * uniform)
-    return level, jnp.argsort(-level, axis=1)
-
-
 @jax.named_scope("first_hitting")
 def first_hitting(process: Process, state: State, number: Count) -> State:
     """Call `number` of the first-hitting sampler (Zheng et al., arXiv 2409.02908), for the absorbing graph.
@@ -114,7 +107,8 @@ def first_hitting(process: Process, state: State, number: Count) -> State:
     beforehand, and the network is evaluated at these times, for the position that leaves then: a time grid and its
     error are not needed. With several positions per call, all are drawn at the time of the first.
     """
-    level, order = hitting_levels(process)
+    level = process.hitting_levels() if state.population is None else state.population.level
+    order = jnp.argsort(-level, axis=1)
     rank, count = jnp.argsort(order, axis=1), hitting_counts(process)[0][:, None]
     first = (number - 1) * count
     at = jnp.take_along_axis(order, jnp.minimum(first, order.shape[1] - 1), axis=1)
@@ -122,7 +116,39 @@ def first_hitting(process: Process, state: State, number: Count) -> State:
     # A finished sequence is evaluated at an arbitrary level; the result is not used.
     sigma = -jnp.log1p(-jnp.where(masked_fraction > 0, masked_fraction, 0.5))
     among = (rank >= first) & (rank < first + count)
+    if process.constraint is not None:
+        return _by_rules(process, state, number, sigma, among)
     return process.step(state, number, 0, sigma, lambda at: process.graph.hazard(*at), among)
+
+
+def _by_rules(process: Process, state: State, number: Count, sigma: PerSequence, among: Mask) -> State:
+    """The draw of first-hitting under a constraint: see `sampling.constrained`."""
+    (automaton, rules), graph, population = process.constraint, process.graph, state.population
+    now, state = process.evaluate(state, sigma)
+    at = jnp.arange(len(state.x))[:, None], rules.places
+    x = state.x.at[at].get(mode="fill", fill_value=0)
+    masked, num = graph.contributes(x), len(automaton.classes.sizes)
+    known = constrained.certain(jnp.asarray(automaton.class_of).at[x].get(mode="clip"), num)
+    predicted = process.log_masses(now, rules.places, masked, automaton.classes)
+    log_pi = jnp.where(masked[..., None], predicted, known)
+    after, log_z = constrained.messages(process.constraint, log_pi)
+    classes = constrained.draw_classes(process.event_keys(number, 1), process.constraint, log_pi, after)
+    chosen = jnp.full_like(state.x, -1).at[at].set(classes, mode="drop")
+
+    def probs(at: Positions, chosen: Int[Array, "r 1"]):
+        allowed = (jnp.asarray(automaton.class_of) == chosen[..., None]) | (chosen[..., None] < 0)
+        return jax.nn.softmax(jnp.where(allowed, at.log_score[..., : graph.vocab_size], -jnp.inf))
+
+    state, _ = process.draw(state, number, 0, probs, now, among=among, values=(chosen,))
+    kept = masked & among.at[at].get(mode="fill", fill_value=False)
+    log_pi = jnp.where(kept[..., None], constrained.certain(classes, num), log_pi)
+    log_weight = population.log_weight + log_z - constrained.messages(process.constraint, log_pi)[1]
+    uniform = jax.vmap(jax.random.uniform)(process.event_keys(number, 2))
+    index, log_weight = constrained.resampled(uniform, rules, log_weight, graph.contributes(state.x))
+    x, changed, origin, level = (
+        array[index] for array in (state.x, state.changed, population.origin, population.level)
+    )
+    return state._replace(x=x, changed=changed, population=constrained.Population(log_weight, origin, level))
 
 
 @jax.named_scope("ordered")

@@ -13,6 +13,7 @@ from sedd_jax.categorical import fine_uniform, quantile, truncated, usable
 from sedd_jax.network import Index, Network, for_chunks, pick, put
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
+from sedd_jax.sampling.constrained import Constraint, LogMasses, Population, log_sums
 from sedd_jax.sampling.sampler import Sampler, Truncation, grid_time
 from sedd_jax.typing import Clamp, Mask, PerSequence, Scalar, Tokens
 
@@ -30,6 +31,7 @@ class State(NamedTuple):
         position had no probabilities to draw from, NaN or all zero; 0 for none. Devices need not agree on a sum.
     certainty: if tokens are masked again, the probability that each had when it was drawn.
     cache: for a timeless network, the tokens of its last evaluation and their features.
+    population: with rules for the text.
     """
 
     x: Tokens
@@ -40,6 +42,7 @@ class State(NamedTuple):
     failed: Int[Array, " b"]
     certainty: PerPosition | None
     cache: tuple[Tokens, Float[Array, "b l d"]] | None
+    population: Population | None = None
 
 
 class Evaluation(NamedTuple):
@@ -60,7 +63,8 @@ class Positions(NamedTuple):
 
 # (probabilities [R, M] before any narrowing, tokens drawn [R]) -> a number each.
 Measures = tuple[Callable[[Float[Array, "r m"], Int[Array, " r"]], Float[Array, " r"]], ...]
-# (positions of each evaluation) -> transition probabilities [R, 1, M], M = N or V; negative ones are clipped.
+# (positions of each evaluation, further values there) -> transition probabilities [R, 1, M], M = N or V; negative ones
+# are clipped.
 Probs = Callable[..., Float[Array, "r 1 m"]]
 
 
@@ -69,6 +73,7 @@ class Process:
     """The reverse process, which `methods` steps through.
 
     steps: see `sampling.simulate`. given: (mask [B, L], values [B, L]) of the positions that are not drawn.
+    constraint: rules for the text, if there are any.
     keys: one per sequence. All randomness of a sequence comes from its own key and its own positions, so samples do not
         depend on how a batch is sliced, split over devices, or processed in chunks.
     """
@@ -80,6 +85,7 @@ class Process:
     steps: Count
     given: Clamp
     keys: Keys
+    constraint: Constraint | None = None
 
     def time(self, number: Count) -> Scalar:
         """The time after step `number`."""
@@ -95,8 +101,16 @@ class Process:
             features = jax.eval_shape(self.network.features, x, jnp.ones(len(x)))
             cache = jnp.full_like(x, -1), jnp.zeros(features.shape, features.dtype)
         zero, none = jnp.zeros((), jnp.int32), jnp.zeros(len(x), jnp.int32)
-        certainty = jnp.zeros(x.shape) if self.sampler.remask else None
-        return State(x, jnp.zeros_like(x), zero, zero, clipped=none, failed=none, certainty=certainty, cache=cache)
+        certainty, population = jnp.zeros(x.shape) if self.sampler.remask else None, None
+        if self.constraint is not None:
+            population = Population(jnp.zeros(len(x)), jnp.asarray(self.constraint.rules.number), self.hitting_levels())
+        return State(x, jnp.zeros_like(x), zero, zero, none, none, certainty, cache, population)
+
+    def hitting_levels(self) -> PerPosition:
+        """The masked fraction at which each position leaves MASK with the first-hitting sampler; 0 for given ones."""
+        length = self.given[0].shape[1]
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, (length,), minval=1e-7))(self.event_keys(0, 1))
+        return jnp.where(self.given[0], 0, -jnp.expm1(-self.noise.total(jnp.ones(()))) * uniform)
 
     def event_keys(self, *event: Count) -> Keys:
         """A key per sequence for a numbered event of the process."""
@@ -138,9 +152,10 @@ class Process:
         *at: Evaluation,
         among: Mask | None = None,
         measures: Measures = (),
+        values: tuple[Any, ...] = (),
     ) -> tuple[State, tuple[PerPosition, ...]]:
         """Draw `draw` of event `number`: at every position (of `among`) that can leave its token and is not given. And
-        the measures there.
+        the measures there. values: [B, L]; probs gets them at its positions.
 
         Every device goes through these positions of its own sequences in chunks: log-scores [B, L, N] never exist, and
         those of positions that stay are not computed.
@@ -150,7 +165,7 @@ class Process:
             active &= among
         keys = self.event_keys(number, draw)
         local = self.network.on_shards(partial(self._draw_local, probs, measures))
-        drawn, clipped, failed, *measured = local(self.network.head, keys, state.x, active, at)
+        drawn, clipped, failed, *measured = local(self.network.head, keys, state.x, active, at, values)
         state = state._replace(
             x=drawn,
             changed=jnp.where(drawn != state.x, number, state.changed),
@@ -159,6 +174,35 @@ class Process:
             failed=jnp.where((state.failed == 0) & failed.any(1), number, state.failed),
         )
         return state, tuple(measured)
+
+    def log_masses(self, now: Evaluation, places: Tokens, active: Mask, groups: Any) -> LogMasses:
+        """The logarithm of the mass that the narrowed predictions give to each of the groups of tokens, at places
+        [B, H], where these are active; elsewhere 0."""
+        rows = jnp.arange(len(places))[:, None]
+        picked = (array.at[rows, places].get(mode="clip") for array in (now.features, now.x))
+
+        def local(head, features, x, sigma, active):
+            def chunk(index, masses):
+                at = self._narrow(self._positions(head, Evaluation(features, x, sigma), index))[0]
+                log_probs = jax.nn.log_softmax(at.log_score[:, 0, : self.graph.vocab_size])
+                return put(masses, index, log_sums(log_probs, groups))
+
+            nothing = jnp.zeros((*active.shape, len(groups.sizes)))
+            return for_chunks(active, min(self.sampler.rows, active.size), chunk, nothing)
+
+        return self.network.on_shards(local)(self.network.head, *picked, now.sigma, active)
+
+    def _positions(self, head: Any, evaluation: Evaluation, index: Index) -> Positions:
+        here = pick(evaluation.x, index)[:, None]
+        sigma = evaluation.sigma.at[index // evaluation.x.shape[1]].get(mode="clip")
+        log_score = self.network.log_score(head, pick(evaluation.features, index)[:, None], here, sigma)
+        return Positions(here, log_score, sigma[:, None])
+
+    def _narrow(self, at: Positions) -> tuple[Positions, Mask]:
+        if (truncation := self.sampler.truncation) == Truncation():
+            return at, jnp.zeros_like(at.x, bool)
+        log_score, clipped = self.graph.narrow(truncation.log_probs, *at)
+        return at._replace(log_score=log_score), clipped
 
     def _draw_local(
         self,
@@ -169,27 +213,17 @@ class Process:
         x: Tokens,
         active: Mask,
         at: tuple[Evaluation, ...],
+        values: tuple[Any, ...],
     ) -> tuple[Any, ...]:
         """The tokens after a draw, where a probability was negative, where there was nothing to draw from, measures."""
         length = x.shape[1]
         uniform = jax.vmap(lambda key: fine_uniform(key, (length, 2)))(keys)
 
-        def positions(evaluation: Evaluation, index: Index) -> Positions:
-            here = pick(evaluation.x, index)[:, None]
-            sigma = evaluation.sigma.at[index // length].get(mode="clip")
-            log_score = self.network.log_score(head, pick(evaluation.features, index)[:, None], here, sigma)
-            return Positions(here, log_score, sigma[:, None])
-
-        def narrow(at: Positions) -> tuple[Positions, Mask]:
-            if (truncation := self.sampler.truncation) == Truncation():
-                return at, jnp.zeros_like(at.x, bool)
-            log_score, clipped = self.graph.narrow(truncation.log_probs, *at)
-            return at._replace(log_score=log_score), clipped
-
         def chunk(index, carry):
-            given = [positions(evaluation, index) for evaluation in at]
-            narrowed, clipped = zip(*map(narrow, given), strict=True)
-            transition = probs(*narrowed)[:, 0]
+            given = [self._positions(head, evaluation, index) for evaluation in at]
+            narrowed, clipped = zip(*map(self._narrow, given), strict=True)
+            others = [pick(array, index)[:, None] for array in values]
+            transition = probs(*narrowed, *others)[:, 0]
             weights = jnp.maximum(transition, 0)
             if self.sampler.precision == "exact":
                 tokens = quantile(pick(uniform, index), weights)
@@ -198,7 +232,7 @@ class Process:
                 tokens = jax.vmap(truncated)(jax.vmap(jax.random.fold_in)(sequence_keys, index % length), weights)
             clipped = jnp.any(transition < 0, axis=-1) | jnp.any(jnp.stack(clipped), axis=0)[:, 0]
             # XLA drops this again where nothing is measured.
-            shares = probs(*given)[:, 0]
+            shares = probs(*given, *others)[:, 0]
             shares = shares / shares.sum(-1, keepdims=True)
             measured = [measure(shares, tokens) for measure in measures]
             results = tokens, clipped, ~usable(weights), *measured

@@ -123,8 +123,14 @@ class Sampler:
     def truncation(self) -> Truncation:
         return Truncation(self.temperature, self.top_k, self.top_p)
 
-    def check(self, graph: Graph, steps: int) -> None:
-        """Raises InputError if the method does not support the graph, or for steps < 1."""
+    def check(self, graph: Graph, steps: int, *, constrained: bool = False) -> None:
+        """Raises InputError if the method does not support the graph or rules for the text, or for steps < 1."""
+        exact = self.method == "first_hitting" and self.precision == "exact" and (self.top_k, self.top_p) == (0, 1)
+        if constrained and not exact:
+            raise InputError(
+                f"holes with a rule need sampling method 'first_hitting' (not {self.method!r}), precision 'exact', "
+                "top_k 0 and top_p 1: their law is exact nowhere else"
+            )
         if self.method not in GRID_METHODS and not isinstance(graph, Absorbing):
             raise InputError(
                 f"sampling method {self.method!r} needs the absorbing graph, where a position changes once; choose "

@@ -124,6 +124,7 @@ class Experiment:
     def sample_fn(self, sampler: SamplingOptions, steps: int | None = None) -> jax.stages.Wrapped:
         """(params, key, (given [B, L], values [B, L]), steps, number of the first sequence) -> `sampling.Sample`.
 
+        With (given, values, `sampling.Rules`) and an `Automaton` as the last argument, the rules are kept.
         steps: compiles for this number alone; then steps and number are no arguments. The AR baseline only truncates.
         """
         if not self.model.causal:
@@ -157,11 +158,15 @@ class Experiment:
         )
         return tuple(jax.jit(event, out_shardings=sharding.replicated(self.mesh)) for event in events)
 
-    def _process(self, sampler: SamplingOptions, params, key, clamp, steps, first_index) -> dict[str, Any]:
+    def _process(
+        self, sampler: SamplingOptions, params, key, clamp, steps, first_index, automaton=None
+    ) -> dict[str, Any]:
         """The arguments of `sampling.make_process`."""
         network = self.network(params, sampler.label, sampler.guidance)
         process = {"key": key, "score_fn": network, "graph": self.graph, "noise": self.noise}
-        options = {"steps": steps, "sampler": sampler, "clamp": clamp, "first_index": first_index}
+        options = {"steps": steps, "sampler": sampler, "clamp": clamp[:2], "first_index": first_index}
+        if automaton is not None:
+            options["constraint"] = sampling.Constraint(automaton, clamp[2])
         return process | options | {"shape": clamp[1].shape}
 
     def map_batches(self, function: Callable[..., Any], sequences: Any, batch_size: int, **options: Any) -> Any:
