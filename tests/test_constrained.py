@@ -22,7 +22,7 @@ from sedd_jax.generation.templates import parse_template, parse_windows
 from sedd_jax.noise import LogLinear
 from sedd_jax.rates import Absorbing
 from sedd_jax.sampling.constrained import grouped
-from sedd_jax.training.experiment import load_trained
+from sedd_jax.training.trained import load_trained
 
 V, L, DRAWS = 3, 5, 12_000
 GRAPH, NOISE = Absorbing(V), LogLinear(1e-6)

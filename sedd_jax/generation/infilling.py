@@ -12,7 +12,7 @@ from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 from sedd_jax.generation.rules import Language
 from sedd_jax.generation.templates import FREE, Window, parse_template
-from sedd_jax.training.experiment import Trained
+from sedd_jax.training.trained import Trained
 from sedd_jax.typing import Batch
 
 # Of one template; holes that find their length multiply.
