@@ -25,12 +25,15 @@ CONSTRAINED = "interegular>=0.3.3,<0.4"
 
 LM_EVAL = "lm_eval>=0.4.13,<0.5"
 
+EXPORT = "flatbuffers>=25,<27"
+
 GCS = "gcsfs>=2026.10,<2027"
 
 # Apache Beam asks for beartype below 0.23, so both are tried.
 TEST = [
     AOT,
     CONSTRAINED,
+    EXPORT,
     GCS,
     HF,
     JUDGE,
@@ -89,6 +92,7 @@ setup(
         "cuda12": [f"jax[cuda12]{JAX}"],
         "cuda13": [f"jax[cuda13]{JAX}"],
         "gcs": [GCS],
+        "export": [EXPORT],
         "hf": [HF],
         "mauve": [MAUVE],
         "judge": [JUDGE],

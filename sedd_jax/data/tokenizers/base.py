@@ -110,6 +110,15 @@ class Tokenizer(abc.ABC):
         description = json.dumps({"kind": self.KIND, "fingerprint": self.fingerprint}) + "\n"
         write_atomically(directory / DESCRIPTION_FILE, description)
 
+    def portable(self) -> dict[str, bytes]:
+        """Files for programs without this package: those of its library, and the bytes of every id as characters of
+        Latin-1. Where the text of an id depends on others, it is that behind an a."""
+        first, known = self.encode("a")[:1].tolist(), dict(enumerate(self.pieces or ()))
+        behind = lambda i: self.decode([*first, i])[len(self.decode(first)) :].encode()  # noqa: E731
+        pieces = [known.get(i) or behind(i) for i in range(self.vocab_size + self.padding)]
+        files = dict(zip(self.FILES, self.contents, strict=False))
+        return files | {"pieces.json": json.dumps([piece.decode("latin-1") for piece in pieces]).encode()}
+
     def gives_back(self, *texts: str) -> bool:
         """Whether these texts, and those of everything that tokenizers may lose, are decoded exactly."""
         return all(self._decode(self.encode(text)) == text for text in (*_PROBES, *texts))

@@ -41,6 +41,9 @@ class Pipeline(Tokenizer):
 
     _tokenizer: library.Tokenizer
 
+    def portable(self) -> dict[str, bytes]:
+        return super().portable() | {"tokenizer.json": self._tokenizer.to_str().encode()}
+
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
