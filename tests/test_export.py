@@ -1,4 +1,4 @@
-"""An exported file answers without the package, with the texts of `sample`; its reader spells as every tokenizer does."""
+"""An exported file answers without the package as `sample` does; its reader spells as every tokenizer does."""
 
 import json
 import subprocess
