@@ -32,7 +32,7 @@ from sedd_jax.training.trained import Trained, load_trained
 PLATFORMS = ["cpu", "cuda", "tpu"]
 OPTIONS = dataclasses.fields(SamplingOptions)
 
-cli.define_workdir("Directory of a trained model.")
+cli.define_path("workdir", "Directory of a trained model.")
 cli.define_path("output", "File to write, such as model.zip.", output=True)
 flags.DEFINE_multi_enum("platform", PLATFORMS, PLATFORMS, "What it is to run on, once for each; by default all.")
 for option in OPTIONS:
