@@ -33,8 +33,10 @@ $(VENV)/.installed: requirements.lock setup.py | $(BIN)/pip
 	  || { $(BIN)/pip install -q -r requirements.lock && $(BIN)/pip install -q --no-deps -e .; } >&2
 	@touch $@
 
-demo: install ## Train a tiny model, evaluate it, sample and infill (WORKDIR=runs/tiny); the last line is JSON.
+demo: install ## Fill holes with models/kjv, then train a tiny model, evaluate it, sample and infill (WORKDIR=runs/tiny); the last line is JSON.
 	@set -ex; \
+	$(BIN)/python -m sedd_jax.sample --workdir=models/kjv --num=2 --temperature=0.7 \
+	  --template='And the king said unto [[6]], [[24]].' >&2; \
 	$(BIN)/python -m sedd_jax.train --config=configs/tiny.py --workdir=$(WORKDIR) >&2; \
 	$(BIN)/python -m sedd_jax.evaluate --workdir=$(WORKDIR) >&2; \
 	$(BIN)/python -m sedd_jax.sample --workdir=$(WORKDIR) --num=2 >&2; \

@@ -31,17 +31,17 @@ flags.DEFINE_integer("num", 64, "Texts per point.", lower_bound=2)
 flags.DEFINE_integer("batch_size", 32, "Texts per network call.", lower_bound=1)
 flags.DEFINE_string("output", "runs/study/frontier", "Directory of the results.")
 
-FEW, MOST = (8, 64, 256), (4, 8, 16, 32, 64, 128, 256, 1024)
+FEW, MOST = (8, 64), (4, 8, 16, 32, 64, 128, 256, 1024)
 # Model, the options of its sampler, numbers of steps.
 CURVES = [
     ("absorbing", {}, MOST),
     ("absorbing", {"temperature": 0.8}, FEW),
     ("absorbing", {"method": "first_hitting"}, (8, 32, 128)),
     ("absorbing", {"method": "confidence"}, (8, 32, 128)),
-    ("absorbing", {"precision": "reference"}, FEW),
+    ("absorbing", {"precision": "reference"}, (*FEW, 256)),
     ("ar", {}, (1,)),
     ("ar", {"top_p": 0.9}, (1,)),
-    ("uniform", {}, (4, *FEW)),
+    ("uniform", {}, (*FEW, 256)),
     ("uniform", {"temperature": 0.8}, FEW),
 ]
 COLUMNS: results.Columns = {
