@@ -35,14 +35,13 @@ FEW, MOST = (8, 64), (4, 8, 16, 32, 64, 128, 256, 1024)
 # Model, the options of its sampler, numbers of steps.
 CURVES = [
     ("absorbing", {}, MOST),
-    ("absorbing", {"temperature": 0.8}, FEW),
+    ("absorbing", {"temperature": 0.8}, (*FEW, 256)),
     ("absorbing", {"method": "first_hitting"}, (8, 32, 128)),
     ("absorbing", {"method": "confidence"}, (8, 32, 128)),
-    ("absorbing", {"precision": "reference"}, (*FEW, 256)),
+    ("absorbing", {"precision": "reference"}, FEW),
     ("ar", {}, (1,)),
     ("ar", {"top_p": 0.9}, (1,)),
-    ("uniform", {}, (*FEW, 256)),
-    ("uniform", {"temperature": 0.8}, FEW),
+    ("uniform", {}, FEW),
 ]
 COLUMNS: results.Columns = {
     "model": lambda line: line["model"],

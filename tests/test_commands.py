@@ -1,6 +1,7 @@
 """The commands as a user types them: what they print, what they write, and what they answer."""
 
 import json
+import pathlib
 import math
 import re
 import struct
@@ -244,3 +245,11 @@ def test_a_strong_schedule_trains_evaluates_and_samples(text, tmp_path):
     for graph in ("absorbing", "uniform"):
         final = train_here(tmp_path / graph, graph__kind=graph, **strong)
         assert 0 < final["eval_bits_per_byte"] < 1000 and (tmp_path / graph / "samples" / "2.txt").exists()
+
+
+def test_the_model_in_the_box_is_small_and_answers():
+    folder = pathlib.Path(__file__).parent.parent / "models" / "kjv"
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8_000_000
+    out, _ = run("sample", f"--workdir={folder}", "--template=And the king said unto [[4]].", "--num=1", "--steps=4")
+    (text,) = json.loads(out.splitlines()[-1])["samples"]
+    assert text.startswith("And the king said unto ") and text.endswith(".")
