@@ -1,7 +1,6 @@
 """The commands as a user types them: what they print, what they write, and what they answer."""
 
 import json
-import pathlib
 import math
 import re
 import struct
@@ -248,7 +247,7 @@ def test_a_strong_schedule_trains_evaluates_and_samples(text, tmp_path):
 
 
 def test_the_model_in_the_box_is_small_and_answers():
-    folder = pathlib.Path(__file__).parent.parent / "models" / "kjv"
+    folder = Path(__file__).parent.parent / "models" / "kjv"
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8_000_000
     out, _ = run("sample", f"--workdir={folder}", "--template=And the king said unto [[4]].", "--num=1", "--steps=4")
     (text,) = json.loads(out.splitlines()[-1])["samples"]
