@@ -254,3 +254,5 @@ def test_adapters_resume_bit_for_bit_and_need_the_model_that_they_adapt(adapted,
             load_trained(epath.Path(other), log=print)
     with pytest.raises(InputError, match="lora_rank=4 needs --init"):
         tune(tmp_path / "none", None, **fields)
+    with pytest.raises(InputError, match="with model.lora_rank choose 'adamw'"):
+        tune(tmp_path / "none", base, **fields | {"optim__kind": "muon"})

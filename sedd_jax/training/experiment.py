@@ -196,6 +196,8 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     model = model.clone(attention=kernel)
     if model.num_heads % mesh.shape["tensor"]:
         raise InputError(f"mesh.tensor={mesh.shape['tensor']} must divide model.num_heads={model.num_heads}")
+    if model.lora_rank and config.optim.get("kind") == "muon":
+        raise InputError("optim.kind='muon' is for the products themselves; with model.lora_rank choose 'adamw'")
     # Scores depend on the noise level. Those of the absorbing graph do by a known factor alone.
     known = model.parametrisation != "score" or (isinstance(graph, rates.Absorbing) and model.scale_by_sigma)
     if not (causal or model.time_conditioning or known):
