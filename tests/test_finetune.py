@@ -184,6 +184,8 @@ def test_texts_are_learnt_given_prompts_and_labels(models, prompts, tmp_path, fi
     tune(tmp_path / "run", models / "diffusion", **fields)
     first, last = (line for line in metrics(tmp_path / "run") if "eval_nats_per_token" in line)
     assert (first["step"], last["step"]) == (0, 3) and last["eval_nats_per_token"] < first["eval_nats_per_token"]
+    tune(tmp_path / "mesh", models / "diffusion", **fields | MESH)
+    require_same_metrics(tmp_path / "mesh", tmp_path / "run")
     known, tuned = (load_trained(epath.Path(path), log=print) for path in (models / "diffusion", tmp_path / "run"))
     stream = dataset.load(source=prompts, prompt_field="prompt", tail="unknown", length=32, valid_fraction=0.25).valid
     windows, _ = chunks(stream, 32, limit=4)
@@ -219,6 +221,21 @@ def test_adapters_begin_as_nothing_and_the_rest_is_neither_trained_nor_saved(mod
     assert sum("lora_" in path for path in leaves) == 4 * 2 * 4
     large = [path for path, leaf in leaves.items() if path != "position" and "lora_" not in path and leaf["shape"]]
     assert large == []
+
+
+MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+
+
+def require_same_metrics(found, expected):
+    for line, reference in zip(metrics(found), metrics(expected), strict=True):
+        names = {"train_loss", "grad_norm", "eval_nats_per_token"} & line.keys()
+        assert [line[name] for name in names] == pytest.approx([reference[name] for name in names], rel=1e-4)
+
+
+def test_adapters_are_trained_on_a_mesh_as_on_one_axis(adapted, tmp_path, fields):
+    workdir, base = adapted
+    tune(tmp_path / "run", base, **fields | LORA | MESH)
+    require_same_metrics(tmp_path / "run", workdir)
 
 
 def test_merged_adapters_are_the_model_that_was_trained(adapted, tmp_path, fields):

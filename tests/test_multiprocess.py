@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from etils import epath
 from running import (
     ENVIRONMENT,
     ROOT,
@@ -22,6 +23,7 @@ from running import (
     command,
     files,
     losses,
+    make_config,
     metrics,
     run,
     saved_states,
@@ -31,6 +33,7 @@ from running import (
 
 from sedd_jax.devices import processes
 from sedd_jax.errors import InputError, TrainingError
+from sedd_jax.training.loop import train
 
 # Long enough for a machine on which other work goes on, and still an end.
 LIMIT = 400
@@ -139,6 +142,14 @@ def test_two_processes_train_as_one(one, trained):
     assert figures[0] == pytest.approx(figures[1], rel=1e-4)
     positions = [{step: state["position"] for step, state in saved_states(run).items()} for run in (workdir, one)]
     assert positions[0] == positions[1]
+
+
+def test_two_processes_tune_adapters_as_one(one, source, tmp_path):
+    fields = source | QUIET | {"train__steps": 12, "model__lora_rank": 2, "mesh__fsdp": 8}
+    train(make_config(**fields), epath.Path(tmp_path / "alone"), init=str(one))
+    with two(tmp_path, "train", *arguments(tmp_path / "both", **fields), f"--init={one}") as pair:
+        assert pair.wait() == [0, 0], pair.err(0) + pair.err(1)
+    require_close(tmp_path / "both", tmp_path / "alone")
 
 
 def test_only_the_first_process_writes_and_answers(one, trained):
