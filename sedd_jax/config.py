@@ -82,9 +82,10 @@ def save(config: ConfigDict, workdir: epath.Path, data: str, tokenizer: str | No
 
 def load(workdir: epath.Path) -> ConfigDict:
     """The config that a run was started with. Raises InputError if workdir holds no run."""
-    if not (workdir / "config.json").exists():
+    config = _read(workdir / "config.json", remedy="restore it from a checkpoint's record or a backup")
+    if config is None:
         raise InputError(f"--workdir={workdir} holds no run (no config.json); give the directory of a trained model")
-    return ConfigDict(read_json(workdir / "config.json", remedy="restore it from a checkpoint's record or a backup"))
+    return ConfigDict(config)
 
 
 def has_checkpoint(workdir: epath.Path) -> bool:
@@ -144,4 +145,12 @@ def check_same_data(fingerprint: str, workdir: epath.Path, remedy: str = "choose
 
 def _data_record(workdir: epath.Path) -> dict[str, Any]:
     path = workdir / "data.json"
-    return read_json(path, remedy="restore it from a backup") if path.exists() else {}
+    return _read(path, remedy="restore it from a backup") or {}
+
+
+def _read(path: epath.Path, *, remedy: str) -> dict[str, Any] | None:
+    """The JSON object in a file of a run; None if it is absent, which a link to itself is not."""
+    try:
+        return read_json(path, remedy=remedy)
+    except FileNotFoundError:
+        return None

@@ -28,7 +28,7 @@ def get(name: str, form: str = "") -> ConfigDict:
 
 def test_every_config_but_those_for_a_laptop_is_a_recipe():
     names = {path.stem for path in (ROOT / "configs").glob("*.py")}
-    assert names == {*RECIPES, "tiny", "baseline", "ar", "smoke"}
+    assert names == {*RECIPES, "tiny", "baseline", "ar", "smoke", "study"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
