@@ -64,7 +64,7 @@ format: install ## Sort imports, fix what can be fixed, and format.
 # The files that lead from a config to a sample and its likelihood (docs/architecture.md).
 READ := config.py training/options.py training/experiment.py data/dataset.py data/packing.py data/loader.py noise.py \
   rates.py categorical.py score_entropy.py transformer/model.py transformer/attention.py transformer/linear.py \
-  training/state.py training/step.py training/loop.py sampling/*.py likelihood.py
+  training/state.py training/step.py training/loop.py sampling/__init__.py sampling/sampler.py sampling/process.py sampling/methods.py likelihood.py
 
 lines: ## Count the lines of the package, and of the path to read in it.
 	@echo "package: `cat $$(git ls-files 'sedd_jax/*.py') | wc -l`, path to read: `cd sedd_jax && cat $(READ) | wc -l`"
