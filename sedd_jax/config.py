@@ -144,8 +144,7 @@ def check_same_data(fingerprint: str, workdir: epath.Path, remedy: str = "choose
 
 
 def _data_record(workdir: epath.Path) -> dict[str, Any]:
-    path = workdir / "data.json"
-    return _read(path, remedy="restore it from a backup") or {}
+    return _read(workdir / "data.json", remedy="restore it from a backup") or {}
 
 
 def _read(path: epath.Path, *, remedy: str) -> dict[str, Any] | None:

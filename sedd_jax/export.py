@@ -52,7 +52,7 @@ def programs(trained: Trained, options: SamplingOptions, platforms: Sequence[str
 
     def draw(heated, weights, tokens, seed, steps, temperature, first):
         sampler = dataclasses.replace(options, temperature=1.0)
-        if heated:
+        if heated:  # `Truncation` takes a number, and here the temperature is traced
             narrow = sampler.truncation.log_probs
             divided = type("Divided", (Truncation,), {"log_probs": lambda _, logits: narrow(logits / temperature)})()
             sampler = type("Heated", (SamplingOptions,), {"truncation": divided})(**vars(sampler))

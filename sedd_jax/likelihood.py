@@ -58,13 +58,6 @@ class Weighted(NamedTuple):
     mean: PerSequence
 
 
-class Posterior(NamedTuple):
-    """Probabilities of alternatives, and their standard errors."""
-
-    probs: Float[np.ndarray, " n"]
-    stderr: Float[np.ndarray, " n"]
-
-
 Estimate = Bound | Exact | Weighted
 
 ESTIMATORS = ("auto", "count", "time", "published", "orders")
@@ -258,18 +251,6 @@ def _mean_and_variance(draw: Callable, num: int) -> tuple[PerSequence, PerSequen
     """The mean of `num` samples and the variance of that mean; NaN for a single sample."""
     draws = jax.lax.map(draw, jnp.arange(num))
     return draws.mean(0), jnp.var(draws, 0, ddof=1) / num
-
-
-def posterior(found: Bound) -> Posterior:
-    """Of alternatives that are equally likely beforehand, by the bound of what is known under each of them.
-
-    The error is that of the draws, to first order.
-    """
-    total, variance = np.asarray(found.total, np.float64), np.square(np.asarray(found.stderr, np.float64))
-    probs = np.exp(total.min() - total)
-    probs /= probs.sum()
-    relative = (1 - 2 * probs) * variance + (probs**2 * variance).sum()
-    return Posterior(probs, probs * np.sqrt(np.maximum(relative, 0)))
 
 
 def standard_errors(values: Float[np.ndarray, " n"]) -> tuple[float, float]:

@@ -68,20 +68,8 @@ flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0, upper_bound
 
 def check_flags(given: Iterable[str]) -> None:
     """Raises InputError for a flag that does not apply to the AR baseline. given: their names."""
-    others = {
-        "suffix",
-        "template",
-        "templates",
-        "live",
-        "html",
-        "gif",
-        "steps",
-        "method",
-        "grid",
-        "precision",
-        "lengths",
-    }
-    others |= {"corrector_steps", "corrector_size", "entropy_budget", "remask"}
+    others = {"suffix", "template", "templates", "lengths", "live", "html", "gif", "steps", "method", "grid"}
+    others |= {"precision", "corrector_steps", "corrector_size", "entropy_budget", "remask"}
     for name in others.intersection(given):
         raise InputError(
             f"--{name} does not apply: the model of this --workdir is autoregressive and writes from left to right, "

@@ -20,8 +20,8 @@ from sedd_jax.typing import Mask, PerSequence, PRNGKey, Scalar, ScoreFn, Tokens
 
 
 class Noised(NamedTuple):
-    """Sequences x at random noise levels sigma. weight: sigma'(t) / density of t. targets: where there is a
-    loss; None for everywhere."""
+    """Sequences x at random noise levels sigma. weight: sigma'(t) / density of t. targets: where there is a loss; None
+    for everywhere."""
 
     x: Tokens
     sigma: PerSequence

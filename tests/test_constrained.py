@@ -250,7 +250,7 @@ def test_the_posterior_of_a_length_is_that_of_the_chain():
             jax.random.key(0), score_fn, GRAPH, NOISE, jnp.asarray(tokens), num_times=512, never=jnp.asarray(never)
         )
     )
-    found = likelihood.posterior(measure())
+    found = infilling.posterior(measure())
     assert (abs(found.probs - exact / exact.sum()) < 3 * found.stderr).all() and (found.stderr < 0.03).all()
 
 

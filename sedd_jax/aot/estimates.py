@@ -95,8 +95,8 @@ def sampling(experiment: Experiment, length: int, num: int) -> dict[str, Loop]:
 
 def roofline(chip: Chip, *, flops: float, traffic: float, sent: float, useful: float, full: float) -> dict[str, float]:
     """Seconds of one run on one chip: `step_seconds` if computing, HBM and links work at once and at their peaks (the
-    least that is possible), `step_seconds_serial` if they take turns. mfu: the share of the
-    peak for useful FLOPs; mfu_full: with the head at every position."""
+    least that is possible), `step_seconds_serial` if they take turns. mfu: the share of the peak for
+    useful FLOPs; mfu_full: with the head at every position."""
     parts = {
         "compute_seconds": flops / chip.flops,
         "memory_seconds": traffic / chip.memory_bandwidth,

@@ -2,21 +2,29 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
-from sedd_jax import likelihood
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 from sedd_jax.generation.rules import Language
 from sedd_jax.generation.templates import FREE, Window, parse_template
+from sedd_jax.likelihood import Bound
 from sedd_jax.training.trained import Trained
 from sedd_jax.typing import Batch
 
 # Of one template; holes that find their length multiply.
 MOST_ALTERNATIVES = 1024
+
+
+class Posterior(NamedTuple):
+    """Probabilities of alternatives, and their standard errors."""
+
+    probs: Float[np.ndarray, " n"]
+    stderr: Float[np.ndarray, " n"]
 
 
 def alternatives(template: str, window: Window, tokenizer: Tokenizer, language: Language | None) -> list[Window]:
@@ -37,7 +45,7 @@ def alternatives(template: str, window: Window, tokenizer: Tokenizer, language: 
     return [window for window, fault in zip(windows, faults, strict=True) if not fault]
 
 
-def length_posterior(trained: Trained, windows: Sequence[Window], *, draws: int, seed: int = 0) -> likelihood.Posterior:
+def length_posterior(trained: Trained, windows: Sequence[Window], *, draws: int, seed: int = 0) -> Posterior:
     """How likely each of the windows [n], equally likely beforehand, is by its given tokens, with its error.
 
     The evidence is the bound of the given tokens, holes and what is behind them unknown, from `draws` network calls.
@@ -47,7 +55,19 @@ def length_posterior(trained: Trained, windows: Sequence[Window], *, draws: int,
     bound = trained.experiment.bound_fn(draws)
     batch = Batch(np.maximum(tokens, 0), never=tokens == FREE)
     measure = lambda batch, first: bound(trained.params, key, batch.tokens, first, *batch[1:])  # noqa: E731
-    return likelihood.posterior(trained.experiment.map_batches(measure, batch, 16, progress="lengths"))
+    return posterior(trained.experiment.map_batches(measure, batch, 16, progress="lengths"))
+
+
+def posterior(found: Bound) -> Posterior:
+    """Of alternatives that are equally likely beforehand, by the bound of what is known under each of them.
+
+    The error is that of the draws, to first order.
+    """
+    total, variance = np.asarray(found.total, np.float64), np.square(np.asarray(found.stderr, np.float64))
+    probs = np.exp(total.min() - total)
+    probs /= probs.sum()
+    relative = (1 - 2 * probs) * variance + (probs**2 * variance).sum()
+    return Posterior(probs, probs * np.sqrt(np.maximum(relative, 0)))
 
 
 def choose(

@@ -3,6 +3,7 @@
 The tokens of the hole, joined, spell a text of the rule from its first to its last byte, in any division into tokens.
 """
 
+import functools
 import itertools
 import json
 import re
@@ -44,16 +45,21 @@ class Language:
     def fault(self, window: Window) -> str | None:
         """Why a hole of the window cannot keep its rule: no text of it has this number of tokens."""
         for _, size, rule in _holes(window):
-            known, most = [], len(window.tokens)
-            states = np.arange(len(self.automaton.accepting)) == self.starts[rule]
-            for count in range(most + 1):
-                known += [count] * bool((states & self.automaton.accepting).any())
-                moves = states[self.automaton.source]
-                states = np.isin(np.arange(len(states)), self.automaton.target[moves])
+            known = self._lengths(rule, most := len(window.tokens))
             if size not in known:
                 why = f"{known[0]} to {known[-1]} do" if known else f"no {most} tokens do, or none has these letters"
                 return f"{size} tokens spell no text of the rule {rule[:60]!r}: {why}"
         return None
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 (a language lives as long as the command)
+    def _lengths(self, rule: str, most: int) -> list[int]:
+        """The numbers of tokens, up to `most`, that spell a text of the rule."""
+        known, states = [], np.arange(len(self.automaton.accepting)) == self.starts[rule]
+        for count in range(most + 1):
+            known += [count] * bool((states & self.automaton.accepting).any())
+            moves = states[self.automaton.source]
+            states = np.isin(np.arange(len(states)), self.automaton.target[moves])
+        return known
 
     def constraint(self, windows: Sequence[Window]) -> Constraint:
         """The rules of windows [B]. Those that are one object and follow one another are a population."""
@@ -127,6 +133,10 @@ def json_pattern(schema: Any) -> str:
         return one(map(json_pattern, schema["anyOf"]))
     if (kind := schema.get("type")) not in _KEYWORDS or keys - _KEYWORDS[kind]:
         raise InputError(f"a rule cannot have the JSON schema {json.dumps(schema):.60}; docs/constrained.md says which")
+    if "pattern" in keys and len(keys) > 1:
+        raise InputError(
+            f"a rule cannot have the JSON schema {json.dumps(schema):.60}: a pattern says the length itself"
+        )
     if kind == "string":
         return f'"({schema.get("pattern") or _times(_LETTER, schema, "Length")})"'
     if kind == "array":
@@ -158,12 +168,8 @@ def _pattern(rule: str) -> str:
 
 def _byte_automaton(rule: str) -> tuple[np.ndarray, np.ndarray]:
     """The next state [states, 256], -1 for none, and whether a state is accepting. State 0 is the start."""
-    try:
-        import interegular  # an extra
-    except ImportError as error:
-        raise InputError(
-            f"rules need the extra 'constrained' ({error}): pip install 'sedd_jax[constrained]'"
-        ) from error
+    with explained("rules need the extra 'constrained'", "pip install 'sedd_jax[constrained]'", ImportError):
+        import interegular
     known = interegular.InvalidSyntax, interegular.Unsupported, ValueError, TypeError, KeyError, AttributeError
     with explained(
         f"the rule {rule[:60]!r} cannot be read", "docs/constrained.md says what can", *known, RecursionError

@@ -196,6 +196,7 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     model = model.clone(attention=kernel)
     if model.num_heads % mesh.shape["tensor"]:
         raise InputError(f"mesh.tensor={mesh.shape['tensor']} must divide model.num_heads={model.num_heads}")
+    optimizer = build(make_optimizer, "optim", config)
     if model.lora_rank and config.optim.get("kind") == "muon":
         raise InputError("optim.kind='muon' is for the products themselves; with model.lora_rank choose 'adamw'")
     # Scores depend on the noise level. Those of the absorbing graph do by a known factor alone.
@@ -217,7 +218,7 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
         noise=schedule,
         objective=autoregressive.CrossEntropy() if causal else ScoreEntropy(graph, schedule),
         model=model,
-        optimizer=build(make_optimizer, "optim", config),
+        optimizer=optimizer,
         mesh=mesh,
         # The config of converted weights need not have the options of their training.
         train=build(TrainOptions, "train", config) if "train" in config else TrainOptions(),
