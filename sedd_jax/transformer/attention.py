@@ -15,6 +15,21 @@ from sedd_jax.transformer.linear import precision
 Heads = Float[Array, "b l h d"]
 
 
+def angles(length: int, head_dim: int, start: Int[Array, ""] | int = 0) -> Float[Array, "l c"]:
+    """Of rotary position embeddings, base 10000, for positions from `start` on and the first half of the features."""
+    frequency = 10000.0 ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    return (start + jnp.arange(length, dtype=jnp.float32))[:, None] * frequency
+
+
+def rotary(x: Heads, start: Int[Array, ""] | int = 0) -> Heads:
+    """Rotary position embedding, rotate-half layout: feature i is paired with feature i + d/2. start: the position of
+    x[:, 0]."""
+    angle = angles(x.shape[1], x.shape[-1], start)[:, None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+
+
 @jax.custom_jvp
 def _softmax(scores: Float[Array, "... k"]) -> Float[Array, "... k"]:
     """Its gradient stores the weights only; that of jax.nn's also stores their exponentials."""
@@ -80,23 +95,52 @@ def cached(q: Float[Array, "b 1 h d"], k: Heads, v: Heads, position: Int[Array, 
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v, precision=precision(v.dtype))
 
 
+def fused(qkv: Float[Array, "b l 3 e"], num_heads: int, *, causal: bool = False, interpret: bool = False) -> Array:
+    """Rotary positions and attention by our own kernels for TPUs (`kernel`), in the layout of the products beside them:
+    [B, L, heads x D]. L must be a multiple of 128, and at most 2048. interpret: as for `splash`."""
+    from sedd_jax.transformer import kernel
+
+    batch, length, _, width = qkv.shape
+    heads = jnp.moveaxis(qkv, 1, 3).reshape(batch, 3, num_heads, -1, length)
+
+    def local(heads):
+        angle = angles(length, width // num_heads).T
+        return kernel.attention(heads, jnp.cos(angle), jnp.sin(angle), causal, interpret)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        names = "batch", "heads", None, None
+        inside, outside = spec(heads.shape, (names[0], None, *names[1:]), mesh), spec(heads[:, 0].shape, names, mesh)
+        local = jax.shard_map(local, mesh=mesh, in_specs=(inside,), out_specs=outside, check_vma=False)
+    out = local(heads)
+    return jnp.swapaxes(out.reshape(batch, width, length), 1, 2)
+
+
 IMPLEMENTATIONS = {"plain": xla, "cudnn": cudnn, "splash": splash}
-PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
+PLATFORMS = {"cudnn": "gpu", "splash": "tpu", "fused": "tpu"}
+
+
+def attend(kind: str, qkv: Float[Array, "b l 3 e"], num_heads: int, *, causal: bool) -> Float[Array, "b l e"]:
+    """Attention with rotary positions by the implementation `kind`, from q, k and v of all heads."""
+    if kind == "fused":
+        return fused(qkv, num_heads, causal=causal)
+    q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:3], num_heads, -1), 2, 0)
+    return IMPLEMENTATIONS[kind](rotary(q), rotary(k), v, causal=causal).reshape(qkv.shape[0], qkv.shape[1], -1)
 
 
 def choose(kind: str, *, platform: str, dtype: str, length: int) -> str:
     """The implementation for model.attention=kind: 'auto' takes the device's own kernel where possible. platform: of
     the devices, 'cpu', 'gpu' or 'tpu'. Raises InputError for a kind that is unknown or not for them."""
     if kind == "auto":
-        fused = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "plain")
-        return "plain" if dtype != "bfloat16" or (fused == "splash" and length % LANES) else fused
-    if kind not in IMPLEMENTATIONS:
+        fused = {"tpu": "fused", "gpu": "cudnn"}.get(platform, "plain")
+        return "plain" if dtype != "bfloat16" or (fused == "fused" and length % LANES) else fused
+    if kind not in (*IMPLEMENTATIONS, 'fused'):
         raise InputError(f"model.attention={kind!r} is unknown; choose 'auto', 'plain', 'cudnn' or 'splash'")
     needed = PLATFORMS.get(kind, platform)
     if platform != needed:
         raise InputError(f"model.attention={kind!r} needs a {needed.upper()}, and there are {platform}s; give 'auto'")
     if kind in PLATFORMS and dtype != "bfloat16":
         raise InputError(f"model.attention={kind!r} needs model.dtype='bfloat16', not {dtype!r}; give 'plain' or that")
-    if kind == "splash" and length % LANES:
+    if platform == "tpu" and kind in PLATFORMS and length % LANES:
         raise InputError(f"data.length={length} must be a multiple of {LANES} for model.attention='splash'")
     return kind

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from sedd_jax.devices.sharding import constrain
 from sedd_jax.errors import InputError, check_fields
-from sedd_jax.transformer.attention import IMPLEMENTATIONS, cached
+from sedd_jax.transformer.attention import attend, cached, rotary
 from sedd_jax.transformer.linear import PRODUCT, Linear, bias_init
 from sedd_jax.typing import LogScore, PerSequence, Tokens
 
@@ -63,17 +63,6 @@ def sinusoidal(sigma: PerSequence, features: int = 256, period: float = 10000.0)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 
-def rotary(x: Float[Array, "b l h d"], start: Int[Array, ""] | int = 0) -> Float[Array, "b l h d"]:
-    """Rotary position embedding, base 10000, rotate-half layout: feature i is paired with feature i + d/2. start: the
-    position of x[:, 0]."""
-    length, head_dim = x.shape[1], x.shape[-1]
-    frequency = 10000.0 ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = (start + jnp.arange(length, dtype=jnp.float32))[:, None, None] * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
-
-
 class Cache(NamedTuple):
     """Keys (rotated) and values of the positions that the causal network has read; zero elsewhere."""
 
@@ -115,14 +104,13 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation(linear, condition, 6, batch, dim)
         norm = ModulatedNorm(name="norm1")(shift1, scale1)
         qkv = adapted((3, dim), ("embed", None, "heads"), use_bias=self.qkv_bias, name="qkv")(x, norm)
-        q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, self.num_heads, -1), 2, 0)
         if cache is None:
-            h = IMPLEMENTATIONS[self.attention](rotary(q), rotary(k), v, causal=self.causal)
+            h = attend(self.attention, qkv, self.num_heads, causal=self.causal)
         else:
+            q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, self.num_heads, -1), 2, 0)
             new = Cache(rotary(k, position), v)
             cache = jax.tree.map(lambda known, one: known.at[:, position].set(one[:, 0]), cache, new)
-            h = cached(rotary(q, position), *cache, position)
-        h = h.reshape(batch, length, dim)
+            h = cached(rotary(q, position), *cache, position).reshape(batch, length, dim)
         h = adapted((dim,), ("heads", "embed"), use_bias=False, name="attention_out")(h)
         x = x + gate1[:, None] * drop(h)
 
