@@ -6,6 +6,7 @@ a custom call (a Pallas kernel): attention kernels have a formula here, others c
 
 import math
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +27,9 @@ COLLECTIVES = {
 # Products of L x L x D per head, by the beginning of an attention kernel's name. The backward kernel is the fused one:
 # scores again, and the gradients of weights, values, queries and keys.
 PRODUCTS_OF_KERNEL = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
-# These copy nothing, or stand for the computations that they call.
+# These copy nothing, or stand for the computations that they call; the last three are custom calls.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
+FREE |= {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound"}
 
 
 class Collective(NamedTuple):
@@ -104,23 +106,25 @@ def _group_size(program: Program, instruction: Instruction) -> int:
     return program.num_devices
 
 
-def memory_traffic(program: Program) -> float:
-    """Bytes to and from HBM: operands and results of every instruction outside of fusions. Of an operand that a fusion
-    slices the slice counts, and of a result that it updates in place the update, like XLA's analysis; arrays on the
-    chip do not."""
+def memory_traffic(program: Program) -> np.ndarray:
+    """Bytes to and from HBM, of the data and with the padding of their layouts: operands and results of every
+    instruction outside of fusions. Of an operand that a fusion slices the slice counts, and of a result that it updates
+    in place the update, like XLA's analysis; arrays on the chip do not."""
     everything = (entry for body in program.computations.values() for entry in body.values())
     fused = {name for entry in everything if entry.opcode == "fusion" for name in called(entry)}
-    total = 0.0
+    total = np.zeros(2)
     for name, computation, instruction, times in program.executed():
         # The second half of an asynchronous instruction has the arrays of the first.
         if name in fused or instruction.opcode in FREE or instruction.opcode.endswith("-done"):
+            continue
+        if instruction.attribute("custom_call_target").strip('"') in FREE:
             continue
         operands = [computation[operand].arrays for operand in instruction.operands if operand in computation]
         total += times * (_read(program, instruction, operands) + _written(program, instruction, operands))
     return total
 
 
-def _read(program: Program, instruction: Instruction, operands: list[tuple[Array, ...]]) -> int:
+def _read(program: Program, instruction: Instruction, operands: list[tuple[Array, ...]]) -> np.ndarray:
     if instruction.opcode in ("dynamic-slice", "slice", "gather"):
         return _in_hbm(instruction.arrays)
     if instruction.opcode == "dynamic-update-slice":
@@ -128,56 +132,66 @@ def _read(program: Program, instruction: Instruction, operands: list[tuple[Array
     if instruction.opcode == "fusion":
         inside = program.inside(instruction)
         parameters = (entry for entry in inside.values() if entry.opcode == "parameter")
-        return sum(_used(program, inside, entry) for entry in parameters if _in_hbm(entry.arrays))
-    return sum(map(_in_hbm, operands))
+        used = [_used(program, inside, entry) for entry in parameters if any(a.in_hbm for a in entry.arrays)]
+        return np.sum([np.zeros(2), *used], 0)
+    return np.sum([np.zeros(2), *map(_in_hbm, operands)], 0)
 
 
-def _used(program: Program, inside: Computation, parameter: Instruction) -> int:
-    """Bytes of a parameter that a fusion reads."""
-    size, used = sum(array.bytes for array in parameter.arrays), 0
+def _used(program: Program, inside: Computation, operand: Instruction) -> np.ndarray:
+    """Bytes of a parameter, or of a view of it, that a fusion reads."""
+    size, used = _sizes(operand.arrays), np.zeros(2)
     for user in inside.values():
-        if parameter.name not in user.operands or _passes_on(user) or user.opcode == "tuple":
+        if operand.name not in user.operands or _passes_on(user) or user.opcode == "tuple":
             continue
-        position = user.operands.index(parameter.name)
+        position = user.operands.index(operand.name)
         if user.opcode in ("dynamic-slice", "slice"):
-            used += sum(array.bytes for array in user.arrays)
+            used += _sizes(user.arrays)
+        elif _is_view(user):
+            used += _used(program, inside, user)
         elif user.opcode == "fusion":
             nested = program.inside(user)
             parameters = (entry for entry in nested.values() if entry.opcode == "parameter")
             used += _used(program, nested, next(p for p in parameters if int(p.arguments) == position))
         elif user.opcode != "dynamic-update-slice" or position > 0:
             return size
-    return min(used, size)
+    return np.minimum(used, size)
 
 
-def _written(program: Program, instruction: Instruction, operands: list[tuple[Array, ...]]) -> int:
+def _written(program: Program, instruction: Instruction, operands: list[tuple[Array, ...]]) -> np.ndarray:
     if instruction.opcode == "dynamic-update-slice":
         return _in_hbm(operands[1])
     if instruction.opcode.endswith("-start"):  # Its result has the operands in it.
-        return max(0, _in_hbm(instruction.arrays) - sum(map(_in_hbm, operands)))
+        return np.maximum(0, _in_hbm(instruction.arrays) - np.sum([np.zeros(2), *map(_in_hbm, operands)], 0))
     if instruction.opcode == "fusion":
         inside = program.inside(instruction)
         root = next(entry for entry in inside.values() if entry.root)
         producers = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
         if len(producers) == len(instruction.arrays):
             results = zip(instruction.arrays, producers, strict=True)
-            return sum(_stored(program, inside, producer) for array, producer in results if array.space == 0)
-        return 0 if _passes_on(root) else _in_hbm(instruction.arrays)
+            stored = [_stored(program, inside, producer) for array, producer in results if array.in_hbm]
+            return np.sum([np.zeros(2), *stored], 0)
+        return np.zeros(2) if _passes_on(root) else _in_hbm(instruction.arrays)
     return _in_hbm(instruction.arrays)
 
 
-def _stored(program: Program, inside: Computation, producer: Instruction) -> int:
+def _stored(program: Program, inside: Computation, producer: Instruction) -> np.ndarray:
     """Bytes of a fusion's result that it writes: for a result that is updated in place, the update."""
-    while producer.opcode == "bitcast":
+    while producer.opcode == "bitcast" or _is_view(producer):
         producer = inside[producer.operands[0]]
     if producer.opcode == "parameter" or _passes_on(producer):
-        return 0
+        return np.zeros(2)
     if producer.opcode == "dynamic-update-slice":
-        return inside[producer.operands[1]].arrays[0].bytes
+        return _sizes(inside[producer.operands[1]].arrays)
     if producer.opcode == "fusion" and len(producer.arrays) == 1:
         nested = program.inside(producer)
         return _stored(program, nested, next(entry for entry in nested.values() if entry.root))
-    return sum(array.bytes for array in producer.arrays)
+    return _sizes(producer.arrays)
+
+
+def _is_view(instruction: Instruction) -> bool:
+    """Whether it is a fusion inside of one that only gives an operand another layout in place."""
+    whole = "output_to_operand_aliasing={{}: (0, {})}" in instruction.attributes
+    return instruction.opcode == "fusion" and whole and len(instruction.operands) == 1
 
 
 def _multiply_adds(instruction: Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> int:
@@ -207,8 +221,12 @@ def _flops_of_kernel(computation: Computation, instruction: Instruction) -> floa
     return float(estimate[1]) if estimate else 0.0
 
 
-def _in_hbm(arrays: tuple[Array, ...]) -> int:
-    return sum(array.bytes for array in arrays if array.space == 0)
+def _sizes(arrays: Iterable[Array]) -> np.ndarray:
+    return np.sum([np.zeros(2), *((array.bytes, array.padded_bytes) for array in arrays)], 0)
+
+
+def _in_hbm(arrays: tuple[Array, ...]) -> np.ndarray:
+    return _sizes(array for array in arrays if array.in_hbm)
 
 
 def _passes_on(instruction: Instruction) -> bool:

@@ -7,7 +7,7 @@ operands only: neither shapes nor attributes, such as trip counts.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,16 +17,35 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 
 
 class Array(NamedTuple):
-    """One array of a shape. space: the memory it lives in; 0 is HBM."""
+    """One array of a shape. layout: its axes from the fastest on, the tile of the last ones, and "S(n)" outside of HBM,
+    as in 1,0:T(8,128)(2,1)S(1)."""
 
     dtype: str
     dims: tuple[int, ...]
-    space: int
+    layout: str
 
     @property
     def bytes(self) -> int:
+        return self._bytes(self.dims)
+
+    @property
+    def padded_bytes(self) -> int:
+        """With the padding of the axes that are tiled: 64 features in the lanes take 128."""
+        order, _, tiles = self.layout.partition(":")
+        dims = [self.dims[int(axis)] for axis in order.split(",") if axis] or list(self.dims)
+        tile = re.match(r"T\(([\d,]+)\)", tiles)
+        sizes = [int(size) for size in reversed(tile[1].split(","))] if tile else []
+        for axis, size in enumerate(sizes[: len(dims)]):
+            dims[axis] = -(-dims[axis] // size) * size
+        return self._bytes(dims)
+
+    @property
+    def in_hbm(self) -> bool:
+        return "S(" not in self.layout
+
+    def _bytes(self, dims: Sequence[int]) -> int:
         bits = 8 if self.dtype == "pred" else int((re.findall(r"\d+", self.dtype) or [0])[0])
-        return math.prod(self.dims) * bits // 8
+        return math.prod(dims) * bits // 8
 
 
 @dataclass(frozen=True)
@@ -135,11 +154,8 @@ def _closing(text: str) -> int:
 
 
 def _arrays(shape: str) -> tuple[Array, ...]:
-    arrays = []
-    for dtype, dims, layout in _ARRAY.findall(shape):
-        space = re.search(r"S\((\d+)\)", layout)
-        arrays.append(Array(dtype, tuple(map(int, dims.split(","))) if dims else (), int(space[1]) if space else 0))
-    return tuple(arrays)
+    found = _ARRAY.findall(shape)
+    return tuple(Array(dtype, tuple(map(int, filter(None, dims.split(",")))), layout) for dtype, dims, layout in found)
 
 
 def _instruction(name: str, root: bool, text: str) -> Instruction:
