@@ -161,7 +161,7 @@ def _figures(program: _Program, experiment: Experiment, length: int, chip: Chip)
         math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)
     )
     done, sent = costs.flops(counted), sum(figures["bytes"] for figures in collectives.values())
-    traffic = costs.memory_traffic(counted)
+    traffic, padded = map(float, costs.memory_traffic(counted))
     tokens, calls = program.num * length, sum(loop.calls for loop in loops.values())
     batch, passes = tokens // program.parts, 3 if program.held else 1
     per_token = partial(flops.flops_per_token, experiment.model, length)
@@ -172,7 +172,7 @@ def _figures(program: _Program, experiment: Experiment, length: int, chip: Chip)
     dtypes = DTYPES[: DTYPES.index(experiment.model.dtype) + 1]
     minimum = {dtype: least_traffic(params, experiment, gradient_dtype=dtype, **options) for dtype in dtypes}
     least = sum(minimum[experiment.model.gradient_dtype].values())
-    roof = roofline(chip, flops=done, traffic=traffic, sent=sent, useful=useful / mesh.size, full=full / mesh.size)
+    roof = roofline(chip, flops=done, traffic=padded, sent=sent, useful=useful / mesh.size, full=full / mesh.size)
     return {
         "num": program.num,
         "microbatches": program.parts,
@@ -190,6 +190,7 @@ def _figures(program: _Program, experiment: Experiment, length: int, chip: Chip)
         "unknown_trip_counts": counted.unknown_trip_counts,
         "conditionals": counted.conditionals,
         "memory_traffic": traffic,
+        "memory_traffic_padded": padded,
         "collectives": collectives,
         "collectives_in_chunk_loops": sum(entry.loop not in ("", "events") for entry in found),
         "collective_bytes": sent,
@@ -220,6 +221,8 @@ def describe(result: dict[str, Any], say: Callable[[str], None]) -> None:
             f"  TFLOPs per chip: {figures['program_flops_per_chip'] / 1e12:.3f} in matrix products; by the formula "
             f"{useful:.3f}, with the head at every position {full:.3f}"
         )
+        moved, padded = (figures[f"memory_traffic{kind}"] / 1e9 for kind in ("", "_padded"))
+        say(f"  to and from HBM: {moved:.2f} GB, with the padding of layouts {padded:.2f} GB")
         for kind, entry in figures["collectives"].items():
             say(f"  {kind}: {entry['count']:,.0f} per run, {entry['bytes'] / 1e9:.4f} GB sent per chip")
         sent, least = (figures[f"collective_bytes{kind}"] / 1e9 for kind in ("", "_minimum"))

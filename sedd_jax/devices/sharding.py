@@ -115,6 +115,32 @@ def gathered(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
     return constrain(weight, *(None if name == "embed" else name for name in names))
 
 
+def summed(
+    function: Callable[..., jax.Array], shape: tuple[int, ...], names: tuple[str | None, ...], *arrays: jax.Array
+):
+    """function(*arrays [B, ...]), a sum over sequences, [*shape], that is split like a weight with these logical axes.
+
+    Every device computes it for its own sequences, and they exchange the parts. By itself a TPU's compiler would cut a
+    product of activations into a piece for each device, and read all activations for each.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = {axis for axis in RULES["batch"] if not mesh.empty and axis not in mesh.manual_axes and mesh.shape[axis] > 1}
+    if not axes or len(arrays[0]) % _parts(mesh, RULES["batch"]):
+        return constrain(function(*arrays), *names)
+    split = [axes.intersection(entry or ()) for entry in spec(shape, names, mesh)]
+
+    def local(*arrays: jax.Array) -> jax.Array:
+        total = function(*arrays)
+        for dim, entry in enumerate(split):
+            if entry:
+                total = jax.lax.psum_scatter(total, tuple(entry), scatter_dimension=dim, tiled=True)
+        return jax.lax.psum(total, tuple(axes.difference(*split)))
+
+    made, given = PartitionSpec(*(tuple(entry) or None for entry in split)), PartitionSpec(RULES["batch"])
+    options = {"mesh": mesh, "axis_names": set(RULES["batch"]), "check_vma": False}
+    return constrain(jax.shard_map(local, in_specs=(given,) * len(arrays), out_specs=made, **options)(*arrays), *names)
+
+
 def tree_sharding(abstract: Any, mesh: Mesh) -> Any:
     """Shardings for a tree of abstract arrays, some in Flax's boxes with logical names. The result has the structure of
     the unboxed tree; arrays without names are replicated."""

@@ -134,7 +134,7 @@ def choose(kind: str, *, platform: str, dtype: str, length: int) -> str:
     if kind == "auto":
         fused = {"tpu": "fused", "gpu": "cudnn"}.get(platform, "plain")
         return "plain" if dtype != "bfloat16" or (fused == "fused" and length % LANES) else fused
-    if kind not in (*IMPLEMENTATIONS, 'fused'):
+    if kind not in (*IMPLEMENTATIONS, "fused"):
         raise InputError(f"model.attention={kind!r} is unknown; choose 'auto', 'plain', 'cudnn' or 'splash'")
     needed = PLATFORMS.get(kind, platform)
     if platform != needed:

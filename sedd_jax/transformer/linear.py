@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from sedd_jax.devices.sharding import constrain, gathered
+from sedd_jax.devices.sharding import gathered, summed
 
 # The name by which rematerialisation finds products: its own policies do not see them, since `_product` is custom.
 PRODUCT = "product"
@@ -52,13 +52,14 @@ def _product_backward(axes, _, gradient_dtype, operands: tuple[Array, Array], gr
     rows, columns = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, gradient.ndim))
     whole = gathered(kernel.astype(x.dtype), axes)
     d_x = _dot(gradient, whole, (columns, tuple(range(1, kernel.ndim))), x.dtype)
-    # The compiler sums over devices what comes out of the product, in its dtype.
-    if x.shape[-1] * kernel.shape[0] > kernel.size:
-        d_kernel = jnp.moveaxis(_dot(gradient, x, (rows, rows), gradient_dtype), -1, 0)
-    else:
-        d_kernel = _dot(x, gradient, (rows, rows), gradient_dtype)
-    # The gradient is split like the weight: by itself the compiler would all-reduce and replicate it.
-    return d_x, constrain(d_kernel, *axes).astype(kernel.dtype)
+
+    def d_kernel(x: Array, gradient: Array) -> Array:
+        if x.shape[-1] * kernel.shape[0] > kernel.size:
+            return jnp.moveaxis(_dot(gradient, x, (rows, rows), gradient_dtype), -1, 0)
+        return _dot(x, gradient, (rows, rows), gradient_dtype)
+
+    # Devices sum what comes out of the product, in its dtype.
+    return d_x, summed(d_kernel, kernel.shape, axes, x, gradient).astype(kernel.dtype)
 
 
 _product.defvjp(lambda x, kernel, *options: (_product(x, kernel, *options), (x, kernel)), _product_backward)
