@@ -54,6 +54,7 @@ def get_config(form: str = "") -> ConfigDict:
                 "scale_by_sigma": config_dict.placeholder(bool),
                 "qkv_bias": False,
                 "dtype": "bfloat16",
+                "residual_dtype": "float32",  # of the stream between the blocks
                 # Devices sum gradients of weights in it; 'bfloat16' sends half the bytes.
                 "gradient_dtype": "float32",
                 "attention": "auto",

@@ -28,7 +28,7 @@ NEWER = flatten_dict(
         "objective": "sedd",
         "graph": {"padding": 0},
         "model": {"parametrisation": "score", "time_conditioning": True, "time_input": "sigma", "qkv_bias": False}
-        | {"num_classes": 0, "lora_rank": 0, "lora_alpha": 16.0},
+        | {"num_classes": 0, "lora_rank": 0, "lora_alpha": 16.0, "residual_dtype": "float32"},
         "data": {"prompt_field": None, "label_field": None, "tail": "eot"},
         "optim": {"kind": "adamw", "decayed": "all", "decay": "none", "decay_steps": 0, "floor": 0.0},
     },

@@ -1,5 +1,7 @@
 """Every implementation of attention computes the same, and each is chosen where it can run."""
 
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,25 @@ def test_causal_in_every_implementation():
         assert_same(value_and_gradient(found), expected)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mesh", [False, True])
+def test_fused_is_attention_of_rotated_heads(causal, mesh, monkeypatch):
+    """Values and gradients, over two blocks of queries, on one device and with heads and sequences on several."""
+    monkeypatch.setattr("sedd_jax.transformer.kernel.SCORES", 128 * 256)
+    qkv, weights = (
+        jax.random.normal(jax.random.key(1), (2, 256, 3, 64)),
+        jnp.cos(jnp.arange(256 * 64.0)).reshape(256, 64),
+    )
+
+    def run(attend):
+        return jax.jit(jax.value_and_grad(lambda qkv: jnp.sum(attend(qkv) * weights)))(qkv)
+
+    expected = run(lambda qkv: attention.attend("plain", qkv, 2, causal=causal))
+    context = jax.set_mesh(sharding.make_mesh(data=2, tensor=2, devices=jax.devices()[:4])) if mesh else nullcontext()
+    with context:
+        assert_same(run(lambda qkv: attention.fused(qkv, 2, causal=causal, interpret=True)), expected)
+
+
 def test_cached_is_a_row_of_the_causal_one():
     q, k, v = QKV
     whole = attention.xla(q, k, v, causal=True)
@@ -61,7 +82,8 @@ def test_cached_is_a_row_of_the_causal_one():
 @pytest.mark.parametrize(
     ("kind", "platform", "dtype", "length", "chosen"),
     [
-        ("auto", "tpu", "bfloat16", 1024, "splash"),
+        ("auto", "tpu", "bfloat16", 1024, "fused"),
+        ("auto", "tpu", "bfloat16", 8192, "splash"),
         ("auto", "tpu", "bfloat16", 100, "plain"),
         ("auto", "gpu", "bfloat16", 100, "cudnn"),
         ("auto", "gpu", "float32", 100, "plain"),
@@ -70,7 +92,7 @@ def test_cached_is_a_row_of_the_causal_one():
     ],
 )
 def test_choice(kind, platform, dtype, length, chosen):
-    assert attention.choose(kind, platform=platform, dtype=dtype, length=length) == chosen
+    assert attention.choose(kind, platform=platform, dtype=dtype, length=length, head_dim=64) == chosen
 
 
 @pytest.mark.parametrize(
@@ -81,8 +103,11 @@ def test_choice(kind, platform, dtype, length, chosen):
         ("cudnn", "tpu", "bfloat16", 128, "model.attention='cudnn' needs a GPU"),
         ("cudnn", "gpu", "float32", 128, "needs model.dtype='bfloat16'"),
         ("splash", "tpu", "bfloat16", 100, "data.length=100 must be a multiple of 128"),
+        ("fused", "tpu", "bfloat16", 100, "data.length=100 must be a multiple of 128"),
+        ("fused", "tpu", "bfloat16", 8192, "heads of 64 .* x data.length=8192 must be at most 262144"),
+        ("fused", "gpu", "bfloat16", 128, "model.attention='fused' needs a TPU"),
     ],
 )
 def test_what_cannot_run_is_refused(kind, platform, dtype, length, message):
     with pytest.raises(InputError, match=message):
-        attention.choose(kind, platform=platform, dtype=dtype, length=length)
+        attention.choose(kind, platform=platform, dtype=dtype, length=length, head_dim=64)

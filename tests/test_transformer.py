@@ -11,7 +11,8 @@ from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError
 from sedd_jax.rates import Absorbing
 from sedd_jax.transformer import Transformer
-from sedd_jax.transformer.model import rotary, sinusoidal
+from sedd_jax.transformer.attention import rotary
+from sedd_jax.transformer.model import sinusoidal
 
 TINY = {"num_states": 11, "num_layers": 2, "dim": 32, "num_heads": 4, "cond_dim": 16}
 TOKENS = jax.random.randint(jax.random.key(0), (3, 9), 0, 11)

@@ -127,7 +127,7 @@ def summed(
     axes = {axis for axis in RULES["batch"] if not mesh.empty and axis not in mesh.manual_axes and mesh.shape[axis] > 1}
     if not axes or len(arrays[0]) % _parts(mesh, RULES["batch"]):
         return constrain(function(*arrays), *names)
-    split = [axes.intersection(entry or ()) for entry in spec(shape, names, mesh)]
+    split = [axes.intersection(_split(size, name, mesh) or ()) for size, name in zip(shape, names, strict=True)]
 
     def local(*arrays: jax.Array) -> jax.Array:
         total = function(*arrays)

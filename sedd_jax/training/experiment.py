@@ -192,8 +192,8 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     if model.scale_by_sigma is None:
         model = model.clone(scale_by_sigma=isinstance(graph, rates.Absorbing))
     platform = mesh.devices.flat[0].platform
-    kernel = attention.choose(model.attention, platform=platform, dtype=model.dtype, length=config.data.length)
-    model = model.clone(attention=kernel)
+    sizes = {"length": config.data.length, "head_dim": model.dim // model.num_heads}
+    model = model.clone(attention=attention.choose(model.attention, platform=platform, dtype=model.dtype, **sizes))
     if model.num_heads % mesh.shape["tensor"]:
         raise InputError(f"mesh.tensor={mesh.shape['tensor']} must divide model.num_heads={model.num_heads}")
     optimizer = build(make_optimizer, "optim", config)

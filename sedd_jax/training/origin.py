@@ -25,7 +25,7 @@ from sedd_jax.training.trained import Trained, load_trained, make_converted
 
 # Of a model: what may differ from the source's, since the weights mean the same.
 _FREE = {"num_states", "to_score", "causal", "parent", "name", "dropout", "dtype", "gradient_dtype", "attention"}
-_FREE |= {"remat", "lora_rank", "lora_alpha"}
+_FREE |= {"residual_dtype", "remat", "lora_rank", "lora_alpha"}
 
 
 def resumed(config: ConfigDict, workdir: epath.Path, init: str | None) -> ConfigDict:

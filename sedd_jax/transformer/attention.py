@@ -1,7 +1,7 @@
 """softmax(q k^T / sqrt d) v by whichever implementation suits the device.
 
-Every position attends to every other; with causal=True to itself and those before.
-Shapes: q, k, v and the result are [B, L, H, D], of one dtype; the softmax is taken in float32.
+Every position attends to every other; with causal=True to itself and those before. The softmax is taken in float32.
+Shapes, but for `fused`: q, k, v and the result are [B, L, H, D], of one dtype.
 """
 
 import jax
@@ -13,6 +13,7 @@ from sedd_jax.errors import InputError
 from sedd_jax.transformer.linear import precision
 
 Heads = Float[Array, "b l h d"]
+Projections = Float[Array, "b l 3 e"]  # q, k and v of all heads, one behind the other
 
 
 def angles(length: int, head_dim: int, start: Int[Array, ""] | int = 0) -> Float[Array, "l c"]:
@@ -95,13 +96,13 @@ def cached(q: Float[Array, "b 1 h d"], k: Heads, v: Heads, position: Int[Array, 
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v, precision=precision(v.dtype))
 
 
-def fused(qkv: Float[Array, "b l 3 e"], num_heads: int, *, causal: bool = False, interpret: bool = False) -> Array:
-    """Rotary positions and attention by our own kernels for TPUs (`kernel`), in the layout of the products beside them:
-    [B, L, heads x D]. L must be a multiple of 128, and at most 2048. interpret: as for `splash`."""
-    from sedd_jax.transformer import kernel
+def fused(qkv: Projections, num_heads: int, *, causal: bool = False, interpret: bool = False) -> Float[Array, "b l e"]:
+    """Rotary positions and attention by our own kernels for TPUs (`kernel`), in the layout of the products beside them.
+    L must be a multiple of 128. interpret: as for `splash`."""
+    from sedd_jax.transformer import kernel  # as above
 
     batch, length, _, width = qkv.shape
-    heads = jnp.moveaxis(qkv, 1, 3).reshape(batch, 3, num_heads, -1, length)
+    heads = jnp.moveaxis(qkv, 1, 3).reshape(batch, 3, num_heads, width // num_heads, length)
 
     def local(heads):
         angle = angles(length, width // num_heads).T
@@ -109,38 +110,44 @@ def fused(qkv: Float[Array, "b l 3 e"], num_heads: int, *, causal: bool = False,
 
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        names = "batch", "heads", None, None
-        inside, outside = spec(heads.shape, (names[0], None, *names[1:]), mesh), spec(heads[:, 0].shape, names, mesh)
-        local = jax.shard_map(local, mesh=mesh, in_specs=(inside,), out_specs=outside, check_vma=False)
-    out = local(heads)
-    return jnp.swapaxes(out.reshape(batch, width, length), 1, 2)
+        given = spec(heads.shape, ("batch", None, "heads", None, None), mesh)
+        made = spec(heads[:, 0].shape, ("batch", "heads", None, None), mesh)
+        local = jax.shard_map(local, mesh=mesh, in_specs=given, out_specs=made, check_vma=False)
+    return jnp.swapaxes(local(heads).reshape(batch, width, length), 1, 2)
 
 
 IMPLEMENTATIONS = {"plain": xla, "cudnn": cudnn, "splash": splash}
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu", "fused": "tpu"}
+MOST_OF_A_HEAD = 128 * 2048  # numbers of q, as many of k and v, for `fused`
 
 
-def attend(kind: str, qkv: Float[Array, "b l 3 e"], num_heads: int, *, causal: bool) -> Float[Array, "b l e"]:
-    """Attention with rotary positions by the implementation `kind`, from q, k and v of all heads."""
+def attend(kind: str, qkv: Projections, num_heads: int, *, causal: bool) -> Float[Array, "b l e"]:
+    """Attention with rotary positions by the implementation `kind`."""
     if kind == "fused":
         return fused(qkv, num_heads, causal=causal)
     q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:3], num_heads, -1), 2, 0)
-    return IMPLEMENTATIONS[kind](rotary(q), rotary(k), v, causal=causal).reshape(qkv.shape[0], qkv.shape[1], -1)
+    h = IMPLEMENTATIONS[kind](rotary(q), rotary(k), v, causal=causal)
+    return h.reshape(*h.shape[:2], -1)
 
 
-def choose(kind: str, *, platform: str, dtype: str, length: int) -> str:
+def choose(kind: str, *, platform: str, dtype: str, length: int, head_dim: int) -> str:
     """The implementation for model.attention=kind: 'auto' takes the device's own kernel where possible. platform: of
     the devices, 'cpu', 'gpu' or 'tpu'. Raises InputError for a kind that is unknown or not for them."""
+    whole = length % LANES == 0
+    on_chip = whole and head_dim % 32 == 0 and length * head_dim <= MOST_OF_A_HEAD
     if kind == "auto":
-        fused = {"tpu": "fused", "gpu": "cudnn"}.get(platform, "plain")
-        return "plain" if dtype != "bfloat16" or (fused == "fused" and length % LANES) else fused
-    if kind not in (*IMPLEMENTATIONS, "fused"):
-        raise InputError(f"model.attention={kind!r} is unknown; choose 'auto', 'plain', 'cudnn' or 'splash'")
+        kernels = {"tpu": "fused" if on_chip else "splash" if whole else "plain", "gpu": "cudnn"}
+        return kernels.get(platform, "plain") if dtype == "bfloat16" else "plain"
+    if kind not in IMPLEMENTATIONS | PLATFORMS:
+        raise InputError(f"model.attention={kind!r} is unknown; choose 'auto', 'plain', 'cudnn', 'splash' or 'fused'")
     needed = PLATFORMS.get(kind, platform)
     if platform != needed:
         raise InputError(f"model.attention={kind!r} needs a {needed.upper()}, and there are {platform}s; give 'auto'")
     if kind in PLATFORMS and dtype != "bfloat16":
         raise InputError(f"model.attention={kind!r} needs model.dtype='bfloat16', not {dtype!r}; give 'plain' or that")
-    if platform == "tpu" and kind in PLATFORMS and length % LANES:
-        raise InputError(f"data.length={length} must be a multiple of {LANES} for model.attention='splash'")
+    if kind in ("splash", "fused") and not whole:
+        raise InputError(f"data.length={length} must be a multiple of {LANES} for model.attention={kind!r}")
+    if kind == "fused" and not on_chip:
+        what = f"heads of {head_dim} (a multiple of 32) x data.length={length} must be at most {MOST_OF_A_HEAD}"
+        raise InputError(f"model.attention='fused': {what}, which fit on a chip; give 'splash'")
     return kind

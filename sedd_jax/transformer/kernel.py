@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 QKV = Float[Array, "b 3 h d l"]
@@ -122,8 +123,6 @@ def _attention_forward(qkv, cos, sin, causal, interpret):
 
 
 def _attention_backward(causal, interpret, kept, d_out):
-    from jax.experimental.pallas import tpu as pltpu
-
     qkv = kept[0]
     scratch = (pltpu.VMEM(qkv.shape[-2:], jnp.float32),) * 2
     outputs = (jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),)

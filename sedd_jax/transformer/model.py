@@ -112,12 +112,12 @@ class Block(nn.Module):
             cache = jax.tree.map(lambda known, one: known.at[:, position].set(one[:, 0]), cache, new)
             h = cached(rotary(q, position), *cache, position).reshape(batch, length, dim)
         h = adapted((dim,), ("heads", "embed"), use_bias=False, name="attention_out")(h)
-        x = x + gate1[:, None] * drop(h)
+        x = (x + gate1[:, None] * drop(h)).astype(x.dtype)
 
         norm = ModulatedNorm(name="norm2")(shift2, scale2)
         h = adapted((self.mlp_ratio * dim,), ("embed", "mlp"), name="mlp_in")(x, norm)
         h = adapted((dim,), ("mlp", "embed"), name="mlp_out")(h, gelu)
-        x = x + gate2[:, None] * drop(h)
+        x = (x + gate2[:, None] * drop(h)).astype(x.dtype)
         return constrain(x, "batch", None, None), cache
 
 
@@ -148,10 +148,11 @@ class Transformer(nn.Module):
     lora_rank, lora_alpha: of adapters beside the products of the blocks, scaled by alpha / rank; 0 for none. Training
         then leaves all else as it is: see `state.split`.
     qkv_bias: whether q, k and v have a bias. Networks have one whose modulation was folded in, see `interop`.
-    dtype: of the matrix products and activations ('float32' or 'bfloat16'); parameters, the residual stream, norms
-        and the log-score are always float32.
+    dtype: of the matrix products and activations ('float32' or 'bfloat16'); parameters, norms and the log-score are
+        always float32.
+    residual_dtype: of the stream between the blocks, 'float32', or 'bfloat16' as dtype is, to move fewer bytes.
     gradient_dtype: in which devices sum the gradients of weights, 'float32', or 'bfloat16' as dtype is.
-    attention: a name in `attention.IMPLEMENTATIONS`; a config may also say 'auto', see `attention.choose`.
+    attention: an implementation of `attention.attend`; a config may also say 'auto', see `attention.choose`.
     remat: what the backward pass recomputes: 'none', all but the inputs of 'blocks', or all but products ('dots').
     Dropout needs train=True and rngs={'dropout': key}, and numbers of the sequences if the batch is a part of one.
     """
@@ -174,6 +175,7 @@ class Transformer(nn.Module):
     lora_alpha: float = 16.0
     qkv_bias: bool = False
     dtype: str = "float32"
+    residual_dtype: str = "float32"
     gradient_dtype: str = "float32"
     attention: str = "plain"
     remat: str = "none"
@@ -183,7 +185,8 @@ class Transformer(nn.Module):
         allowed = dict.fromkeys(("num_layers", "dim", "num_heads", "cond_dim", "mlp_ratio"), "[1, 2^31)")
         allowed |= {"dropout": "[0, 1)", "lora_rank": f"[0, {self.dim}]", "lora_alpha": "[-1e6, 1e6]"}
         allowed |= {"dtype": DTYPES, "remat": REMAT, "parametrisation": PARAMETRISATIONS, "time_input": ("sigma", "t")}
-        allowed |= {"num_classes": "[0, 2^31)", "gradient_dtype": DTYPES[: 1 + (self.dtype != "float32")]}
+        allowed |= {"num_classes": "[0, 2^31)"}
+        allowed |= dict.fromkeys(("residual_dtype", "gradient_dtype"), DTYPES[: 1 + (self.dtype != "float32")])
         check_fields("model", vars(self), **allowed)
         if self.causal and self.num_classes:
             raise InputError(f"model.num_classes={self.num_classes} must be 0 with objective='ar'")
@@ -246,7 +249,7 @@ class Transformer(nn.Module):
         # Each device looks up its columns for all sequences of its fsdp group, which then exchange them: these rows are
         # fewer than the table's, and the table's gradient stays split as the table is.
         x = constrain(embedding[constrain(tokens, "replica", None)], "replica", None, "embed")
-        x = constrain(x, "batch", None, None)
+        x = constrain(x, "batch", None, None).astype(self.residual_dtype)
         if cache is not None:
             x = jnp.where(position == 0, 0, x)
         elif self.causal:
