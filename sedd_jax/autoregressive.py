@@ -57,11 +57,9 @@ def simulate(
     key: PRNGKey, step_fn: StepFn, cache: Any, clamp: Clamp, *, truncation: Truncation, first_index: Count = 0
 ) -> Sample:
     """Text from left to right, one network call per position, which is a step.
-
     cache: the initial cache of step_fn. clamp: given positions; those that are not a prefix do not influence the tokens
         before them. truncation: of each distribution; without it the tokens are exact samples of the model.
-    first_index: index of the first sequence; a sequence's draws depend only on the key and its index.
-    """
+    first_index: index of the first sequence; a sequence's draws depend only on the key and its index."""
     given, values = clamp
 
     def step(carry, inputs):

@@ -42,9 +42,7 @@ for option in OPTIONS:
 
 def programs(trained: Trained, options: SamplingOptions, platforms: Sequence[str]) -> dict[str, bytes]:
     """(weights, tokens [B, L], seed, steps, temperature, first sequence) -> (tokens, `Sample.failed`), serialised.
-
-    tokens: -1 where to draw. 'program' is the one of `sample` at temperature 1, whatever its argument.
-    """
+    tokens: -1 where to draw. 'program' is the one of `sample` at temperature 1, whatever its argument."""
     # On one device, with the attention that every platform has.
     trained.config.mesh, trained.config.model.attention = ConfigDict(), "plain"
     experiment = make_experiment(trained.config, trained.tokenizer.vocab_size, jax.local_devices()[:1])

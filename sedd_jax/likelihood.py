@@ -50,9 +50,7 @@ class Exact(NamedTuple):
 
 class Weighted(NamedTuple):
     """Estimates of -log p(x0) from `orders`, one entry per sequence, in nats per sequence.
-
-    total: -log of the mean probability over the orders. mean: the mean of -log, which is above it.
-    """
+    total: -log of the mean probability over the orders. mean: the mean of -log, which is above it."""
 
     total: PerSequence
     mean: PerSequence
@@ -76,9 +74,8 @@ def bound(
     given: Mask | None = None,
     never: Mask | None = None,
 ) -> Bound:
-    """Estimates the bound of each sequence from num_times draws, with one network call per draw.
-
-    Log-scores exist only for some noised positions at a time (`sum_over_positions`).
+    """Estimates the bound of each sequence from num_times draws, with one network call per draw. Log-scores exist only
+    for some noised positions at a time (`sum_over_positions`).
     first_index: index of the first sequence in its data set. The noise of a sequence depends only on the key and its
         index, so batches of any size on any mesh give the same estimates up to rounding.
     estimator: 'time' draws noise levels, stratified in time; 'count', for the absorbing graph, how many positions are
@@ -86,8 +83,7 @@ def bound(
         figure of SEDD's code, which is no bound: the diffusion part alone, as a mean over t in [0.001, 1].
     given, never: [B, L], for the absorbing graph: bounds -log p(the other positions | those given), with those of
         `never` unknown.
-    Raises InputError for an estimator or a condition that the graph does not have.
-    """
+    Raises InputError for an estimator or a condition that the graph does not have."""
     absorbing, conditional = isinstance(graph, Absorbing), given is not None or never is not None
     if estimator not in ESTIMATORS[:-1]:
         raise InputError(f"estimator={estimator!r} is unknown; choose one of {', '.join(ESTIMATORS[:-1])}")
@@ -116,20 +112,11 @@ def _levels(keys: Keys, index: Any, targets: Mask) -> tuple[Float[Array, "b l"],
 
 
 def _by_count(
-    keys: Keys,
-    network: Network,
-    graph: Absorbing,
-    noise: Noise,
-    tokens: Tokens,
-    num: int,
-    targets: Mask,
-    hidden: Mask,
+    keys: Keys, network: Network, graph: Absorbing, noise: Noise, tokens: Tokens, num: int, targets: Mask, hidden: Mask
 ) -> Bound:
     """With n targets: the mean over k = 1..n of (n / k) E[ sum over the k masked ones of (e^sigma - 1) score_entropy ].
-
     docs/mathematics.md, section 6. Positions turn to MASK at uniform levels; the first k of them, and the level of the
-    k-th, have just the law of k masked positions and their noise.
-    """
+    k-th, have just the law of k masked positions and their noise."""
     count = targets.sum(-1)
     shares = jax.vmap(lambda k: stratified_times(jax.random.fold_in(k, 0), num))(keys)
 
@@ -163,11 +150,9 @@ def orders(
     never: Mask | None = None,
 ) -> Weighted:
     """The likelihood of unmasking one token at a time, from num_orders random orders: num_orders * L network calls.
-
-    That is what first-hitting samples from with as many calls as tokens: p(x) = E over orders of the product of
-    p(token | tokens before it). `total` is above -log p(x) on average, and falls with num_orders (Burda et al., arXiv
-    1509.00519). Arguments as for `bound`.
-    """
+    That is what first-hitting samples from with as many calls as tokens: p(x) = E over orders of the product of p(token
+    | tokens before it). `total` is above -log p(x) on average, and falls with num_orders (Burda et al., arXiv
+    1509.00519). Arguments as for `bound`."""
     check_orders(graph)
     network, keys = as_network(score_fn), _keys(key, tokens, first_index)
     targets, hidden = roles(tokens, given, never)
@@ -254,11 +239,9 @@ def _mean_and_variance(draw: Callable, num: int) -> tuple[PerSequence, PerSequen
 
 
 def standard_errors(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Of the mean of values of neighbouring chunks: as if they were independent, and by batch means.
-
-    Chunks of one document resemble each other. The means of blocks of b neighbours do less, the more b grows: b doubles
-    from 1 while at least 20 blocks are left, and the largest error counts (NaN for a single value).
-    """
+    """Of the mean of values of neighbouring chunks: as if they were independent, and by batch means. Chunks of one
+    document resemble each other. The means of blocks of b neighbours do less, the more b grows: b doubles from 1 while
+    at least 20 blocks are left, and the largest error counts (NaN for a single value)."""
     if len(values) < 2:
         return float("nan"), float("nan")
     errors, size = [], 1
@@ -270,13 +253,11 @@ def standard_errors(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
 
 
 def summarise(bounds: Estimate, length: float | int, tokens_per_byte: float | None) -> dict[str, float]:
-    """The figures that papers quote, each with its standard error by `standard_errors` (NaN for a single sequence).
-
-    Two more errors of nats per token: `_plain`, as if sequences were independent; `monte_carlo`, of the draws alone.
+    """The figures that papers quote, each with its standard error by `standard_errors` (NaN for a single sequence). Two
+    more errors of nats per token: `_plain`, as if sequences were independent; `monte_carlo`, of the draws alone.
     length: tokens asked for in a sequence, on average. tokens_per_byte: of the text that the sequences were cut from;
         None where the raw length is not known.
-    Raises TrainingError if they are not finite.
-    """
+    Raises TrainingError if they are not finite."""
     nats = np.asarray(require_finite(bounds.total, f"nats of {len(bounds.total)} sequences"), np.float64) / length
     mean, (plain, stderr) = nats.mean(), standard_errors(nats)
     perplexity = np.exp(mean)

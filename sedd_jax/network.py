@@ -23,8 +23,7 @@ class Network(NamedTuple):
     head: the parameters of `log_score`.
     timeless: the features do not depend on sigma.
     on_shards: turns function(head, *arrays [B, ...]) -> arrays [B, ...] into one that every device runs on its own
-        sequences with the complete head; see `sharding.on_shards`.
-    """
+        sequences with the complete head; see `sharding.on_shards`."""
 
     features: Callable[..., Float[Array, "b l d"]]
     log_score: Callable[..., Float[Array, "r 1 n"]]

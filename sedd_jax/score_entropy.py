@@ -124,13 +124,11 @@ def loss_and_grads(
     *,
     rows: int,
 ) -> tuple[Scalar, tuple[Any, Float[Array, "b l d"]]]:
-    """The sum over sequences of the weighted loss and its gradients by params and features, without [B, L, N].
-
-    For score entropy the loss is `denoising_loss`. It is a sum over positions with known weights, so each chunk's
-    gradient is taken in the same pass: nothing is stored and nothing is computed twice.
+    """The sum over sequences of the weighted loss and its gradients by params and features, without [B, L, N]. For
+    score entropy the loss is `denoising_loss`. It is a sum over positions with known weights, so each chunk's gradient
+    is taken in the same pass: nothing is stored and nothing is computed twice.
     head: (params, features [R, 1, D], tokens [R, 1], sigma [R]) -> [R, 1, N], the last layer of the network.
-    rows: positions per chunk, R. Only targets where `objective.contributes` are computed, however many they are.
-    """
+    rows: positions per chunk, R. Only targets where `objective.contributes` are computed, however many they are."""
     length = features.shape[1]
 
     def chunk_loss(params, features, x, x0, sigma, weight):

@@ -24,10 +24,8 @@ Clamp = tuple[Mask, Tokens]
 
 class Batch(NamedTuple):
     """Sequences to learn or to measure, arrays of the host or of devices; None for what none of them has.
-
     given, never [B, L]: positions that are known, and those that stay unknown; only the others are asked for.
-    labels [B]: their classes.
-    """
+    labels [B]: their classes."""
 
     tokens: Any
     given: Any = None

@@ -62,9 +62,7 @@ def load_judge(
 ) -> Judge:
     """A GGUF file, a GPT-2 by its folder or hub id, or the AR baseline of a workdir. Raises InputError for anything
     else, a model without an exact likelihood, or a vocabulary that does not fit the model. flag: that gave the name.
-
-    mesh: as in `load_trained`; by default models of others are split over all devices by `fsdp`.
-    """
+    mesh: as in `load_trained`; by default models of others are split over all devices by `fsdp`."""
     if (epath.Path(name) / "checkpoints").exists():
         trained = load_trained(epath.Path(name), log=say, mesh=mesh)
         if not trained.experiment.model.causal:

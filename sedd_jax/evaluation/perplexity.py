@@ -25,10 +25,8 @@ from sedd_jax.typing import Batch, TokenRows, as_batch
 
 def bounds(trained: Trained, sequences: TokenRows | Batch, options: EvalOptions, *, seed: int, name: str) -> Estimate:
     """One entry per sequence, which depends on the seed and the sequence's number, and not on the batch size.
-
     options: its batch size is that of each call, even of a single sequence: one shape for all calls.
-    name: of these sequences; several processes need a new one for each call.
-    """
+    name: of these sequences; several processes need a new one for each call."""
     experiment = trained.experiment
     bound = processes.compile_together(f"bound of {name}", experiment.bound_fn(options.num_times, options.estimator))
     key = jax.random.key(seed)

@@ -52,10 +52,8 @@ def ratio(values: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> tup
 
 def perplexity(nats: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> dict[str, float]:
     """Generative perplexity: exp of nats per token over all samples, from the nats and the number of tokens of each.
-
-    The standard errors are over samples: of a ratio of two means, to first order. NaN for a single sample.
-    Raises TrainingError for nats that are not finite.
-    """
+    The standard errors are over samples: of a ratio of two means, to first order. NaN for a single sample. Raises
+    TrainingError for nats that are not finite."""
     rate, error = ratio(np.asarray(require_finite(nats, f"nats of {len(nats)} samples"), np.float64), counts)
     return {
         "generative_perplexity": float(np.exp(rate)),

@@ -33,7 +33,6 @@ class Generated(NamedTuple):
 @dataclass(frozen=True)
 class Generator:
     """Samples windows, one sample for each, batch_size at a time; the samples do not depend on it.
-
     constraint: rules of the windows; equal windows of a batch are a population then, and samples do depend on it."""
 
     trained: Trained

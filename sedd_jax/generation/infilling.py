@@ -29,9 +29,7 @@ class Posterior(NamedTuple):
 
 def alternatives(template: str, window: Window, tokenizer: Tokenizer, language: Language | None) -> list[Window]:
     """A window for each choice of lengths of the holes that can keep their rules; `window` itself where all is said.
-
-    Raises InputError if there is none, or more than MOST_ALTERNATIVES.
-    """
+    Raises InputError if there is none, or more than MOST_ALTERNATIVES."""
     ranges = [range(least, most + 1) for least, most in window.ranges]
     if (count := np.prod([len(sizes) for sizes in ranges], dtype=float)) > MOST_ALTERNATIVES:
         raise InputError(f"the template {template[:60]!r} has {count:.0f} lengths; {MOST_ALTERNATIVES} are the most")
@@ -46,11 +44,9 @@ def alternatives(template: str, window: Window, tokenizer: Tokenizer, language: 
 
 
 def length_posterior(trained: Trained, windows: Sequence[Window], *, draws: int, seed: int = 0) -> Posterior:
-    """How likely each of the windows [n], equally likely beforehand, is by its given tokens, with its error.
-
-    The evidence is the bound of the given tokens, holes and what is behind them unknown, from `draws` network calls.
-    Raises InputError for a graph without such a bound.
-    """
+    """How likely each of the windows [n], equally likely beforehand, is by its given tokens, with its error. The
+    evidence is the bound of the given tokens, holes and what is behind them unknown, from `draws` network calls. Raises
+    InputError for a graph without such a bound."""
     tokens, key = np.stack([window.tokens for window in windows]), jax.random.key(seed)
     bound = trained.experiment.bound_fn(draws)
     batch = Batch(np.maximum(tokens, 0), never=tokens == FREE)
@@ -59,10 +55,8 @@ def length_posterior(trained: Trained, windows: Sequence[Window], *, draws: int,
 
 
 def posterior(found: Bound) -> Posterior:
-    """Of alternatives that are equally likely beforehand, by the bound of what is known under each of them.
-
-    The error is that of the draws, to first order.
-    """
+    """Of alternatives that are equally likely beforehand, by the bound of what is known under each of them. The error
+    is that of the draws, to first order."""
     total, variance = np.asarray(found.total, np.float64), np.square(np.asarray(found.stderr, np.float64))
     probs = np.exp(total.min() - total)
     probs /= probs.sum()

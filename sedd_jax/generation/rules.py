@@ -79,10 +79,8 @@ class Language:
 
 
 def language(rules: Iterable[str], tokenizer: Tokenizer, vocab_size: int) -> Language:
-    """Of rules as in templates. vocab_size: tokens of the model, which may have more than the tokenizer.
-
-    Raises InputError for a rule that is none, and a tokenizer whose tokens have no bytes of their own.
-    """
+    """Of rules as in templates. vocab_size: tokens of the model, which may have more than the tokenizer. Raises
+    InputError for a rule that is none, and a tokenizer whose tokens have no bytes of their own."""
     if (pieces := tokenizer.pieces) is None:
         raise InputError(f"a rule needs a tokenizer whose tokens spell their bytes; {tokenizer.KIND!r} changes texts")
     starts, table, ends = dict[str, int](), np.empty((0, 256), np.int16), np.empty(0, bool)
@@ -197,9 +195,7 @@ def _byte_automaton(rule: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _bytes_after(seen: bytes | int, alphabet: Any, named: set[bytes]) -> Iterable[tuple[int, bytes | int, Any]]:
     """(byte, what has been read with it, key of the character that it completes or None) for each byte that may follow.
-
-    seen: bytes of a character; how many more belong to it where the expression names none that begins with them.
-    """
+    seen: bytes of a character; how many more belong to it where the expression names none that begins with them."""
     for byte in range(256):
         if isinstance(seen, int):
             if 0x80 <= byte < 0xC0:

@@ -46,27 +46,18 @@ class Window:
 
 @functools.lru_cache(maxsize=8)
 def tokens_per_word(tokenizer: Tokenizer) -> float:
-    """Tokens per English word without punctuation, with the space before it, in the embedded corpus.
-
-    In lower-case letters only, which every tokenizer knows.
-    """
+    """Tokens per English word without punctuation, with the space before it, in the embedded corpus. In lower-case
+    letters only, which every tokenizer knows."""
     text = " ".join(corpora.documents(corpora.EMBEDDED)).lower()
     words = [match[0] for match, _ in zip(re.finditer("[a-z]+", text), range(ESTIMATE_WORDS), strict=False)]
     return len(tokenizer.encode(" " + " ".join(words))) / len(words)
 
 
 def parse_template(
-    template: str,
-    tokenizer: Tokenizer,
-    *,
-    length: int,
-    flag: str = "--template",
-    sizes: Sequence[int] | None = None,
+    template: str, tokenizer: Tokenizer, *, length: int, flag: str = "--template", sizes: Sequence[int] | None = None
 ) -> Window:
-    """The window [length] of a template. sizes: tokens of each hole, by default the most that it may have.
-
-    Raises InputError, naming flag, for a malformed hole or too much text.
-    """
+    """The window [length] of a template. sizes: tokens of each hole, by default the most that it may have. Raises
+    InputError, naming flag, for a malformed hole or too much text."""
     pieces, holes, starts, rules, ranges, text, end = [], [], [], [], [], "", 0
     for match in MARK.finditer(template):
         text += _plain(template[end : match.start()], flag) + (match[1] or "")
@@ -103,10 +94,8 @@ def parse_windows(
     templates: str | None = None,
     text_field: str = "text",
 ) -> list[tuple[str | None, Window]]:
-    """(template, window [length]) for the flags of the same names; (None, a window) without a template.
-
-    Raises InputError for flags that exclude one another, for too much text, and as `read_templates` does.
-    """
+    """(template, window [length]) for the flags of the same names; (None, a window) without a template. Raises
+    InputError for flags that exclude one another, for too much text, and as `read_templates` does."""
     given = {"--templates": templates, "--template": template, "--prefix": prefix, "--suffix": suffix}
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1 and names != ["--prefix", "--suffix"]:
@@ -123,9 +112,7 @@ def parse_windows(
 
 def read_templates(path: str, text_field: str) -> list[str]:
     """The templates of a file: one per line, or the field of each record of a .jsonl file, which may hold newlines.
-
-    Raises InputError, naming the file, if it cannot be read or holds none.
-    """
+    Raises InputError, naming the file, if it cannot be read or holds none."""
     if not os.path.isfile(path):
         raise InputError(f"--templates={path} is no file; give one with a template per line")
     records = {".jsonl", ".ndjson", ".parquet"}.intersection(pathlib.PurePath(path).suffixes)

@@ -55,7 +55,6 @@ def make_process(
     constraint: Constraint | None = None,
 ) -> Process:
     """The reverse process of `shape` = (B, L) tokens.
-
     steps: from t = 1 to END_TIME; the denoising follows, with one more call. With `methods.CALLS`, the largest number
         of network calls: the positions to fill are divided evenly among them, and with as many calls as positions each
         is drawn by itself; 'entropy' may be done earlier. May be traced: another number does not compile another
@@ -66,8 +65,7 @@ def make_process(
     constraint: rules for the text of holes, for 'first_hitting': the samples all keep them, and have weights, by which
         they follow the law of the sampler given the rules. Those of equal windows in a batch are one population, which
         is resampled when few weights outweigh the others.
-    Raises InputError as `Sampler.check` does.
-    """
+    Raises InputError as `Sampler.check` does."""
     sampler.check(graph, steps if isinstance(steps, int) else 1, constrained=constraint is not None)
     given = (jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32)) if clamp is None else clamp
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(shape[0]))

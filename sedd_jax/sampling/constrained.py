@@ -36,12 +36,10 @@ class Groups(NamedTuple):
 
 
 class Automaton(NamedTuple):
-    """A deterministic automaton over tokens [V], in which tokens with the same moves from all states are one class.
-
-    A move leads from the state `source` with a class `label` to the state `target`, all [moves]; what no move allows is
+    """A deterministic automaton over tokens [V], in which tokens with the same moves from all states are one class. A
+    move leads from the state `source` with a class `label` to the state `target`, all [moves]; what no move allows is
     forbidden. classes: of tokens. class_of [V]: the class of each token, -1 without any move. by_source: the moves of
-    each state. accepting [states]: where a hole may end. Classes and moves are few, so nothing is [states, V].
-    """
+    each state. accepting [states]: where a hole may end. Classes and moves are few, so nothing is [states, V]."""
 
     classes: Groups
     class_of: Any
@@ -54,11 +52,9 @@ class Automaton(NamedTuple):
 
 class Rules(NamedTuple):
     """Which positions of each sequence the automaton reads.
-
     places [B, H]: in ascending order, L for none. starts [B, H]: the state of a hole that begins there, or -1. ends
     [B, H]: whether one ends there. group [B]: an ascending number of the window; equal windows are neighbours, and one
-    population. number [B]: of the sequence; a repeated one only fills a batch up.
-    """
+    population. number [B]: of the sequence; a repeated one only fills a batch up."""
 
     places: Any
     starts: Any
@@ -177,10 +173,8 @@ def probability(
     log_weight: Float[np.ndarray, " n"], origin: Int[np.ndarray, " n"]
 ) -> tuple[float, float, Float[np.ndarray, " n"]]:
     """The probability of the constraint, its standard error (NaN for a single sample), and weights that sum to 1.
-
     Samples of one origin are not independent: the error is by the spread of their sums (Chan and Lai, Annals of
-    Statistics 41, 2013).
-    """
+    Statistics 41, 2013)."""
     log_weight, count = np.asarray(log_weight, np.float64), len(log_weight)
     weight = np.exp(log_weight - log_weight.max())
     mean, weight = np.exp(log_weight.max()) * weight.mean(), weight / weight.sum()

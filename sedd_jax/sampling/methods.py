@@ -33,13 +33,11 @@ THETA = 0.5
 
 
 def trapezoidal(process: Process, state: State, number: Count, t: Scalar, t_next: Scalar) -> State:
-    """The theta-trapezoidal method (Ren et al., arXiv 2502.00234, algorithm 2), two network calls.
-
-    To the middle with the hazards of t, and on from there with the extrapolation a1 hazard(middle) - a2 hazard(t),
-    a1 = 1 / (2 theta (1 - theta)), a2 = a1 - 1, cut off at 0. It is of second order where it is positive; the cut
-    leaves a small first-order error. Hazards are per unit of the graph's clock. A position moves with probability
-    1 - e^(-hazard), which is exact for a constant hazard.
-    """
+    """The theta-trapezoidal method (Ren et al., arXiv 2502.00234, algorithm 2), two network calls. To the middle with
+    the hazards of t, and on from there with the extrapolation a1 hazard(middle) - a2 hazard(t), a1 = 1 / (2 theta (1 -
+    theta)), a2 = a1 - 1, cut off at 0. It is of second order where it is positive; the cut leaves a small first-order
+    error. Hazards are per unit of the graph's clock. A position moves with probability 1 - e^(-hazard), which is exact
+    for a constant hazard."""
     graph = process.graph
     start, end = graph.clock(process.noise.total(t)), graph.clock(process.noise.total(t_next))
     first_part, second_part = THETA * (start - end), (1 - THETA) * (start - end)
@@ -62,11 +60,9 @@ STEPS: dict[str, Step] = {"analytic": analytic, "euler": euler, "trapezoidal": t
 
 
 def correct(process: Process, state: State, number: Count, index: int, t: Scalar, dsigma: Scalar) -> State:
-    """Corrector step `index` at time t: forward by dsigma and back by the analytic step, one network call.
-
-    With the true scores it leaves p_t invariant, so it moves samples with errors back towards p_t. With the absorbing
-    graph it masks tokens again and fills them in anew, as ReMDM (arXiv 2503.00307) does.
-    """
+    """Corrector step `index` at time t: forward by dsigma and back by the analytic step, one network call. With the
+    true scores it leaves p_t invariant, so it moves samples with errors back towards p_t. With the absorbing graph it
+    masks tokens again and fills them in anew, as ReMDM (arXiv 2503.00307) does."""
     keys = process.event_keys(number, 2 + 2 * index)
     moved = jax.vmap(lambda key, x: process.graph.sample_transition(key, x, dsigma))(keys, state.x)
     state = state._replace(x=jnp.where(process.given[0], state.x, moved))
@@ -101,12 +97,10 @@ def hitting_counts(process: Process) -> tuple[Int[Array, " b"], Int[Array, ""]]:
 
 @jax.named_scope("first_hitting")
 def first_hitting(process: Process, state: State, number: Count) -> State:
-    """Call `number` of the first-hitting sampler (Zheng et al., arXiv 2409.02908), for the absorbing graph.
-
-    For normalised scores, the time when a position leaves MASK does not depend on its token. So all times are drawn
+    """Call `number` of the first-hitting sampler (Zheng et al., arXiv 2409.02908), for the absorbing graph. For
+    normalised scores, the time when a position leaves MASK does not depend on its token. So all times are drawn
     beforehand, and the network is evaluated at these times, for the position that leaves then: a time grid and its
-    error are not needed. With several positions per call, all are drawn at the time of the first.
-    """
+    error are not needed. With several positions per call, all are drawn at the time of the first."""
     level = process.hitting_levels() if state.population is None else state.population.level
     order = jnp.argsort(-level, axis=1)
     rank, count = jnp.argsort(order, axis=1), hitting_counts(process)[0][:, None]
@@ -154,14 +148,11 @@ def _by_rules(process: Process, state: State, number: Count, sigma: PerSequence,
 @jax.named_scope("ordered")
 def ordered(process: Process, state: State, number: Count) -> State:
     """Call `number` of 'confidence' or 'entropy', for the absorbing graph: tokens are drawn for all masked positions,
-    and those of the most certain positions are kept.
-
-    'confidence' (MaskGIT, arXiv 2202.04200) keeps as many as first-hitting does, by their largest probability; then the
-    tokens that were the least probable when drawn are masked again, `remask` of them, while positions are left.
-    'entropy' (Ben-Hamu et al., arXiv 2505.24857) keeps the first n such that n - 1 have at most the budget of entropy.
-    The choice depends on the state, not on the draws: one position per call is exact, whatever the order. Narrowing
-    changes the draws, not the certainty.
-    """
+    and those of the most certain positions are kept. 'confidence' (MaskGIT, arXiv 2202.04200) keeps as many as
+    first-hitting does, by their largest probability; then the tokens that were the least probable when drawn are masked
+    again, `remask` of them, while positions are left. 'entropy' (Ben-Hamu et al., arXiv 2505.24857) keeps the first n
+    such that n - 1 have at most the budget of entropy. The choice depends on the state, not on the draws: one position
+    per call is exact, whatever the order. Narrowing changes the draws, not the certainty."""
     sampler, graph, free = process.sampler, process.graph, ~process.given[0]
     masked, per_call = free & graph.contributes(state.x), hitting_counts(process)[0][:, None]
     left = masked.sum(1)

@@ -24,15 +24,13 @@ PerPosition = Float[Array, "b l"]
 
 class State(NamedTuple):
     """A state of the reverse process.
-
     changed: the event (counted from 1) at which a position got its token; 0 for never.
     calls: network evaluations so far. drawn: draws so far in each sequence.
     clipped, failed: of each sequence, how many draws had a negative probability, and the first event at which a
         position had no probabilities to draw from, NaN or all zero; 0 for none. Devices need not agree on a sum.
     certainty: if tokens are masked again, the probability that each had when it was drawn.
     cache: for a timeless network, the tokens of its last evaluation and their features.
-    population: with rules for the text.
-    """
+    population: with rules for the text."""
 
     x: Tokens
     changed: Tokens
@@ -71,12 +69,10 @@ Probs = Callable[..., Float[Array, "r 1 m"]]
 @dataclass(frozen=True, eq=False)
 class Process:
     """The reverse process, which `methods` steps through.
-
     steps: see `sampling.simulate`. given: (mask [B, L], values [B, L]) of the positions that are not drawn.
     constraint: rules for the text, if there are any.
     keys: one per sequence. All randomness of a sequence comes from its own key and its own positions, so samples do not
-        depend on how a batch is sliced, split over devices, or processed in chunks.
-    """
+        depend on how a batch is sliced, split over devices, or processed in chunks."""
 
     graph: Graph
     noise: Noise
@@ -155,11 +151,9 @@ class Process:
         values: tuple[Any, ...] = (),
     ) -> tuple[State, tuple[PerPosition, ...]]:
         """Draw `draw` of event `number`: at every position (of `among`) that can leave its token and is not given. And
-        the measures there. values: [B, L]; probs gets them at its positions.
-
-        Every device goes through these positions of its own sequences in chunks: log-scores [B, L, N] never exist, and
-        those of positions that stay are not computed.
-        """
+        the measures there. values: [B, L]; probs gets them at its positions. Every device goes through these positions
+        of its own sequences in chunks: log-scores [B, L, N] never exist, and those of positions that stay are not
+        computed."""
         active = self.graph.contributes(state.x) & ~self.given[0]
         if among is not None:
             active &= among

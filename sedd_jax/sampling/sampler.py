@@ -20,11 +20,9 @@ END_TIME = 1e-5
 
 
 def grid_time(grid: str, progress: Scalar) -> Scalar:
-    """The time at a progress from 0 (t = 1) to 1 (END_TIME).
-
-    'uniform' is that of the paper. 'cosine' takes small steps first, while few tokens are known, and large ones at the
-    end (the schedule of MaskGIT, arXiv 2202.04200, with t in the place of the masked fraction).
-    """
+    """The time at a progress from 0 (t = 1) to 1 (END_TIME). 'uniform' is that of the paper. 'cosine' takes small steps
+    first, while few tokens are known, and large ones at the end (the schedule of MaskGIT, arXiv 2202.04200, with t in
+    the place of the masked fraction)."""
     share = 1 - progress if grid == "uniform" else jnp.cos(jnp.pi / 2 * progress)
     return END_TIME + (1 - END_TIME) * share
 
@@ -32,12 +30,10 @@ def grid_time(grid: str, progress: Scalar) -> Scalar:
 @dataclass(frozen=True)
 class Truncation:
     """A narrower distribution than the model's. Samples follow no process with a reported likelihood, at lower entropy.
-
     What is narrowed is a position's distribution given the others, see `rates.Graph.narrow`. temperature: probabilities
-    are raised to 1 / temperature. top_k: only the k likeliest tokens, 0 for all. top_p: only
-    the likeliest tokens with this share of the mass together (Holtzman et al., arXiv 1904.09751). In this order.
-    Raises InputError for a value out of range.
-    """
+    are raised to 1 / temperature. top_k: only the k likeliest tokens, 0 for all. top_p: only the likeliest tokens with
+    this share of the mass together (Holtzman et al., arXiv 1904.09751). In this order. Raises InputError for a value
+    out of range."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -68,7 +64,6 @@ class Truncation:
 @dataclass(frozen=True)
 class Sampler:
     """How to run the chain backwards.
-
     method: 'analytic' (Tweedie tau-leaping), 'euler', 'trapezoidal' (smaller error, two calls per step), or for the
         absorbing graph 'first_hitting' (exact in time), 'confidence' or 'entropy' (the most certain positions first);
         see `sampling.methods` and docs/mathematics.md. With the absorbing graph and the log-linear schedule, analytic
@@ -80,8 +75,7 @@ class Sampler:
     temperature, top_k, top_p: see `Truncation`; biased.
     precision: 'exact', or 'reference' for draws that cut off rare outcomes as the reference implementation does.
     rows: log-scores [rows, N] that exist at a time.
-    Raises InputError for a value that is unknown or out of range.
-    """
+    Raises InputError for a value that is unknown or out of range."""
 
     method: str = "analytic"
     grid: str = "uniform"
