@@ -20,15 +20,13 @@ def _inverse_cdf(u: Float[Array, "*batch"], weights: Float[Array, "*batch n"]) -
     the rare outcomes behind a common one are resolved to 2^-24 of the whole, or lost."""
     order = jnp.argsort(weights, axis=-1)
     cdf = jnp.cumsum(jnp.take_along_axis(weights, order, axis=-1), axis=-1)
-    rank = jnp.sum(cdf <= (u * cdf[..., -1])[..., None], axis=-1)
-    rank = jnp.minimum(rank, weights.shape[-1] - 1)
+    rank = jnp.minimum(jnp.sum(cdf <= (u * cdf[..., -1])[..., None], axis=-1), weights.shape[-1] - 1)
     return jnp.take_along_axis(order, rank[..., None], axis=-1)[..., 0]
 
 
 def quantile(u: Float[Array, "*batch 2"], weights: Float[Array, "*batch n"]) -> Int[Array, "*batch"]:
     """The draw of `categorical` that two uniforms in [0, 1) decide for each row; any outcome if it is not `usable`."""
-    n = weights.shape[-1]
-    size = math.isqrt(n - 1) + 1
+    n, size = weights.shape[-1], math.isqrt(weights.shape[-1] - 1) + 1
     num_groups = -(-n // size)
     padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, num_groups * size - n)])
     group = _inverse_cdf(u[..., 0], padded.reshape(*weights.shape[:-1], num_groups, size).sum(-1))

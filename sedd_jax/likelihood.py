@@ -8,6 +8,7 @@ With the true scores the last two add up to -log p(x0), if x_1 is independent of
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,13 +29,12 @@ Keys = Key[Array, " b"]
 
 
 class Bound(NamedTuple):
-    """One entry per sequence, in nats per sequence (summed over L)."""
+    """One entry per sequence, in nats per sequence (summed over L). stderr: standard error of diffusion +
+    reconstruction, from the spread over this sequence's times; these are stratified, so it is rather too large."""
 
     prior: PerSequence
     diffusion: PerSequence
     reconstruction: PerSequence
-    # Standard error of the estimates diffusion + reconstruction, from the spread over the times of this sequence. The
-    # times are stratified, so it is rather too large.
     stderr: PerSequence
 
     @property
@@ -88,9 +88,7 @@ def bound(
     if estimator not in ESTIMATORS[:-1]:
         raise InputError(f"estimator={estimator!r} is unknown; choose one of {', '.join(ESTIMATORS[:-1])}")
     if not absorbing and (conditional or estimator == "count"):
-        raise InputError(
-            "a bound given some tokens, or by counts, needs the absorbing graph: others have no clean ones"
-        )
+        raise InputError("a bound given some tokens, or by count, needs the absorbing graph: others have no clean ones")
     if estimator in ("time", "published") and conditional:
         raise InputError(f"estimator={estimator!r} is of whole sequences; with given tokens choose 'count'")
     network, keys = as_network(score_fn), _keys(key, tokens, first_index)
@@ -132,8 +130,7 @@ def _by_count(
         total = sum_over_positions(network, x, sigma, masked, graph.score_entropy, tokens)
         return count / jnp.maximum(k, 1) * jnp.expm1(sigma) * total
 
-    mean, variance = _mean_and_variance(draw, num)
-    nothing = jnp.zeros(len(tokens))
+    (mean, variance), nothing = _mean_and_variance(draw, num), jnp.zeros(len(tokens))
     return Bound(prior=nothing, diffusion=mean, reconstruction=nothing, stderr=jnp.sqrt(variance))
 
 
@@ -165,7 +162,7 @@ def orders(
             leaves = (rank == tokens.shape[1] - 1 - i) & targets
             level = jnp.max(jnp.where(leaves, levels, 0), axis=-1)
             sigma = jnp.minimum(-jnp.log1p(-level), noise.total(jnp.ones(())))
-            total += sum_over_positions(network, x, sigma, leaves, _denoising_cost(graph), tokens)
+            total += sum_over_positions(network, x, sigma, leaves, partial(_denoising_cost, graph), tokens)
             return jnp.where(leaves, tokens, x), total
 
         masked = jnp.where(targets | hidden, graph.mask, tokens)
@@ -180,17 +177,11 @@ def check_orders(graph: Graph) -> None:
         raise InputError("the likelihood by orders needs the absorbing graph: elsewhere tokens change more than once")
 
 
-def _denoising_cost(graph: Graph) -> Callable:
+def _denoising_cost(graph: Graph, log_score: Any, sigma: Any, x: Any, x0: Any) -> Float[Array, "r 1"]:
     """-log of the probability that the last denoising step gives to the token."""
-
-    def cost(log_score, sigma, x, x0):
-        probs = graph.denoise_probs(x, log_score, sigma)
-        # The sampler never draws a probability clipped at zero. A finite cost keeps one such token from hiding others.
-        probs = jnp.maximum(probs, jnp.finfo(jnp.float32).tiny)
-        right = jnp.take_along_axis(probs, x0[..., None], axis=-1)[..., 0]
-        return jnp.log(probs.sum(-1)) - jnp.log(right)
-
-    return cost
+    # The sampler never draws a probability clipped at zero. A finite cost keeps one such token from hiding others.
+    probs = jnp.maximum(graph.denoise_probs(x, log_score, sigma), jnp.finfo(jnp.float32).tiny)
+    return jnp.log(probs.sum(-1)) - jnp.log(jnp.take_along_axis(probs, x0[..., None], axis=-1)[..., 0])
 
 
 def _by_time(keys: Keys, network: Network, graph: Graph, noise: Noise, tokens: Tokens, num: int, start: float) -> Bound:
@@ -200,8 +191,7 @@ def _by_time(keys: Keys, network: Network, graph: Graph, noise: Noise, tokens: T
     times = start + (1 - start) * jax.vmap(lambda k: stratified_times(jax.random.fold_in(k, 0), num))(keys)
 
     def corrupt(draw, sigma):
-        transition = lambda k, x0, s: graph.sample_transition(jax.random.fold_in(k, draw), x0, s)  # noqa: E731
-        return jax.vmap(transition)(keys, tokens, sigma)
+        return jax.vmap(graph.sample_transition)(jax.vmap(jax.random.fold_in, (0, None))(keys, draw), tokens, sigma)
 
     @jax.named_scope("diffusion")
     def diffusion_at(index):
@@ -215,21 +205,15 @@ def _by_time(keys: Keys, network: Network, graph: Graph, noise: Noise, tokens: T
         sigma = jnp.full(batch, noise.at_start)
         x = corrupt(1 + num + index, sigma)
         # Everywhere: a position that cannot change may be wrong.
-        return sum_over_positions(network, x, sigma, jnp.ones_like(x, bool), _denoising_cost(graph), tokens)
+        return sum_over_positions(network, x, sigma, jnp.ones_like(x, bool), partial(_denoising_cost, graph), tokens)
 
-    parts = [_mean_and_variance(diffusion_at, num)]
+    (diffusion, variance), reconstruction = _mean_and_variance(diffusion_at, num), jnp.zeros(batch)
     if noise.at_start > 0 and not start:
         # Few tokens are noised at sigma(0), so this part needs far fewer samples than the integral.
-        parts.append(_mean_and_variance(reconstruction_at, max(2, num // 8)))
-    else:
-        parts.append((jnp.zeros(batch), jnp.zeros(batch)))
-    (diffusion, diffusion_variance), (reconstruction, reconstruction_variance) = parts
-    return Bound(
-        prior=jnp.full(batch, 0.0 if start else length * graph.prior_kl(noise.total(jnp.ones(())))),
-        diffusion=diffusion,
-        reconstruction=reconstruction,
-        stderr=jnp.sqrt(diffusion_variance + reconstruction_variance),
-    )
+        reconstruction, its_variance = _mean_and_variance(reconstruction_at, max(2, num // 8))
+        variance += its_variance
+    prior = jnp.full(batch, 0.0 if start else length * graph.prior_kl(noise.total(jnp.ones(()))))
+    return Bound(prior, diffusion, reconstruction, stderr=jnp.sqrt(variance))
 
 
 def _mean_and_variance(draw: Callable, num: int) -> tuple[PerSequence, PerSequence]:
@@ -244,11 +228,9 @@ def standard_errors(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
     at least 20 blocks are left, and the largest error counts (NaN for a single value)."""
     if len(values) < 2:
         return float("nan"), float("nan")
-    errors, size = [], 1
-    while size == 1 or len(values) // size >= 20:
-        means = values[: len(values) // size * size].reshape(-1, size).mean(1)
-        errors.append(float(means.std(ddof=1) / len(means) ** 0.5))
-        size *= 2
+    sizes = [1 << k for k in range(32) if k == 0 or len(values) >> k >= 20]
+    blocks = [values[: len(values) // size * size].reshape(-1, size).mean(1) for size in sizes]
+    errors = [float(means.std(ddof=1) / len(means) ** 0.5) for means in blocks]
     return errors[0], max(errors)
 
 

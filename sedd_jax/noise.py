@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sedd_jax.errors import InputError, check_fields
+from sedd_jax.errors import check_fields
 
 
 @runtime_checkable
@@ -59,23 +59,17 @@ class Geometric:
 
     def __post_init__(self):
         # Scores are e^-sigma: at 1000 their logarithms still have four decimals, and at 20 nothing of the data is left.
-        if not 1e-30 <= self.sigma_min < self.sigma_max <= 1000:
-            what = f"noise.sigma_min={self.sigma_min} and noise.sigma_max={self.sigma_max}"
-            raise InputError(f"{what} must satisfy 1e-30 <= sigma_min < sigma_max <= 1000")
+        check_fields("noise", vars(self), sigma_min="[1e-30, 1000)", sigma_max=f"({self.sigma_min}, 1000]")
 
     @property
     def at_start(self) -> float:
         return self.sigma_min
 
-    @property
-    def _log_ratio(self) -> float:
-        return math.log(self.sigma_max / self.sigma_min)
-
     def total(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return self.sigma_min * jnp.exp(self._log_ratio * t)
+        return self.sigma_min * jnp.exp(math.log(self.sigma_max / self.sigma_min) * t)
 
     def rate(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return self._log_ratio * self.total(t)
+        return math.log(self.sigma_max / self.sigma_min) * self.total(t)
 
 
 def make(kind: str, *, eps: float = 1e-3, sigma_min: float = 1e-4, sigma_max: float = 20.0) -> Noise:

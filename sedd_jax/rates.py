@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sedd_jax.categorical import fine_uniform
-from sedd_jax.errors import InputError, check_fields
+from sedd_jax.errors import check_fields
 from sedd_jax.typing import PRNGKey
 
 Sigma = Float[Array, "..."] | float
@@ -201,13 +201,11 @@ class Absorbing(Graph):
 
     def score_entropy(self, log_score: PerState, sigma: Sigma, x: X, x0: X) -> PerPosition:
         # Only r at y = x0 is not zero: p(x0|x0) / p(MASK|x0) = e^-sigma / (1 - e^-sigma).
-        log_ratio = -log_expm1(sigma)
-        at_x0 = self._is(x0)
-        other = ~at_x0 & (jnp.arange(self.num_states) != self.mask)
-        others = jnp.sum(jnp.exp(log_score), axis=-1, where=other)
+        at_x0, is_token = self._is(x0), jnp.arange(self.num_states) != self.mask
+        others = jnp.sum(jnp.exp(log_score), axis=-1, where=is_token & ~at_x0)
         # A masked sum is fused with the other one; the gradient of a look-up would be one more [..., N] to write.
         log_score_at_x0 = jnp.sum(log_score, axis=-1, where=at_x0)
-        return jnp.where(self.contributes(x), others + bregman(log_score_at_x0, log_ratio), 0)
+        return jnp.where(self.contributes(x), others + bregman(log_score_at_x0, -log_expm1(sigma)), 0)
 
 
 @dataclass(frozen=True)
@@ -224,8 +222,7 @@ class Uniform(Graph):
 
     def prior_kl(self, sigma: Sigma) -> Float[Array, "..."]:
         # With e = e^-sigma the stay and move probabilities are (1 + (V-1) e) / V and (1 - e) / V.
-        others = self.vocab_size - 1
-        e = jnp.exp(-sigma)
+        others, e = self.vocab_size - 1, jnp.exp(-sigma)
         return ((1 + others * e) * jnp.log1p(others * e) + others * (1 - e) * jnp.log1p(-e)) / self.vocab_size
 
     def score_of_mean(self, logits: PerState, x: X, sigma: Sigma) -> PerState:
@@ -274,7 +271,5 @@ GRAPHS = {"absorbing": Absorbing, "uniform": Uniform}
 
 def make(kind: str, vocab_size: int, padding: int = 0) -> Graph:
     """The graph that a config names. vocab_size: tokens of the tokenizer, without MASK. padding: rows beyond them."""
-    if vocab_size < 2:
-        raise InputError(f"a vocabulary of {vocab_size} tokens is too small; a graph needs at least 2")
-    check_fields("graph", {"kind": kind, "padding": padding}, kind=GRAPHS, padding="[0, 2^16)")
+    check_fields("graph", locals(), kind=GRAPHS, vocab_size="[2, 2^31)", padding="[0, 2^16)")
     return GRAPHS[kind](vocab_size + padding)

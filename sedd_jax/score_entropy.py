@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from sedd_jax.network import for_chunks, pick, put
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph, PerPosition, PerState, Sigma, X
-from sedd_jax.typing import Mask, PerSequence, PRNGKey, Scalar, ScoreFn, Tokens
+from sedd_jax.typing import Features, Mask, PerSequence, PRNGKey, Scalar, ScoreFn, Tokens
 
 
 class Noised(NamedTuple):
@@ -115,21 +115,13 @@ def denoising_loss(score_fn: ScoreFn, graph: Graph, noised: Noised, tokens: Toke
 
 
 def loss_and_grads(
-    head: Callable[..., Float[Array, "r 1 n"]],
-    objective: Objective,
-    params: Any,
-    features: Float[Array, "b l d"],
-    noised: Noised,
-    tokens: Tokens,
-    *,
-    rows: int,
-) -> tuple[Scalar, tuple[Any, Float[Array, "b l d"]]]:
+    head: Callable, objective: Objective, params: Any, features: Features, noised: Noised, tokens: Tokens, *, rows: int
+) -> tuple[Scalar, tuple[Any, Features]]:
     """The sum over sequences of the weighted loss and its gradients by params and features, without [B, L, N]. For
     score entropy the loss is `denoising_loss`. It is a sum over positions with known weights, so each chunk's gradient
     is taken in the same pass: nothing is stored and nothing is computed twice.
     head: (params, features [R, 1, D], tokens [R, 1], sigma [R]) -> [R, 1, N], the last layer of the network.
     rows: positions per chunk, R. Only targets where `objective.contributes` are computed, however many they are."""
-    length = features.shape[1]
 
     def chunk_loss(params, features, x, x0, sigma, weight):
         loss = objective.loss(head(params, features, x, sigma), sigma[:, None], x, x0)
@@ -137,7 +129,7 @@ def loss_and_grads(
 
     def add(index, carry):
         loss, d_params, d_features = carry
-        sequence = index // length
+        sequence = index // features.shape[1]
         value, (d_chunk, d_rows) = jax.value_and_grad(chunk_loss, argnums=(0, 1))(
             params,
             *(pick(values, index)[:, None] for values in (features, noised.x, tokens)),
@@ -147,7 +139,6 @@ def loss_and_grads(
         return loss + value, jax.tree.map(jnp.add, d_params, d_chunk), put(d_features, index, d_rows[:, 0])
 
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(features))
-    active = objective.contributes(noised.x)
-    active = active if noised.targets is None else active & noised.targets
+    active = objective.contributes(noised.x) & (True if noised.targets is None else noised.targets)
     loss, d_params, d_features = for_chunks(active, rows, add, zero)
     return loss, (d_params, d_features)

@@ -11,6 +11,7 @@ Scalar = Float[Array, ""]
 Tokens = Int[Array, "b l"]
 Mask = Bool[Array, "b l"]
 LogScore = Float[Array, "b l n"]
+Features = Float[Array, "b l d"]
 # One number per sequence.
 PerSequence = Float[Array, " b"]
 # Tokens on the host.

@@ -43,7 +43,7 @@ def test_loglinear_refuses(bad):
 
 @pytest.mark.parametrize("bad", [(3.0, 2.0), (0.0, 2.0), (1e-40, 2.0), (1e-4, 1001.0), (1e-4, float("nan"))])
 def test_geometric_refuses_levels_out_of_order_or_of_float32(bad):
-    with pytest.raises(InputError, match=f"noise.sigma_min={bad[0]} and noise.sigma_max={bad[1]} must satisfy"):
+    with pytest.raises(InputError, match=f"noise.sigma_(min={bad[0]}|max={bad[1]}) must be"):
         Geometric(*bad)
 
 

@@ -34,10 +34,10 @@ THETA = 0.5
 
 def trapezoidal(process: Process, state: State, number: Count, t: Scalar, t_next: Scalar) -> State:
     """The theta-trapezoidal method (Ren et al., arXiv 2502.00234, algorithm 2), two network calls. To the middle with
-    the hazards of t, and on from there with the extrapolation a1 hazard(middle) - a2 hazard(t), a1 = 1 / (2 theta (1 -
-    theta)), a2 = a1 - 1, cut off at 0. It is of second order where it is positive; the cut leaves a small first-order
-    error. Hazards are per unit of the graph's clock. A position moves with probability 1 - e^(-hazard), which is exact
-    for a constant hazard."""
+    the hazards of t, and on with the extrapolation a1 hazard(middle) - a2 hazard(t), a1 = 1 / (2 theta (1 - theta)),
+    a2 = a1 - 1, cut off at 0. It is of second order where it is positive; the cut leaves a small first-order error.
+    Hazards are per unit of the graph's clock. A position moves with probability 1 - e^(-hazard), which is exact for a
+    constant hazard."""
     graph = process.graph
     start, end = graph.clock(process.noise.total(t)), graph.clock(process.noise.total(t_next))
     first_part, second_part = THETA * (start - end), (1 - THETA) * (start - end)
@@ -139,10 +139,8 @@ def _by_rules(process: Process, state: State, number: Count, sigma: PerSequence,
     log_weight = population.log_weight + log_z - constrained.messages(process.constraint, log_pi)[1]
     uniform = jax.vmap(jax.random.uniform)(process.event_keys(number, 2))
     index, log_weight = constrained.resampled(uniform, rules, log_weight, graph.contributes(state.x))
-    x, changed, origin, level = (
-        array[index] for array in (state.x, state.changed, population.origin, population.level)
-    )
-    return state._replace(x=x, changed=changed, population=constrained.Population(log_weight, origin, level))
+    population = constrained.Population(log_weight, population.origin[index], population.level[index])
+    return state._replace(x=state.x[index], changed=state.changed[index], population=population)
 
 
 @jax.named_scope("ordered")

@@ -1,8 +1,8 @@
 """The reverse process of one model: evaluations of the network, and draws at the positions that can still change."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from sedd_jax.typing import Clamp, Mask, PerSequence, Scalar, Tokens
 
 Keys = Key[Array, " b"]
 Count = Int[Array, ""] | int
+Sigma = Scalar | PerSequence
 PerPosition = Float[Array, "b l"]
 
 
@@ -110,12 +111,9 @@ class Process:
 
     def event_keys(self, *event: Count) -> Keys:
         """A key per sequence for a numbered event of the process."""
-        keys = self.keys
-        for number in event:
-            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
-        return keys
+        return functools.reduce(jax.vmap(jax.random.fold_in, in_axes=(0, None)), event, self.keys)
 
-    def evaluate(self, state: State, sigma: Scalar | PerSequence) -> tuple[Evaluation, State]:
+    def evaluate(self, state: State, sigma: Sigma) -> tuple[Evaluation, State]:
         """One network call, or none if the network is timeless and no token has changed since its last one."""
         sigma = jnp.broadcast_to(jnp.asarray(sigma, jnp.float32), len(state.x))
         if state.cache is None:
@@ -127,13 +125,7 @@ class Process:
         return Evaluation(features, state.x, sigma), state
 
     def step(
-        self,
-        state: State,
-        number: Count,
-        draw: int,
-        sigma: Scalar | PerSequence,
-        probs: Probs,
-        among: Mask | None = None,
+        self, state: State, number: Count, draw: int, sigma: Sigma, probs: Probs, among: Mask | bool = True
     ) -> State:
         """One network call at the noise level sigma, and one draw, as in `draw`."""
         now, state = self.evaluate(state, sigma)
@@ -146,7 +138,7 @@ class Process:
         draw: int,
         probs: Probs,
         *at: Evaluation,
-        among: Mask | None = None,
+        among: Mask | bool = True,
         measures: Measures = (),
         values: tuple[Any, ...] = (),
     ) -> tuple[State, tuple[PerPosition, ...]]:
@@ -154,12 +146,35 @@ class Process:
         the measures there. values: [B, L]; probs gets them at its positions. Every device goes through these positions
         of its own sequences in chunks: log-scores [B, L, N] never exist, and those of positions that stay are not
         computed."""
-        active = self.graph.contributes(state.x) & ~self.given[0]
-        if among is not None:
-            active &= among
-        keys = self.event_keys(number, draw)
-        local = self.network.on_shards(partial(self._draw_local, probs, measures))
-        drawn, clipped, failed, *measured = local(self.network.head, keys, state.x, active, at, values)
+
+        def local(head, keys, x, active, at, values):
+            length = x.shape[1]
+            uniform = jax.vmap(lambda key: fine_uniform(key, (length, 2)))(keys)
+
+            def chunk(index, carry):
+                given = [self._positions(head, evaluation, index) for evaluation in at]
+                narrowed, clipped = zip(*map(self._narrow, given), strict=True)
+                others = [pick(array, index)[:, None] for array in values]
+                transition = probs(*narrowed, *others)[:, 0]
+                weights = jnp.maximum(transition, 0)
+                if self.sampler.precision == "exact":
+                    tokens = quantile(pick(uniform, index), weights)
+                else:
+                    sequence_keys = keys.at[index // length].get(mode="clip")
+                    tokens = jax.vmap(truncated)(jax.vmap(jax.random.fold_in)(sequence_keys, index % length), weights)
+                clipped = jnp.any(transition < 0, axis=-1) | jnp.any(jnp.stack(clipped), axis=0)[:, 0]
+                # XLA drops this again where nothing is measured.
+                shares = probs(*given, *others)[:, 0]
+                shares = shares / shares.sum(-1, keepdims=True)
+                results = tokens, clipped, ~usable(weights), *(measure(shares, tokens) for measure in measures)
+                return tuple(put(values, index, new) for values, new in zip(carry, results, strict=True))
+
+            nowhere, measured = jnp.zeros_like(active), [jnp.zeros(x.shape)] * len(measures)
+            return for_chunks(active, min(self.sampler.rows, x.size), chunk, (x, nowhere, nowhere, *measured))
+
+        keys, active = self.event_keys(number, draw), self.graph.contributes(state.x) & ~self.given[0] & among
+        results = self.network.on_shards(local)(self.network.head, keys, state.x, active, at, values)
+        drawn, clipped, failed, *measured = results
         state = state._replace(
             x=drawn,
             changed=jnp.where(drawn != state.x, number, state.changed),
@@ -197,40 +212,3 @@ class Process:
             return at, jnp.zeros_like(at.x, bool)
         log_score, clipped = self.graph.narrow(truncation.log_probs, *at)
         return at._replace(log_score=log_score), clipped
-
-    def _draw_local(
-        self,
-        probs: Probs,
-        measures: Measures,
-        head: Any,
-        keys: Keys,
-        x: Tokens,
-        active: Mask,
-        at: tuple[Evaluation, ...],
-        values: tuple[Any, ...],
-    ) -> tuple[Any, ...]:
-        """The tokens after a draw, where a probability was negative, where there was nothing to draw from, measures."""
-        length = x.shape[1]
-        uniform = jax.vmap(lambda key: fine_uniform(key, (length, 2)))(keys)
-
-        def chunk(index, carry):
-            given = [self._positions(head, evaluation, index) for evaluation in at]
-            narrowed, clipped = zip(*map(self._narrow, given), strict=True)
-            others = [pick(array, index)[:, None] for array in values]
-            transition = probs(*narrowed, *others)[:, 0]
-            weights = jnp.maximum(transition, 0)
-            if self.sampler.precision == "exact":
-                tokens = quantile(pick(uniform, index), weights)
-            else:
-                sequence_keys = keys.at[index // length].get(mode="clip")
-                tokens = jax.vmap(truncated)(jax.vmap(jax.random.fold_in)(sequence_keys, index % length), weights)
-            clipped = jnp.any(transition < 0, axis=-1) | jnp.any(jnp.stack(clipped), axis=0)[:, 0]
-            # XLA drops this again where nothing is measured.
-            shares = probs(*given, *others)[:, 0]
-            shares = shares / shares.sum(-1, keepdims=True)
-            measured = [measure(shares, tokens) for measure in measures]
-            results = tokens, clipped, ~usable(weights), *measured
-            return tuple(put(values, index, new) for values, new in zip(carry, results, strict=True))
-
-        nowhere, measured = jnp.zeros_like(active), [jnp.zeros(x.shape)] * len(measures)
-        return for_chunks(active, min(self.sampler.rows, x.size), chunk, (x, nowhere, nowhere, *measured))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, check_fields
 from sedd_jax.rates import Absorbing, Graph
 from sedd_jax.typing import Scalar
 
@@ -14,7 +14,6 @@ from sedd_jax.typing import Scalar
 GRID_METHODS = ("analytic", "euler", "trapezoidal")
 METHODS = (*GRID_METHODS, "first_hitting", "confidence", "entropy")
 GRIDS = ("uniform", "cosine")
-PRECISIONS = ("exact", "reference")
 # The time where the reverse steps end and the denoising step follows.
 END_TIME = 1e-5
 
@@ -40,12 +39,8 @@ class Truncation:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if not 1e-30 <= self.temperature <= 1e30:  # float32 has no more
-            raise InputError(f"sampling temperature={self.temperature} must be above 0 and finite; 1 changes nothing")
-        if not self.top_k >= 0:
-            raise InputError(f"sampling top_k={self.top_k} must be at least 1, or 0 for all tokens")
-        if not 1e-30 <= self.top_p <= 1:
-            raise InputError(f"sampling top_p={self.top_p} must lie in (0, 1]; 1 keeps all tokens")
+        # The least and the most that float32 has.
+        check_fields("sampling", vars(self), temperature="[1e-30, 1e30]", top_k="[0, 2^31)", top_p="[1e-30, 1]")
 
     def log_probs(self, logits: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         """Normalised log-probabilities of softmax(logits), narrowed; tokens as likely as the last one kept are kept."""
@@ -90,27 +85,14 @@ class Sampler:
     rows: int = 512
 
     def __post_init__(self):
-        for name, choices in {"method": METHODS, "precision": PRECISIONS, "grid": GRIDS}.items():
-            if (value := getattr(self, name)) not in choices:
-                raise InputError(f"sampling {name} {value!r} is unknown; choose one of {', '.join(choices)}")
-        if not self.corrector_steps >= 0:
-            raise InputError(f"sampling corrector_steps={self.corrector_steps} must be 0 or more")
-        if not 0 < self.corrector_size <= 1:
-            raise InputError(f"sampling corrector_size={self.corrector_size} must lie in (0, 1]")
-        if not self.rows >= 1:
-            raise InputError(f"sampling rows={self.rows} must be at least 1")
-        if not 0 <= self.entropy_budget <= 1e30:
-            raise InputError(f"sampling entropy_budget={self.entropy_budget} must be at least 0 and finite, in nats")
-        if not self.remask >= 0:
-            raise InputError(f"sampling remask={self.remask} must be at least 1, or 0 to mask no token again")
+        choices = {"method": METHODS, "precision": ("exact", "reference"), "grid": GRIDS}
+        spans = dict.fromkeys(("corrector_steps", "remask"), "[0, 2^31)") | {"rows": "[1, 2^31)"}
+        spans |= {"corrector_size": "(0, 1]", "entropy_budget": "[0, 1e30]"}
+        check_fields("sampling", vars(self), **choices, **spans)
         if self.remask and self.method != "confidence":
-            raise InputError(
-                f"sampling remask={self.remask} needs method='confidence'; with {self.method!r} set it to 0"
-            )
-        if self.method not in GRID_METHODS and self.corrector_steps:
-            raise InputError(
-                f"sampling method {self.method!r} has no time grid to correct on; set corrector_steps to 0"
-            )
+            raise InputError(f"sampling.remask={self.remask} needs method='confidence'; else set it to 0")
+        if self.corrector_steps and self.method not in GRID_METHODS:
+            raise InputError(f"sampling.method={self.method!r} has no time grid to correct on; set corrector_steps=0")
         self.truncation  # noqa: B018 (checks the values)
 
     @property
@@ -121,14 +103,10 @@ class Sampler:
         """Raises InputError if the method does not support the graph or rules for the text, or for steps < 1."""
         exact = self.method == "first_hitting" and self.precision == "exact" and (self.top_k, self.top_p) == (0, 1)
         if constrained and not exact:
-            raise InputError(
-                f"holes with a rule need sampling method 'first_hitting' (not {self.method!r}), precision 'exact', "
-                "top_k 0 and top_p 1: their law is exact nowhere else"
-            )
+            what = f"holes with a rule need sampling method 'first_hitting' (not {self.method!r}), precision 'exact'"
+            raise InputError(f"{what}, top_k 0 and top_p 1: their law is exact nowhere else")
         if self.method not in GRID_METHODS and not isinstance(graph, Absorbing):
-            raise InputError(
-                f"sampling method {self.method!r} needs the absorbing graph, where a position changes once; choose "
-                f"one of {', '.join(GRID_METHODS)}"
-            )
+            what = f"sampling.method={self.method!r} needs the absorbing graph, where a position changes once"
+            raise InputError(f"{what}; choose one of {', '.join(GRID_METHODS)}")
         if not 1 <= steps < 1 << 31:
             raise InputError(f"sampling steps={steps} must be at least 1 (and below 2^31)")
