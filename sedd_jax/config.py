@@ -1,5 +1,6 @@
 """From a config to objects: sections unpack into the constructors they configure, and a run keeps its config."""
 
+import contextlib
 import inspect
 import json
 from collections.abc import Callable, Iterator
@@ -13,12 +14,12 @@ from sedd_jax.errors import InputError, explained
 from sedd_jax.files import read_json, write_atomically
 
 T = TypeVar("T")
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "None"}
 
 # What may differ when a run is resumed: where and how long it runs and what it reports, not what it computes.
-_EVERY = ("log_every", "eval_every", "sample_every", "checkpoint_every")
-_TRAIN = ("steps", "microbatches", "keep_last", "keep_period", *_EVERY)
-_MODEL = ("attention", "remat", "gradient_dtype")
-MAY_CHANGE = ("mesh", "eval", "sampling", *(f"model.{name}" for name in _MODEL), *(f"train.{name}" for name in _TRAIN))
+_TRAIN = ("steps", "microbatches", "keep_last", "keep_period", "log_every", "eval_every", "sample_every")
+_MODEL = ("model.attention", "model.remat", "model.gradient_dtype")
+MAY_CHANGE = ("mesh", "eval", "sampling", *_MODEL, *(f"train.{name}" for name in (*_TRAIN, "checkpoint_every")))
 # Where the data lies. What it is, its fingerprint says (`check_same_data`).
 PLACES = ("data.source", "data.valid_source", "data.tokenizer_path", "init.source")
 
@@ -54,9 +55,6 @@ def build(constructor: Callable[..., T], section: str, config: ConfigDict, **giv
         return constructor(**config[section], **given)
 
 
-_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "None"}
-
-
 def _check_type(name: str, value: Any, annotation: Any) -> None:
     kinds = get_args(annotation) or (annotation,)
     if isinstance(value, float) and value.is_integer() and float not in kinds:
@@ -90,10 +88,9 @@ def load(workdir: epath.Path) -> ConfigDict:
 
 def has_checkpoint(workdir: epath.Path) -> bool:
     """Whether anything has been trained there: without a checkpoint, a workdir is free for another experiment."""
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return any(path.name.isdigit() for path in (workdir / "checkpoints").iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    return False
 
 
 def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
@@ -113,9 +110,8 @@ def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
 def check_same_model(config: ConfigDict, recorded: dict[str, Any], workdir: epath.Path) -> None:
     """Raises InputError if config.json in workdir, read as `config`, is not what its checkpoint was trained with."""
     for field, saved, found in _differences(ConfigDict(recorded), config, MAY_CHANGE + PLACES):
-        there = f"{field} is {found!r} there and {saved!r} in the checkpoint"
-        remedy = "restore it from the checkpoint's record or a backup"
-        raise InputError(f"{workdir / 'config.json'} has been altered: {there}; {remedy}")
+        what = f"{workdir / 'config.json'} has been altered: {field} is {found!r} there and {saved!r} in the checkpoint"
+        raise InputError(f"{what}; restore it from the checkpoint's record or a backup")
 
 
 def _differences(one: ConfigDict, other: ConfigDict, free: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
@@ -137,10 +133,8 @@ def check_same_tokenizer(fingerprint: str, workdir: epath.Path) -> None:
 def check_same_data(fingerprint: str, workdir: epath.Path, remedy: str = "choose another --workdir") -> None:
     """Raises InputError if the run in workdir was trained on other tokens, which the same path may hold by now."""
     if has_checkpoint(workdir) and _data_record(workdir).get("fingerprint", fingerprint) != fingerprint:
-        raise InputError(
-            f"--workdir={workdir} was trained on other data: the corpus or its tokenizer has changed since (the "
-            f"embedded corpus does with the version of Python); put the old data back, or {remedy}"
-        )
+        what = f"--workdir={workdir} was trained on other data: the corpus or its tokenizer has changed since"
+        raise InputError(f"{what} (the embedded corpus does with Python's version); put the old data back, or {remedy}")
 
 
 def _data_record(workdir: epath.Path) -> dict[str, Any]:
@@ -149,7 +143,5 @@ def _data_record(workdir: epath.Path) -> dict[str, Any]:
 
 def _read(path: epath.Path, *, remedy: str) -> dict[str, Any] | None:
     """The JSON object in a file of a run; None if it is absent, which a link to itself is not."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return read_json(path, remedy=remedy)
-    except FileNotFoundError:
-        return None

@@ -69,8 +69,7 @@ def programs(trained: Trained, options: SamplingOptions, platforms: Sequence[str
 def main() -> dict[str, Any]:
     values, output = flags.FLAGS, cli.required("output")
     trained = load_trained(cli.workdir(), log=say)
-    given = {option.name: values[option.name].value for option in OPTIONS if values[option.name].value is not None}
-    options = dataclasses.replace(trained.experiment.sampling, **given)
+    options = dataclasses.replace(trained.experiment.sampling, **cli.given(*(option.name for option in OPTIONS)))
     options.check(trained.experiment.graph, options.steps)
     options.check_label(trained.experiment.model.num_classes)
     say(f"exporting for {', '.join(values.platform)}")

@@ -34,7 +34,6 @@ from sedd_jax.typing import TokenRows
 # A point: one setting of these options.
 FIELDS = ("method", "grid", "temperature", "steps")
 FIGURES = ("bits_per_token", "generative_perplexity", "unigram_entropy", *(f"distinct_{n}" for n in quality.N_GRAMS))
-MEASURED = [name + end for name in FIGURES for end in ("", "_stderr")]
 COSTS = ("network_evaluations", "seconds", "clipped_fraction")
 # The method in the line of the validation text.
 DATA = "data"
@@ -149,9 +148,9 @@ def main() -> dict[str, Any]:
             generator = generators.setdefault(alike, Generator(trained, options, values.batch_size))
             found = generator.generate(np.full((values.num, length), FREE), steps=options.steps, seed=values.seed)
             tokens, costs = found.tokens, dict(zip(COSTS, (found.calls, found.seconds, found.clipped), strict=True))
-        figures = measure(tokens) | costs
+        figures, measured = measure(tokens) | costs, [name + end for name in FIGURES for end in ("", "_stderr")]
         figures |= {f"bits_per_token{end}": figures[f"nats_per_token{end}"] / np.log(2) for end in ("", "_stderr")}
-        line = fields | {name: figures.get(name) for name in (*MEASURED, *more, *COSTS)}
+        line = fields | {name: figures.get(name) for name in (*measured, *more, *COSTS)}
         return {"row": cli.to_json(line), "texts": [trained.tokenizer.decode(ids) for ids in tokens.tolist()]}
 
     measured_by = "the model's own bound" if values.judge is None else f"the judge {epath.Path(values.judge).name}"

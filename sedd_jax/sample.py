@@ -13,8 +13,9 @@ Texts go to stdout, then one JSON line; with --output also to a file for `python
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,7 @@ flags.DEFINE_float("entropy_budget", None, "Nats that a call of method 'entropy'
 flags.DEFINE_integer("remask", None, "Tokens that a call of method 'confidence' masks again; by default of the config.")
 flags.DEFINE_float("temperature", None, "Below 1 narrows the distribution, a bias; by default of the config.")
 flags.DEFINE_integer("top_k", None, "Only the k likeliest tokens, a bias; 0 for all; by default of the config.")
-flags.DEFINE_float(
-    "top_p", None, "Only the likeliest tokens of this mass, a bias; 1 for all; by default of the config."
-)
+flags.DEFINE_float("top_p", None, "Only the likeliest tokens of this mass, a bias; 1 for all; by default the config's.")
 flags.DEFINE_string("precision", None, "'exact', or 'reference' for draws that cut off rare tokens as in PyTorch SEDD.")
 flags.DEFINE_integer("label", None, "Class of the texts, for a model with model.num_classes.")
 flags.DEFINE_float("guidance", None, "Towards the class; 1 is the model as it is, above 1 favours what is typical.")
@@ -65,22 +64,9 @@ cli.define_path("html", "File for an animated page of that.", output=True)
 cli.define_path("gif", "File for an animated GIF of that, for the first texts.", output=True)
 flags.DEFINE_integer("seed", 0, "Seed of the draws.", lower_bound=0, upper_bound=2**32 - 1)
 
-
-def check_flags(given: Iterable[str]) -> None:
-    """Raises InputError for a flag that does not apply to the AR baseline. given: their names."""
-    others = {"suffix", "template", "templates", "lengths", "live", "html", "gif", "steps", "method", "grid"}
-    others |= {"precision", "corrector_steps", "corrector_size", "entropy_budget", "remask"}
-    for name in others.intersection(given):
-        raise InputError(
-            f"--{name} does not apply: the model of this --workdir is autoregressive and writes from left to right, "
-            "one token per network call; it takes --prefix, --temperature, --top_k and --top_p"
-        )
-
-
-def sampling_options(values: flags.FlagValues, defaults: SamplingOptions) -> SamplingOptions:
-    """The defaults, replaced by the flags of the same names."""
-    given = {field.name: values[field.name].value for field in dataclasses.fields(defaults) if field.name in values}
-    return dataclasses.replace(defaults, **{name: value for name, value in given.items() if value is not None})
+# What does not apply to the AR baseline.
+DIFFUSION = {"suffix", "template", "templates", "lengths", "live", "html", "gif", "steps", "method", "grid"}
+DIFFUSION |= {"precision", "corrector_steps", "corrector_size", "entropy_budget", "remask"}
 
 
 def watch(generator: Generator, trajectory: Trajectory, title: str) -> Generated:
@@ -106,31 +92,30 @@ def main() -> dict[str, Any]:
     values = flags.FLAGS
     trained = load_trained(cli.workdir(), log=say, mesh=values.mesh)
     causal, tokenizer = trained.experiment.model.causal, trained.tokenizer
-    if causal:
-        check_flags(name for name in values if values[name].value not in (None, False))
-    options = sampling_options(values, trained.experiment.sampling)
+    for name in DIFFUSION if causal else ():
+        if values[name].value not in (None, False):
+            what = f"--{name} does not apply: the model of this --workdir is autoregressive, and writes left to right"
+            raise InputError(f"{what}, one token per call; it takes --prefix, --temperature, --top_k and --top_p")
+    fields = [field.name for field in dataclasses.fields(SamplingOptions) if field.name in values]
+    options = dataclasses.replace(trained.experiment.sampling, **cli.given(*fields))
     options.check_label(trained.experiment.model.num_classes)
     given = {name: values[name].value for name in ("prefix", "suffix", "template", "templates", "text_field")}
     named = parse_windows(trained.config.data.length, tokenizer, **given)
-    language, constraint = None, None
+    language = None
     if found := dict.fromkeys(rule for _, window in named for rule in window.rules if rule):
         options = options if values.method else dataclasses.replace(options, method="first_hitting")
         language = rules.language(found, tokenizer, trained.experiment.graph.vocab_size)
     if not causal:
         options.check(trained.experiment.graph, options.steps, constrained=language is not None)
     possible = [infilling.alternatives(template or "", window, tokenizer, language) for template, window in named]
-    chosen = [
-        infilling.choose(trained, windows, options.num, draws=values.length_draws, seed=values.seed)
-        for windows in possible
-    ]
+    choose = partial(infilling.choose, trained, num=options.num, draws=values.length_draws, seed=values.seed)
+    chosen = list(map(choose, possible))
     each = [window for windows, _ in chosen for window in windows]
-    if language:
-        constraint = language.constraint(each)
     windows = np.stack([window.tokens for window in each])
     how = "from left to right" if causal else f"by the method {options.method!r} in {options.steps} steps"
     title = f"{len(windows)} x {windows.shape[1]} tokens {how}"
     say(f"sampling {title}")
-    generator = Generator(trained, options, values.batch_size, constraint)
+    generator = Generator(trained, options, values.batch_size, language and language.constraint(each))
     if values.live or values.html or values.gif:
         generated = watch(generator, Trajectory(tokenizer, each), title)
     else:

@@ -72,9 +72,8 @@ def number(name: str, form: str, *, prefix: str = "") -> Callable[[Mapping[str, 
 
     def cell(line: Mapping[str, Any]) -> str:
         value, error = line[name], line.get(f"{name}_stderr")
-        if value is None:
-            return ""
-        return f"{prefix}{value:{form}}" + ("" if error is None or math.isnan(error) else f" ± {error:{form}}")
+        more = "" if error is None or math.isnan(error) else f" ± {error:{form}}"
+        return "" if value is None else f"{prefix}{value:{form}}{more}"
 
     return cell
 
