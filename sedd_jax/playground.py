@@ -5,6 +5,7 @@ a token for its alternatives, and copy the command that gives the same text. Onl
 127.0.0.1; it loads nothing from elsewhere. Visitors wait for one another. Ctrl-C ends it.
 """
 
+import contextlib
 import functools
 import http.server
 import itertools
@@ -13,7 +14,6 @@ import shlex
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from typing import Any
@@ -60,22 +60,16 @@ class Playground:
 
     def about(self) -> dict[str, Any]:
         """What the page shows of the model and begins with."""
-        trained = self.trained
-        return {
-            "workdir": self.workdir,
-            "length": trained.length,
-            "parameters": optax.tree.size(trained.params),
-            "step": trained.step,
-            "methods": [name for name in sampling.METHODS if self._takes(name)],
-            "defaults": {name: getattr(trained.experiment.sampling, name) for name in CONTROLS},
-        }
+        trained, defaults = self.trained, self.trained.experiment.sampling
+        about = {"workdir": self.workdir, "length": trained.length, "step": trained.step}
+        about |= {"parameters": optax.tree.size(trained.params), "methods": list(filter(self._takes, sampling.METHODS))}
+        return about | {"defaults": {name: getattr(defaults, name) for name in CONTROLS}}
 
     def _takes(self, method: str) -> bool:
-        try:
+        with contextlib.suppress(InputError):
             SamplingOptions(method=method).check(self.trained.experiment.graph, 1)
-        except InputError:
-            return False
-        return True
+            return True
+        return False
 
     def fill(self, request: dict[str, Any], send: Send) -> None:
         """Sends {spans: [[text, step], ..], number, of} after events, then {tokens, command, seconds, calls}. request:
@@ -142,7 +136,7 @@ class Playground:
 
         return jax.jit(conditional)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _turn(self, send: Send) -> Iterator[None]:
         """Waits until all who came before are done, and says how many they are."""
         me = object()
@@ -159,9 +153,8 @@ class Playground:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """GET / is the page; POST /fill and /alternatives take JSON, and answer with lines of JSON as they come."""
-
-    server: "Server"
+    """GET / is the page; POST /fill and /alternatives take JSON, and answer with lines of JSON as they come. The server
+    has the `playground`."""
 
     def do_GET(self) -> None:
         if self.path != "/" or not self._local():
@@ -200,8 +193,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _begin(self, kind: str) -> None:
         self.send_response(200)
-        for name, value in {"Content-Type": kind, "Cache-Control": "no-store"}.items():
-            self.send_header(name, value)
+        self.send_header("Content-Type", kind)
+        self.send_header("Cache-Control", "no-store")
         self.end_headers()
 
     def _send(self, answer: dict[str, Any]) -> None:
@@ -211,20 +204,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, port: int, playground: Playground):
-        self.playground = playground
-        super().__init__(("127.0.0.1", port), Handler)
-
-
 def main() -> None:
     values = flags.FLAGS
     trained = load_trained(cli.workdir(), log=say, mesh=values.mesh)
     if trained.experiment.model.causal:
         raise InputError("the model of this --workdir writes from left to right, and fills no holes; try `sample`")
-    with Server(values.port, Playground(trained, cli.required("workdir"))) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", values.port), Handler) as server:
+        server.playground = Playground(trained, cli.required("workdir"))
         print(json.dumps({"url": f"http://127.0.0.1:{server.server_port}/"}), flush=True)
         server.serve_forever()
 

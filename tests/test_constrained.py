@@ -204,7 +204,7 @@ def test_any_division_into_tokens_spells_a_text_and_signs_do_not():
         ("[[4:/(/]]", "the rule '/(/' cannot be read"),
         ("[[4:/a$/]]", "cannot be read: '\\$'"),
         ('[[4:{"type": "integer", "minimum": 3}]]', "cannot have the JSON schema"),
-        ('[[4:{"type": "string", "pattern": "a+", "maxLength": 3}]]', "says the length itself"),
+        ('[[4:{"type": "string", "pattern": "a+", "maxLength": 3}]]', "gives the length too"),
         ("[[4:{x}]]", "cannot be read"),
         ("[[4:/a{600}/]]", "takes more than 500 states"),
         ("[[4:one|two]]", "4 tokens spell no text of the rule 'one|two': 3 to 3 do"),

@@ -70,9 +70,7 @@ class Generator:
 
         return self._map(run, windows, steps, seed)
 
-    def _map(
-        self, run: Callable[..., sampling.Sample], windows: TokenRows, steps: int, seed: int, **options: Any
-    ) -> Generated:
+    def _map(self, run: Callable, windows: TokenRows, steps: int, seed: int, **options: Any) -> Generated:
         start, costs, key = time.perf_counter(), [], jax.random.key(seed)
 
         def batch(sequences: tuple[Any, ...], first: int) -> tuple[jax.Array, ...]:

@@ -22,12 +22,8 @@ from sedd_jax.sampling.constrained import Automaton, Constraint, Rules, grouped
 MOST_STATES = 8000  # of automata over bytes, all rules together; more take minutes to prepare
 _LETTER = r'([^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})'
 _INTEGER = r"-?(0|[1-9]\d*)"
-_SIMPLE = {
-    "integer": _INTEGER,
-    "number": _INTEGER + r"(\.\d+)?([eE][+\-]?\d+)?",
-    "boolean": "true|false",
-    "null": "null",
-}
+_NUMBER = _INTEGER + r"(\.\d+)?([eE][+\-]?\d+)?"
+_SIMPLE = {"integer": _INTEGER, "number": _NUMBER, "boolean": "true|false", "null": "null"}
 _KEYWORDS = {
     "string": {"minLength", "maxLength", "pattern"},
     "array": {"items", "minItems", "maxItems"},
@@ -132,17 +128,14 @@ def json_pattern(schema: Any) -> str:
     if (kind := schema.get("type")) not in _KEYWORDS or keys - _KEYWORDS[kind]:
         raise InputError(f"a rule cannot have the JSON schema {json.dumps(schema):.60}; docs/constrained.md says which")
     if "pattern" in keys and len(keys) > 1:
-        raise InputError(
-            f"a rule cannot have the JSON schema {json.dumps(schema):.60}: a pattern says the length itself"
-        )
+        raise InputError(f"a rule cannot have the JSON schema {json.dumps(schema):.60}: a pattern gives the length too")
     if kind == "string":
         return f'"({schema.get("pattern") or _times(_LETTER, schema, "Length")})"'
     if kind == "array":
         return rf"\[{_times(json_pattern(schema['items']), schema, 'Items', ', ')}\]"
     if kind == "object":
-        return (
-            r"\{" + ", ".join(f"{value(key)}: {json_pattern(of)}" for key, of in schema["properties"].items()) + r"\}"
-        )
+        fields = [f"{value(key)}: {json_pattern(of)}" for key, of in schema["properties"].items()]
+        return r"\{" + ", ".join(fields) + r"\}"
     return one([_SIMPLE[kind]])
 
 
@@ -168,14 +161,12 @@ def _byte_automaton(rule: str) -> tuple[np.ndarray, np.ndarray]:
     """The next state [states, 256], -1 for none, and whether a state is accepting. State 0 is the start."""
     with explained("rules need the extra 'constrained'", "pip install 'sedd_jax[constrained]'", ImportError):
         import interegular
-    known = interegular.InvalidSyntax, interegular.Unsupported, ValueError, TypeError, KeyError, AttributeError
-    with explained(
-        f"the rule {rule[:60]!r} cannot be read", "docs/constrained.md says what can", *known, RecursionError
-    ):
+    known = interegular.InvalidSyntax, interegular.Unsupported, ValueError, TypeError, LookupError, AttributeError
+    what, remedy = f"the rule {rule[:60]!r} cannot be read", "docs/constrained.md says what can"
+    with explained(what, remedy, *known, RecursionError):
         fsm = interegular.parse_pattern(_pattern(rule)).to_fsm()
-    named = {
-        letter.encode(errors="ignore")[:n] for letter in fsm.alphabet if isinstance(letter, str) for n in (1, 2, 3)
-    }
+    letters = [letter.encode(errors="ignore") for letter in fsm.alphabet if isinstance(letter, str)]
+    named = {letter[:n] for letter in letters for n in (1, 2, 3)}
     # A state is one of the expression, and what has been read of a character's bytes.
     states, numbers, rows, steps = [(fsm.initial, b"")], {(fsm.initial, b""): 0}, [], {}
     for place, seen in states:

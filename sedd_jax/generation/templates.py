@@ -23,9 +23,7 @@ Ids = Int[np.ndarray, " _"]
 FREE = -1
 RULE = r"/.+?/|\{.*?\}|[^\[\]/{][^\[\]]*"
 # What is not plain text: an escaped character or pair of brackets (1), or a hole (2 to 5) or end of text in brackets.
-MARK = re.compile(
-    rf"\\(\\(?=\\*(?:\[\[|\]\]))|\[\[|\]\])|\[\[(?:(~?)(\d+)(?:-(\d+))?(?::({RULE}))?|eot)\]\]", re.ASCII | re.DOTALL
-)
+MARK = re.compile(rf"(?as)\\(\\(?=\\*(?:\[\[|\]\]))|\[\[|\]\])|\[\[(?:(~?)(\d+)(?:-(\d+))?(?::({RULE}))?|eot)\]\]")
 # Words of the embedded corpus, enough for two digits of tokens per word.
 ESTIMATE_WORDS = 10_000
 
@@ -74,13 +72,11 @@ def parse_template(
         elif tokenizer.eot is None:
             raise InputError(f"{flag} has [[eot]], but the tokenizer {tokenizer.KIND!r} has no end of text")
         if (free := sum(holes)) > length:
-            count = "too many" if free >= 10**20 else free
-            raise InputError(
-                f"{flag} has holes for {count} tokens, more than the model's length of {length}; shorten it"
-            )
+            num = "too many" if free >= 10**20 else free
+            raise InputError(f"{flag} has holes for {num} tokens, more than the model's length of {length}; shorten it")
         pieces.append(np.array([FREE] * holes[-1] if match[3] else [tokenizer.eot], np.int32))
     tokens = np.concatenate([*pieces, tokenizer.encode(text + _plain(template[end:], flag))])
-    window = _fill(length, tokens, np.empty(0, np.int32), flag)
+    window = _fill(length, tokens, tokens[:0], flag)
     return Window(window, len(tokens), *map(tuple, (holes, starts, rules, ranges)))
 
 
@@ -131,8 +127,7 @@ def _hole_tokens(match: re.Match[str], tokenizer: Tokenizer, flag: str) -> tuple
     counts = [int(number) if len(number) < 20 else 10**20 for number in (match[3], match[4] or match[3])]
     if counts[0] > counts[1]:
         raise InputError(f"{flag} has a hole {match[0][:40]!r} of at least {counts[0]} and at most {counts[1]} tokens")
-    least, most = (max(1, round(n * tokens_per_word(tokenizer))) if match[2] and n else n for n in counts)
-    return least, most
+    return tuple(max(1, round(n * tokens_per_word(tokenizer))) if match[2] and n else n for n in counts)
 
 
 def _plain(text: str, flag: str) -> str:
@@ -144,7 +139,6 @@ def _plain(text: str, flag: str) -> str:
 
 
 def _fill(length: int, start: Ids, end: Ids, flag: str) -> Ids:
-    given = len(start) + len(end)
-    if given > length:
+    if (given := len(start) + len(end)) > length:
         raise InputError(f"{flag} of {given} tokens exceeds the model's length of {length}; shorten it")
     return np.concatenate([start, np.full(length - given, FREE, np.int32), end])

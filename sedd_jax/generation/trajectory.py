@@ -14,11 +14,10 @@ from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.generation.templates import FREE, Window
 from sedd_jax.typing import TokenRows
 
+Row = Int[np.ndarray, " l"]
 GIVEN, NOISE = 0, -1
 # The signs of a token that is not there yet, and of bytes that are not UTF-8.
 MASK, UNKNOWN = "\u2591", "\ufffd"
-# UTF-8 needs at most four bytes for a character.
-LONGEST_CHARACTER = 4
 # The number of frames that pages and GIFs keep.
 MOST_FRAMES = 200
 
@@ -51,11 +50,9 @@ class Trajectory:
 
     def read(self, frame: Frame) -> list[list[Span]]:
         """The spans of each sample of a frame, as far as its text goes."""
-        texts = []
-        for index, (tokens, changed) in enumerate(zip(frame.tokens, frame.changed, strict=True), frame.first):
-            window = self.windows[index]
-            texts.append(spans(self.tokenizer, tokens, changed, window.tokens != FREE)[: window.shown])
-        return texts
+        rows = zip(frame.tokens, frame.changed, self.windows[frame.first :], strict=False)
+        texts = [(spans(self.tokenizer, ids, new, window.tokens != FREE), window.shown) for ids, new, window in rows]
+        return [text[:shown] for text, shown in texts]
 
     def add(self, frame: Frame) -> None:
         if frame.number == frame.length or frame.number % -(-(frame.length + 1) // MOST_FRAMES) == 0:
@@ -77,21 +74,20 @@ class Trajectory:
         return next(text for event, text in reversed(self.samples[sample]) if event <= number)
 
 
-def spans(
-    tokenizer: Tokenizer, tokens: Int[np.ndarray, " l"], changed: Int[np.ndarray, " l"], given: Bool[np.ndarray, " l"]
-) -> list[Span]:
+def spans(tokenizer: Tokenizer, tokens: Row, changed: Row, given: Bool[np.ndarray, " l"]) -> list[Span]:
     """One span per token; if several tokens spell a character, the first has it and the others are empty."""
     steps = np.where(given, GIVEN, np.where(changed > 0, changed, NOISE)).tolist()
     texts, ids = [], tokens.tolist()
     while len(texts) < len(ids):
-        texts += _character(tokenizer, ids[len(texts) : len(texts) + LONGEST_CHARACTER])
+        # UTF-8 needs at most four bytes for a character.
+        texts += _character(tokenizer, ids[len(texts) : len(texts) + 4])
     return [Span(text, step) for text, step in zip(texts, steps, strict=True)]
 
 
 def colour(step: int, length: int) -> str:
     """The colour of an event, from violet for the first to orange for the last, as on the page."""
-    red, green, blue = colorsys.hls_to_rgb((265 - 235 * (step - 1) / max(length - 1, 1)) / 360, 0.7, 0.9)
-    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+    hue = (265 - 235 * (step - 1) / max(length - 1, 1)) / 360
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, 0.7, 0.9))
 
 
 def _character(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:

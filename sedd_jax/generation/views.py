@@ -56,9 +56,8 @@ def _panels(trajectory: Trajectory, frame: Frame) -> Group:
 
 
 def _print(console: Console, trajectory: Trajectory, frame: Frame) -> None:
-    if frame.number != frame.length and frame.number % -(-frame.length // PLAIN_FRAMES):
-        return
-    for index, spans in enumerate(trajectory.read(frame), frame.first):
+    due = frame.number == frame.length or frame.number % -(-frame.length // PLAIN_FRAMES) == 0
+    for index, spans in enumerate(trajectory.read(frame) if due else (), frame.first):
         text = "".join(span.text for span in spans).replace("\n", "\u2424")
         line = f"step {frame.number} of {frame.length}, sample {index}: {text}"
         console.print(line, markup=False, emoji=False, soft_wrap=True)
@@ -81,11 +80,8 @@ def page(trajectory: Trajectory, *, title: str, text: str) -> str:
 
 def _histories(trajectory: Trajectory, sample: int) -> list[list[list]]:
     """For each token, the [index of the frame, text, step] of its first state and of each later change."""
-    frames = [trajectory.at(sample, number) for number in trajectory.numbers]
-    return [
-        [[i, *span] for i, span in enumerate(spans) if i == 0 or span != spans[i - 1]]
-        for spans in zip(*frames, strict=True)
-    ]
+    tokens = zip(*(trajectory.at(sample, number) for number in trajectory.numbers), strict=True)
+    return [[[i, *span] for i, span in enumerate(spans) if i == 0 or span != spans[i - 1]] for spans in tokens]
 
 
 def gif(trajectory: Trajectory, path: pathlib.Path) -> None:
