@@ -53,19 +53,12 @@ def main() -> dict[str, Any]:
         nats.append(np.asarray(found.total, np.float64) / length)
     differences = nats[1] - nats[0]
     mean, error = float(differences.mean()), standard_errors(differences)[1]
-    per_byte = rate / np.log(2)
-    beyond = abs(mean) > 2 * error
-    say(
-        f"difference: {mean:+.4f} ± {error:.4f} nats per token, {mean * per_byte:+.4f} ± {error * per_byte:.4f} bits "
-        f"per byte: {'more' if beyond else 'not more'} than two standard errors"
-    )
-    return figures | {
-        "difference_nats_per_token": mean,
-        "difference_nats_per_token_stderr": error,
-        "difference_bits_per_byte": mean * per_byte,
-        "difference_bits_per_byte_stderr": error * per_byte,
-        "beyond_two_errors": beyond,
-    }
+    beyond, texts = abs(mean) > 2 * error, []
+    for unit, scale in {"nats_per_token": 1, "bits_per_byte": rate / np.log(2)}.items():
+        texts.append(f"{mean * scale:+.4f} ± {error * scale:.4f} {unit.replace('_', ' ')}")
+        figures |= {f"difference_{unit}": mean * scale, f"difference_{unit}_stderr": error * scale}
+    say(f"difference: {', '.join(texts)}: {'more' if beyond else 'not more'} than two standard errors")
+    return figures | {"beyond_two_errors": beyond}
 
 
 if __name__ == "__main__":

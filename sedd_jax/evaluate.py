@@ -54,8 +54,7 @@ def main() -> dict[str, Any]:
     given = cli.given("num_times", "batch_size", "estimator")
     if values.estimator == "orders":
         given["num_times"] = values.orders
-        calls = values.orders * trained.length
-        say(f"--orders={values.orders}: {calls} network calls for each batch of sequences")
+        say(f"--orders={values.orders}: {values.orders * trained.length} network calls for each batch of sequences")
     options = dataclasses.replace(trained.experiment.eval, num_sequences=values.num_sequences or 0, **given)
     if values.prompts:
         return perplexity.summary_given(trained, epath.Path(values.prompts), options, seed=values.seed)

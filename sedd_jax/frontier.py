@@ -35,8 +35,7 @@ from sedd_jax.typing import TokenRows
 FIELDS = ("method", "grid", "temperature", "steps")
 FIGURES = ("bits_per_token", "generative_perplexity", "unigram_entropy", *(f"distinct_{n}" for n in quality.N_GRAMS))
 COSTS = ("network_evaluations", "seconds", "clipped_fraction")
-# The method in the line of the validation text.
-DATA = "data"
+DATA = "data"  # the method in the line of the validation text
 COLUMNS: results.Columns = {
     "sampler": lambda line: " ".join(filter(None, (line["method"], line["grid"]))),
     "temperature": results.number("temperature", "g"),

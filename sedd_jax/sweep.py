@@ -93,9 +93,7 @@ def point_name(overrides: dict[str, Any]) -> str:
     return name if name == text else f"{name}-{zlib.crc32(text.encode()):08x}"
 
 
-def make_points(
-    config: str, points: Sequence[dict[str, Any]], overrides: Sequence[str], workdir: epath.Path
-) -> list[Trial]:
+def make_points(config: str, points: list[dict], overrides: Sequence[str], workdir: epath.Path) -> list[Trial]:
     """The points with their configs. Raises InputError for one that does not fit the config, or that is there twice."""
     made: list[Trial] = []
     for point in points:
@@ -103,16 +101,15 @@ def make_points(
         given = [*overrides, *(f"--config.{field}={value}" for field, value in point.items())]
         arguments = [f"--config={config}", f"--workdir={workdir / name}", *given]
         trial = Trial(name, cli.read_config(config, given), workdir / name, arguments)
-        values = dict(configuration.flatten(trial.config))
+        values = configuration.flatten(trial.config)
         for field, value in point.items():
             if any(override.startswith(f"--config.{field}=") for override in overrides):
                 raise InputError(f"--config.{field} is given for all points, and the sweep sets it too")
             if values.get(field) != value:
                 what = f"--config.{field}={value} in the sweep means {values.get(field)!r} on a command line"
                 raise InputError(f"{what} and not {value!r}; give a field that holds one number, string or truth value")
-        for other in made:
-            if other.config == trial.config:
-                raise InputError(f"the points {other.name} and {name} of the sweep are the same experiment")
+        if same := [other.name for other in made if other.config == trial.config]:
+            raise InputError(f"the points {same[0]} and {name} of the sweep are the same experiment")
         made.append(trial)
     return made
 
@@ -123,9 +120,8 @@ def check_workdir(points: Sequence[Trial], workdir: epath.Path) -> None:
         raise InputError(f"--workdir={workdir} holds a run of its own; choose another --workdir for the sweep")
     names, record = [point.name for point in points], workdir / "sweep.json"
     held = files.read_json(record, remedy=f"if {workdir} is of this sweep, remove it") if record.exists() else {}
-    for name in held.get("points", []):
-        if name not in names:
-            raise InputError(f"--workdir={workdir} holds another sweep, with the point {name}; choose another one")
+    if others := [name for name in held.get("points", []) if name not in names]:
+        raise InputError(f"--workdir={workdir} holds another sweep, with the point {others[0]}; choose another one")
     for point in points:
         configuration.check_same_experiment(point.config, point.workdir)
 
@@ -139,8 +135,7 @@ class Trainer(contextlib.ExitStack):
         self.stopped = 0
         self._process: subprocess.Popen | None = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            previous = signal.getsignal(number)
-            if previous is not signal.SIG_IGN:
+            if (previous := signal.getsignal(number)) is not signal.SIG_IGN:
                 signal.signal(number, self._receive)
                 self.callback(signal.signal, number, previous)
 
@@ -163,10 +158,9 @@ class Trainer(contextlib.ExitStack):
         return code
 
 
-def run_sweep(points: Sequence[Trial], fields: Sequence[str], workdir: epath.Path) -> list[dict[str, Any]]:
+def run_sweep(points: list[Trial], fields: list[str], workdir: epath.Path) -> list[dict[str, Any]]:
     """Trains the points that are not done and returns the table. Raises TrainingError if points fail."""
-    states: dict[str, str] = {}
-    record = {"points": [point.name for point in points]}
+    states, record = dict[str, str](), {"points": [point.name for point in points]}
     with lock.hold(workdir, "workdir"), Trainer() as trainer:
         files.write_atomically(workdir / "sweep.json", json.dumps(record, indent=2) + "\n")
         for number, point in enumerate(points, 1):
@@ -185,23 +179,19 @@ def run_sweep(points: Sequence[Trial], fields: Sequence[str], workdir: epath.Pat
             write_results(workdir, points, fields, states)
         table = write_results(workdir, points, fields, states)
         say((workdir / "results.md").read_text())
-        left = [line["name"] for line in table if line["state"] == "unfinished"]
-        if left:
+        if left := [line["name"] for line in table if line["state"] == "unfinished"]:
             raise Stopped(trainer.stopped, f"at the point {left[0]}")
-    failed = [f"{name} ({state.removeprefix('failed: ')})" for name, state in states.items() if state != "done"]
-    if failed:
+    if failed := [f"{name} ({state.removeprefix('failed: ')})" for name, state in states.items() if state != "done"]:
         raise TrainingError(f"{len(failed)} of {len(points)} points failed: {'; '.join(failed)}; see above for why")
     return table
 
 
-def write_results(
-    folder: epath.Path, trials: Sequence[Trial], fields: Sequence[str], states: Mapping[str, str]
-) -> list[dict[str, Any]]:
+def write_results(folder: epath.Path, trials: list[Trial], fields: list[str], states: dict[str, str]) -> list[dict]:
     """Writes results.{json,csv,md,png} into the folder. Returns the table, with a line per trial: name, state, values
     of the fields of its config, and the figures of its last step. states: of some trials, by name."""
     table = []
     for trial in trials:
-        values, last = dict(configuration.flatten(trial.config)), trial.last()
+        values, last = configuration.flatten(trial.config), trial.last()
         state = states.get(trial.name) or ("done" if trial.is_done() else "unfinished")
         line = {"name": trial.name, "state": state, "step": last["step"], "steps": trial.config.train.steps}
         line |= {field: values[field] for field in fields} | {name: last.get(name) for name in FIGURES}
@@ -223,8 +213,7 @@ def write_results(
 def best(table: Sequence[Mapping[str, Any]]) -> str | None:
     """The finished trial with the fewest bits per byte, or with the lowest loss if none knows its bits per byte."""
     for figure in (BITS, "eval_nats_per_token", "train_loss"):
-        known = [line for line in table if line["state"] == "done" and line[figure] is not None]
-        if known:
+        if known := [line for line in table if line["state"] == "done" and line[figure] is not None]:
             return min(known, key=lambda line: line[figure])["name"]
     return None
 
@@ -237,8 +226,7 @@ def plot(path: epath.Path, trials: Sequence[Trial]) -> None:
         figure, label = "train_loss", "training loss, nats per token"
     with files.plot(path, size=(7.0, 4.5)) as (page, axes):
         for name, found in entries.items():
-            points = [(entry["step"], entry[figure]) for entry in found if entry.get(figure)]
-            if points:
+            if points := [(entry["step"], entry[figure]) for entry in found if entry.get(figure)]:
                 axes.plot(*zip(*points, strict=True), marker="o" if figure.startswith("eval") else "", label=name)
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)

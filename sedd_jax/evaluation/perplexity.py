@@ -64,23 +64,16 @@ def summary_given(trained: Trained, path: epath.Path, options: EvalOptions, *, s
     if not rows:
         raise InputError(f"--prompts={path} holds no record")
     tokens, role, sizes = (np.stack(part) for part in zip(*rows, strict=True))
-    num_bytes = int(sizes.sum())
     options = dataclasses.replace(options, batch_size=min(options.batch_size, len(rows)))
     batch = Batch(tokens, given=role % 2 == 0, never=role == 3)
     found = bounds(trained, batch, options, seed=seed, name="texts")
     nats = np.asarray(require_finite(found.total, f"nats of {len(rows)} texts"), np.float64)
     mean, error = quality.ratio(nats, (role == 1).sum(1))
-    bits = nats.sum() / np.log(2)
-    return {
-        "nats_per_token": mean,
-        "nats_per_token_stderr": error,
-        "bits": float(bits),
-        "bits_per_byte": float(bits / num_bytes),
-        "bits_per_byte_stderr": float(error / mean * bits / num_bytes),
-        "num_sequences": len(rows),
-        "num_tokens": int((role == 1).sum()),
-        "step": trained.step,
-    }
+    bits = float(nats.sum() / np.log(2))
+    per_byte = bits / int(sizes.sum())
+    figures = {"nats_per_token": mean, "nats_per_token_stderr": error, "bits": bits, "bits_per_byte": per_byte}
+    figures |= {"bits_per_byte_stderr": error / mean * per_byte, "num_sequences": len(rows)}
+    return figures | {"num_tokens": int((role == 1).sum()), "step": trained.step}
 
 
 def _prompted(line: str, where: str, trained: Trained) -> tuple[np.ndarray, np.ndarray, int]:

@@ -55,9 +55,6 @@ def perplexity(nats: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> 
     The standard errors are over samples: of a ratio of two means, to first order. NaN for a single sample. Raises
     TrainingError for nats that are not finite."""
     rate, error = ratio(np.asarray(require_finite(nats, f"nats of {len(nats)} samples"), np.float64), counts)
-    return {
-        "generative_perplexity": float(np.exp(rate)),
-        "generative_perplexity_stderr": float(np.exp(rate) * error),
-        "nats_per_token": rate,
-        "nats_per_token_stderr": error,
-    }
+    value = float(np.exp(rate))
+    figures = {"generative_perplexity": value, "generative_perplexity_stderr": value * error}
+    return figures | {"nats_per_token": rate, "nats_per_token_stderr": error}

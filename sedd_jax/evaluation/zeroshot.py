@@ -91,9 +91,9 @@ def evaluate(
     streams = {name: _stream(name, source, trained) for name, source in sources.items()}
     options = perplexity.fit(options, *streams.values(), length=trained.length)
     setting = {"weights": trained.fingerprint, "tokenizer": trained.tokenizer.fingerprint, "seed": seed}
-    setting |= {"length": trained.length, "num_times": None if causal else options.num_times}
-    setting |= {"estimator": None if causal else options.estimator}
-    with results.hold(output, setting | {"limit": options.num_sequences or None}) as held:
+    setting |= {"length": trained.length, "limit": options.num_sequences or None}
+    setting |= {name: None if causal else getattr(options, name) for name in ("num_times", "estimator")}
+    with results.hold(output, setting) as held:
         for name, stream in streams.items():
             digest = hashlib.sha256(stream.content()).hexdigest()[:12]
             figures[name] = held.entry(f"{name}-{digest}", partial(_figures, trained, stream, options, seed, name))
@@ -132,6 +132,6 @@ def _markdown(figures: Mapping[str, Mapping[str, Any]], show: Callable[[Mapping[
         "its bits per byte": lambda name: f"{figures[name]['bits_per_byte']:.3f}" if name in figures else "",
     }
     for index, model in enumerate(MODELS):
-        sign = "≤ " if model.startswith("SEDD") else ""
-        columns[model] = lambda name, index=index, sign=sign: f"{sign}{TEST_SETS[name].published[index]:.2f}"
+        form = "≤ {:.2f}" if model.startswith("SEDD") else "{:.2f}"
+        columns[model] = lambda name, index=index, form=form: form.format(TEST_SETS[name].published[index])
     return results.markdown(TEST_SETS, columns)
