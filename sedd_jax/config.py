@@ -94,8 +94,7 @@ def has_checkpoint(workdir: epath.Path) -> bool:
 
 
 def check_same_experiment(config: ConfigDict, workdir: epath.Path) -> None:
-    """Raises InputError for checkpoints of a run whose config differs in more than MAY_CHANGE and PLACES, or of no
-    run."""
+    """Raises InputError for checkpoints of no run, or of one whose config differs beyond MAY_CHANGE and PLACES."""
     if not has_checkpoint(workdir):
         return
     saved = load(workdir)

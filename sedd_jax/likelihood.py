@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from sedd_jax.categorical import fine_uniform
 from sedd_jax.errors import InputError, require_finite
@@ -22,10 +22,7 @@ from sedd_jax.network import Network, as_network, sum_over_positions
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Absorbing, Graph
 from sedd_jax.score_entropy import roles, stratified_times
-from sedd_jax.typing import Mask, PerSequence, PRNGKey, ScoreFn, Tokens
-
-# One for each sequence.
-Keys = Key[Array, " b"]
+from sedd_jax.typing import Keys, Mask, PerSequence, PRNGKey, ScoreFn, Tokens
 
 
 class Bound(NamedTuple):
@@ -81,8 +78,7 @@ def bound(
     estimator: 'time' draws noise levels, stratified in time; 'count', for the absorbing graph, how many positions are
         masked, which varies less and leaves nothing to the prior; 'auto' is 'count' where it can be. 'published' is the
         figure of SEDD's code, which is no bound: the diffusion part alone, as a mean over t in [0.001, 1].
-    given, never: [B, L], for the absorbing graph: bounds -log p(the other positions | those given), with those of
-        `never` unknown.
+    given, never: [B, L], for the absorbing graph: bounds -log p(the others | given ones), those of `never` unknown.
     Raises InputError for an estimator or a condition that the graph does not have."""
     absorbing, conditional = isinstance(graph, Absorbing), given is not None or never is not None
     if estimator not in ESTIMATORS[:-1]:
@@ -185,8 +181,7 @@ def _denoising_cost(graph: Graph, log_score: Any, sigma: Any, x: Any, x0: Any) -
 
 
 def _by_time(keys: Keys, network: Network, graph: Graph, noise: Noise, tokens: Tokens, num: int, start: float) -> Bound:
-    """The prior, the diffusion as an integral over time, and the reconstruction; from a time `start` on the diffusion
-    alone."""
+    """The prior, the diffusion as an integral over time, and the reconstruction; with a `start`, diffusion alone."""
     batch, length = tokens.shape
     times = start + (1 - start) * jax.vmap(lambda k: stratified_times(jax.random.fold_in(k, 0), num))(keys)
 
@@ -237,8 +232,7 @@ def standard_errors(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
 def summarise(bounds: Estimate, length: float | int, tokens_per_byte: float | None) -> dict[str, float]:
     """The figures that papers quote, each with its standard error by `standard_errors` (NaN for a single sequence). Two
     more errors of nats per token: `_plain`, as if sequences were independent; `monte_carlo`, of the draws alone.
-    length: tokens asked for in a sequence, on average. tokens_per_byte: of the text that the sequences were cut from;
-        None where the raw length is not known.
+    length: tokens asked for in a sequence, on average. tokens_per_byte: None where the raw length is not known.
     Raises TrainingError if they are not finite."""
     nats = np.asarray(require_finite(bounds.total, f"nats of {len(bounds.total)} sequences"), np.float64) / length
     mean, (plain, stderr) = nats.mean(), standard_errors(nats)

@@ -153,8 +153,7 @@ class Playground:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """GET / is the page; POST /fill and /alternatives take JSON, and answer with lines of JSON as they come. The server
-    has the `playground`."""
+    """GET / is the page; POST /fill and /alternatives take JSON, answered in lines of JSON, by `server.playground`."""
 
     def do_GET(self) -> None:
         if self.path != "/" or not self._local():

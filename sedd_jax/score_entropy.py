@@ -20,8 +20,7 @@ from sedd_jax.typing import Features, Mask, PerSequence, PRNGKey, Scalar, ScoreF
 
 
 class Noised(NamedTuple):
-    """Sequences x at random noise levels sigma. weight: sigma'(t) / density of t. targets: where there is a loss; None
-    for everywhere."""
+    """Sequences x at random noise levels sigma. weight: sigma'(t) / density of t. targets: where a loss is, or None."""
 
     x: Tokens
     sigma: PerSequence

@@ -5,8 +5,7 @@ The same command continues where it stopped, and uses points that were trained e
 stderr, results.{json,csv,md,png} in DIR and one JSON line on stdout. Exit code 1: points failed (the others were run).
 With --print_commands it runs nothing and prints the commands of the points that are not done, one per line.
 
-A sweep file has CONFIG, the path of its config relative to the file, and get_sweep(), which returns a list of
-overrides.
+A sweep file has CONFIG, the path of its config relative to the file, and get_sweep(), a list of overrides.
 """
 
 import contextlib
@@ -127,8 +126,7 @@ def check_workdir(points: Sequence[Trial], workdir: epath.Path) -> None:
 
 
 class Trainer(contextlib.ExitStack):
-    """Trains points as processes of their own. Until its context ends, signals go on to the one that runs. stopped: the
-    signal that ends the sweep, 0 for none."""
+    """Trains points as processes of their own, to which it passes signals on. stopped: that ends the sweep, or 0."""
 
     def __init__(self):
         super().__init__()

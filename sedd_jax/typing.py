@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 PRNGKey = Key[Array, ""]
+Keys = Key[Array, " b"]
 Scalar = Float[Array, ""]
 Tokens = Int[Array, "b l"]
 Mask = Bool[Array, "b l"]
@@ -24,9 +25,8 @@ Clamp = tuple[Mask, Tokens]
 
 
 class Batch(NamedTuple):
-    """Sequences to learn or to measure, arrays of the host or of devices; None for what none of them has.
-    given, never [B, L]: positions that are known, and those that stay unknown; only the others are asked for.
-    labels [B]: their classes."""
+    """Sequences to learn or to measure, arrays of the host or of devices; None for what none of them has. given, never
+    [B, L]: positions that are known, and that stay unknown; the others are asked for. labels [B]: classes."""
 
     tokens: Any
     given: Any = None

@@ -7,6 +7,7 @@ be compared on the same text. Most remove spaces. A few replace text: the number
 (in WikiText also the N of a compass), <unk> becomes a question mark, and curly quotes become straight.
 """
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -24,13 +25,7 @@ def _close_up(marks: str) -> Rules:
 
 def _apply(*rules: tuple[str, str]) -> Callable[[str], str]:
     """The function that applies (pattern, replacement) after (pattern, replacement) to a text."""
-
-    def plain(text: str) -> str:
-        for pattern, replacement in rules:
-            text = re.sub(pattern, replacement, text)
-        return text
-
-    return plain
+    return lambda text: functools.reduce(lambda text, rule: re.sub(*rule, text), rules, text)
 
 
 # One line of WikiText (raw), with its newline, or several. SEDD's list has one more rule, for an apostrophe and a digit

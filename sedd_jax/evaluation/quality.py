@@ -52,8 +52,7 @@ def ratio(values: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> tup
 
 def perplexity(nats: Float[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> dict[str, float]:
     """Generative perplexity: exp of nats per token over all samples, from the nats and the number of tokens of each.
-    The standard errors are over samples: of a ratio of two means, to first order. NaN for a single sample. Raises
-    TrainingError for nats that are not finite."""
+    Standard errors are over samples, as in `ratio`. Raises TrainingError for nats that are not finite."""
     rate, error = ratio(np.asarray(require_finite(nats, f"nats of {len(nats)} samples"), np.float64), counts)
     value = float(np.exp(rate))
     figures = {"generative_perplexity": value, "generative_perplexity_stderr": value * error}

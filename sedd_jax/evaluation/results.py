@@ -1,5 +1,4 @@
-"""Results: those that take long in one file each, so that a command that was stopped continues; and as tables, with one
-dict per line, in JSON, CSV and Markdown."""
+"""Results: in one file each, so that a stopped command continues; and as tables of dicts, in JSON, CSV and Markdown."""
 
 import contextlib
 import csv

@@ -26,8 +26,7 @@ from sedd_jax.training.trained import Trained
 
 @dataclass(frozen=True)
 class TestSet:
-    """split: a text of the source into documents. plain: the plain text of a document. published: perplexities in the
-    order of MODELS."""
+    """split: a text of the source into documents. plain: a document's plain text. published: perplexities of MODELS."""
 
     title: str
     split: Callable[[str], Iterable[str]]

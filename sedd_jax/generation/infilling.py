@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,13 +18,7 @@ from sedd_jax.typing import Batch
 
 # Of one template; holes that find their length multiply.
 MOST_ALTERNATIVES = 1024
-
-
-class Posterior(NamedTuple):
-    """Probabilities of alternatives, and their standard errors."""
-
-    probs: Float[np.ndarray, " n"]
-    stderr: Float[np.ndarray, " n"]
+Posterior = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
 
 
 def alternatives(template: str, window: Window, tokenizer: Tokenizer, language: Language | None) -> list[Window]:
@@ -44,9 +38,8 @@ def alternatives(template: str, window: Window, tokenizer: Tokenizer, language: 
 
 
 def length_posterior(trained: Trained, windows: Sequence[Window], *, draws: int, seed: int = 0) -> Posterior:
-    """How likely each of the windows [n], equally likely beforehand, is by its given tokens, with its error. The
-    evidence is the bound of the given tokens, holes and what is behind them unknown, from `draws` network calls. Raises
-    InputError for a graph without such a bound."""
+    """The `posterior` of windows [n], equally likely beforehand, by the bound of their given tokens (holes and what is
+    behind them unknown) from `draws` network calls. Raises InputError for a graph without such a bound."""
     tokens, key = np.stack([window.tokens for window in windows]), jax.random.key(seed)
     bound = trained.experiment.bound_fn(draws)
     batch = Batch(np.maximum(tokens, 0), never=tokens == FREE)
@@ -55,13 +48,13 @@ def length_posterior(trained: Trained, windows: Sequence[Window], *, draws: int,
 
 
 def posterior(found: Bound) -> Posterior:
-    """Of alternatives that are equally likely beforehand, by the bound of what is known under each of them. The error
-    is that of the draws, to first order."""
+    """The probabilities [n] of alternatives that are equally likely beforehand, by the bound of what is known under
+    each of them, and their standard errors [n], of the draws, to first order."""
     total, variance = np.asarray(found.total, np.float64), np.square(np.asarray(found.stderr, np.float64))
     probs = np.exp(total.min() - total)
     probs /= probs.sum()
     relative = (1 - 2 * probs) * variance + (probs**2 * variance).sum()
-    return Posterior(probs, probs * np.sqrt(np.maximum(relative, 0)))
+    return probs, probs * np.sqrt(np.maximum(relative, 0))
 
 
 def choose(

@@ -44,8 +44,7 @@ class Window:
 
 @functools.lru_cache(maxsize=8)
 def tokens_per_word(tokenizer: Tokenizer) -> float:
-    """Tokens per English word without punctuation, with the space before it, in the embedded corpus. In lower-case
-    letters only, which every tokenizer knows."""
+    """Tokens per English word, with the space before it, in the embedded corpus: in letters all tokenizers know."""
     text = " ".join(corpora.documents(corpora.EMBEDDED)).lower()
     words = [match[0] for match, _ in zip(re.finditer("[a-z]+", text), range(ESTIMATE_WORDS), strict=False)]
     return len(tokenizer.encode(" " + " ".join(words))) / len(words)

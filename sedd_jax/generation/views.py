@@ -109,8 +109,7 @@ def gif(trajectory: Trajectory, path: pathlib.Path) -> None:
 
 
 def _lines(trajectory: Trajectory, number: int) -> list[list[tuple[str, str]]]:
-    """All samples after event `number` as lines of (character, colour), a blank one between samples. MASK takes their
-    space."""
+    """All samples after event `number` as lines of (character, colour), a blank one after each; MASK takes space."""
     lines: list[list[tuple[str, str]]] = []
     for sample in sorted(trajectory.samples)[:SAMPLES]:
         lines.append([])

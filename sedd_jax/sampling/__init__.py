@@ -57,8 +57,7 @@ def make_process(
     """The reverse process of `shape` = (B, L) tokens.
     steps: from t = 1 to END_TIME; the denoising follows, with one more call. With `methods.CALLS`, the largest number
         of network calls: the positions to fill are divided evenly among them, and with as many calls as positions each
-        is drawn by itself; 'entropy' may be done earlier. May be traced: another number does not compile another
-        program.
+        is drawn by itself; 'entropy' may be done earlier. May be traced: other numbers compile no other program.
     clamp: the given positions, which are set from the beginning and never drawn.
     first_index: index of the first sequence. A sequence's draws depend only on the key and its index, so slices of a
         batch, on any devices, are slices of the samples of the batch, up to rounding.

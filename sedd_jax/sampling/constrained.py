@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from sedd_jax.categorical import fine_uniform, quantile
-from sedd_jax.typing import Mask, PerSequence, Tokens
+from sedd_jax.typing import Keys, Mask, PerSequence
 
 # The logarithm of an impossible event: finite, so that differences are no NaN.
 NEVER = -1e30
@@ -24,6 +24,9 @@ NEVER = -1e30
 ROW = 32
 
 LogMasses = Float[Array, "b h c"]
+Column = Float[np.ndarray, " n"]
+After = Float[Array, "h b s"]
+Origin = Int[Array, " b"]
 
 
 class Groups(NamedTuple):
@@ -70,11 +73,10 @@ class Constraint(NamedTuple):
 
 class Population(NamedTuple):
     """log_weight [B]: their mean e^log_weight over a window's samples estimates the probability of the constraint.
-    origin [B]: number of the sequence that a sample stems from. level [B, L]: the masked fraction at which each
-    position leaves MASK."""
+    origin [B]: number of the sequence that a sample stems from. level [B, L]: see `Process.hitting_levels`."""
 
     log_weight: PerSequence
-    origin: Int[Array, " b"]
+    origin: Origin
     level: Float[Array, "b l"]
 
 
@@ -109,7 +111,7 @@ def certain(classes: Int[Array, "b h"], num: int) -> LogMasses:
     return jnp.where(jnp.arange(num) == classes[..., None], 0.0, NEVER)
 
 
-def messages(constraint: Constraint, log_pi: LogMasses) -> tuple[Float[Array, "h b s"], PerSequence]:
+def messages(constraint: Constraint, log_pi: LogMasses) -> tuple[After, PerSequence]:
     """log b_i+1 of every state behind each place, and log Z."""
     automaton, rules = constraint
     accepting = jnp.where(automaton.accepting, 0.0, NEVER)
@@ -123,13 +125,12 @@ def messages(constraint: Constraint, log_pi: LogMasses) -> tuple[Float[Array, "h
         return (before, log_z + jnp.where(start >= 0, at_start, 0)), after
 
     begin = jnp.zeros((len(log_pi), len(accepting))), jnp.zeros(len(log_pi))
-    (_, log_z), after = jax.lax.scan(back, begin, _along(log_pi, rules.starts, rules.ends), reverse=True)
+    places = [array.swapaxes(0, 1) for array in (log_pi, rules.starts, rules.ends)]
+    (_, log_z), after = jax.lax.scan(back, begin, places, reverse=True)
     return after, log_z
 
 
-def draw_classes(
-    keys: Key[Array, " b"], constraint: Constraint, log_pi: LogMasses, after: Float[Array, "h b s"]
-) -> Int[Array, "b h"]:
+def draw_classes(keys: Keys, constraint: Constraint, log_pi: LogMasses, after: After) -> Int[Array, "b h"]:
     """The classes of a text that meets the constraint, by the product law given it. after: of `messages`."""
     automaton, rules = constraint
     uniform = jax.vmap(lambda key: fine_uniform(key, (log_pi.shape[1], 2)))(keys)
@@ -142,7 +143,7 @@ def draw_classes(
         move = quantile(uniform, jnp.exp(moves - moves.max(-1, keepdims=True)))
         return automaton.target[move], automaton.label[move]
 
-    places = *_along(log_pi, rules.starts, uniform), after
+    places = [*(array.swapaxes(0, 1) for array in (log_pi, rules.starts, uniform)), after]
     return jax.lax.scan(forth, jnp.zeros(len(log_pi), jnp.int32), places)[1].T
 
 
@@ -169,9 +170,7 @@ def resampled(
     return jnp.where(poor & alive, chosen, numbers), jnp.where(poor, mean, log_weight)
 
 
-def probability(
-    log_weight: Float[np.ndarray, " n"], origin: Int[np.ndarray, " n"]
-) -> tuple[float, float, Float[np.ndarray, " n"]]:
+def probability(log_weight: Column, origin: Int[np.ndarray, " n"]) -> tuple[float, float, Column]:
     """The probability of the constraint, its standard error (NaN for a single sample), and weights that sum to 1.
     Samples of one origin are not independent: the error is by the spread of their sums (Chan and Lai, Annals of
     Statistics 41, 2013)."""
@@ -181,8 +180,3 @@ def probability(
     spread = np.square(np.bincount(np.unique(origin, return_inverse=True)[1], weight)).sum() - 1 / count
     error = mean * np.sqrt(max(spread, 0.0) * count / (count - 1)) if count > 1 else float("nan")
     return float(mean), float(error), weight
-
-
-def _along(*arrays: Any) -> tuple[Tokens | Any, ...]:
-    """Arrays [B, H, ...] as steps over H."""
-    return tuple(jnp.moveaxis(array, 1, 0) for array in arrays)

@@ -36,8 +36,7 @@ def trapezoidal(process: Process, state: State, number: Count, t: Scalar, t_next
     """The theta-trapezoidal method (Ren et al., arXiv 2502.00234, algorithm 2), two network calls. To the middle with
     the hazards of t, and on with the extrapolation a1 hazard(middle) - a2 hazard(t), a1 = 1 / (2 theta (1 - theta)),
     a2 = a1 - 1, cut off at 0. It is of second order where it is positive; the cut leaves a small first-order error.
-    Hazards are per unit of the graph's clock. A position moves with probability 1 - e^(-hazard), which is exact for a
-    constant hazard."""
+    Hazards are per unit of the graph's clock. A position moves with probability 1 - e^(-hazard)."""
     graph = process.graph
     start, end = graph.clock(process.noise.total(t)), graph.clock(process.noise.total(t_next))
     first_part, second_part = THETA * (start - end), (1 - THETA) * (start - end)
@@ -59,24 +58,19 @@ def trapezoidal(process: Process, state: State, number: Count, t: Scalar, t_next
 STEPS: dict[str, Step] = {"analytic": analytic, "euler": euler, "trapezoidal": trapezoidal}
 
 
-def correct(process: Process, state: State, number: Count, index: int, t: Scalar, dsigma: Scalar) -> State:
-    """Corrector step `index` at time t: forward by dsigma and back by the analytic step, one network call. With the
-    true scores it leaves p_t invariant, so it moves samples with errors back towards p_t. With the absorbing graph it
-    masks tokens again and fills them in anew, as ReMDM (arXiv 2503.00307) does."""
-    keys = process.event_keys(number, 2 + 2 * index)
-    moved = jax.vmap(lambda key, x: process.graph.sample_transition(key, x, dsigma))(keys, state.x)
-    state = state._replace(x=jnp.where(process.given[0], state.x, moved))
-    return _leap(process, state, number, 3 + 2 * index, process.noise.total(t) + dsigma, dsigma)
-
-
 @jax.named_scope("step")
 def step(process: Process, state: State, number: Count) -> State:
-    """Step `number`, from 1, and its corrector steps."""
+    """Step `number`, from 1, and its corrector steps: each forward by dsigma and back by the analytic step, one network
+    call. With the true scores that leaves p_t invariant, so it moves samples with errors back towards p_t. With the
+    absorbing graph it masks tokens again and fills them in anew, as ReMDM (arXiv 2503.00307) does."""
     sampler, t, t_next = process.sampler, process.time(number - 1), process.time(number)
-    state = STEPS[sampler.method](process, state, number, t, t_next)
-    dsigma = sampler.corrector_size * (process.noise.total(t) - process.noise.total(t_next))
-    for index in range(sampler.corrector_steps):
-        state = correct(process, state, number, index, t_next, dsigma)
+    state, sigma = STEPS[sampler.method](process, state, number, t, t_next), process.noise.total(t_next)
+    dsigma = sampler.corrector_size * (process.noise.total(t) - sigma)
+    for draw in range(2, 2 + 2 * sampler.corrector_steps, 2):
+        forward = lambda key, x: process.graph.sample_transition(key, x, dsigma)  # noqa: E731
+        moved = jax.vmap(forward)(process.event_keys(number, draw), state.x)
+        state = state._replace(x=jnp.where(process.given[0], state.x, moved))
+        state = _leap(process, state, number, draw + 1, sigma + dsigma, dsigma)
     return state
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from sedd_jax.categorical import fine_uniform, quantile, truncated, usable
 from sedd_jax.network import Index, Network, for_chunks, pick, put
@@ -15,17 +15,15 @@ from sedd_jax.noise import Noise
 from sedd_jax.rates import Graph
 from sedd_jax.sampling.constrained import Constraint, LogMasses, Population, log_sums
 from sedd_jax.sampling.sampler import Sampler, Truncation, grid_time
-from sedd_jax.typing import Clamp, Mask, PerSequence, Scalar, Tokens
+from sedd_jax.typing import Clamp, Features, Keys, Mask, PerSequence, Scalar, Tokens
 
-Keys = Key[Array, " b"]
 Count = Int[Array, ""] | int
 Sigma = Scalar | PerSequence
 PerPosition = Float[Array, "b l"]
 
 
 class State(NamedTuple):
-    """A state of the reverse process.
-    changed: the event (counted from 1) at which a position got its token; 0 for never.
+    """changed: the event (counted from 1) at which a position got its token; 0 for never.
     calls: network evaluations so far. drawn: draws so far in each sequence.
     clipped, failed: of each sequence, how many draws had a negative probability, and the first event at which a
         position had no probabilities to draw from, NaN or all zero; 0 for none. Devices need not agree on a sum.
@@ -40,14 +38,14 @@ class State(NamedTuple):
     clipped: Int[Array, " b"]
     failed: Int[Array, " b"]
     certainty: PerPosition | None
-    cache: tuple[Tokens, Float[Array, "b l d"]] | None
+    cache: tuple[Tokens, Features] | None
     population: Population | None = None
 
 
 class Evaluation(NamedTuple):
     """The network at tokens x and noise levels sigma."""
 
-    features: Float[Array, "b l d"]
+    features: Features
     x: Tokens
     sigma: PerSequence
 
@@ -62,8 +60,7 @@ class Positions(NamedTuple):
 
 # (probabilities [R, M] before any narrowing, tokens drawn [R]) -> a number each.
 Measures = tuple[Callable[[Float[Array, "r m"], Int[Array, " r"]], Float[Array, " r"]], ...]
-# (positions of each evaluation, further values there) -> transition probabilities [R, 1, M], M = N or V; negative ones
-# are clipped.
+# (positions of each evaluation, values there) -> transition probabilities [R, 1, N or V]; negative ones are clipped.
 Probs = Callable[..., Float[Array, "r 1 m"]]
 
 
@@ -144,8 +141,7 @@ class Process:
     ) -> tuple[State, tuple[PerPosition, ...]]:
         """Draw `draw` of event `number`: at every position (of `among`) that can leave its token and is not given. And
         the measures there. values: [B, L]; probs gets them at its positions. Every device goes through these positions
-        of its own sequences in chunks: log-scores [B, L, N] never exist, and those of positions that stay are not
-        computed."""
+        of its own sequences in chunks: log-scores [B, L, N] never exist, and those of other positions not at all."""
 
         def local(head, keys, x, active, at, values):
             length = x.shape[1]
@@ -185,8 +181,7 @@ class Process:
         return state, tuple(measured)
 
     def log_masses(self, now: Evaluation, places: Tokens, active: Mask, groups: Any) -> LogMasses:
-        """The logarithm of the mass that the narrowed predictions give to each of the groups of tokens, at places
-        [B, H], where these are active; elsewhere 0."""
+        """The log of the mass that the narrowed predictions at the active places [B, H] give to groups of tokens."""
         rows = jnp.arange(len(places))[:, None]
         picked = (array.at[rows, places].get(mode="clip") for array in (now.features, now.x))
 

@@ -19,9 +19,8 @@ END_TIME = 1e-5
 
 
 def grid_time(grid: str, progress: Scalar) -> Scalar:
-    """The time at a progress from 0 (t = 1) to 1 (END_TIME). 'uniform' is that of the paper. 'cosine' takes small steps
-    first, while few tokens are known, and large ones at the end (the schedule of MaskGIT, arXiv 2202.04200, with t in
-    the place of the masked fraction)."""
+    """The time at a progress from 0 (t = 1) to 1 (END_TIME). 'uniform' is the paper's. 'cosine' takes small steps while
+    few tokens are known: MaskGIT's schedule (arXiv 2202.04200) with t in the place of the masked fraction."""
     share = 1 - progress if grid == "uniform" else jnp.cos(jnp.pi / 2 * progress)
     return END_TIME + (1 - END_TIME) * share
 
@@ -31,8 +30,7 @@ class Truncation:
     """A narrower distribution than the model's. Samples follow no process with a reported likelihood, at lower entropy.
     What is narrowed is a position's distribution given the others, see `rates.Graph.narrow`. temperature: probabilities
     are raised to 1 / temperature. top_k: only the k likeliest tokens, 0 for all. top_p: only the likeliest tokens with
-    this share of the mass together (Holtzman et al., arXiv 1904.09751). In this order. Raises InputError for a value
-    out of range."""
+    this share of the mass together (Holtzman et al., arXiv 1904.09751). In this order."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -61,12 +59,10 @@ class Sampler:
     """How to run the chain backwards.
     method: 'analytic' (Tweedie tau-leaping), 'euler', 'trapezoidal' (smaller error, two calls per step), or for the
         absorbing graph 'first_hitting' (exact in time), 'confidence' or 'entropy' (the most certain positions first);
-        see `sampling.methods` and docs/mathematics.md. With the absorbing graph and the log-linear schedule, analytic
-        and Euler are the same step.
+        see `sampling.methods`. With the absorbing graph and the log-linear schedule, analytic and Euler are one.
     grid: of the times, see `grid_time`; only for GRID_METHODS.
     entropy_budget, remask: of 'entropy', in nats per call, and of 'confidence': see `methods.ordered`.
-    corrector_steps: corrector steps after each step, one call each; corrector_size: their size, as a fraction of the
-        step's own change of sigma.
+    corrector_steps: after each step, one call each; corrector_size: as a fraction of the step's own change of sigma.
     temperature, top_k, top_p: see `Truncation`; biased.
     precision: 'exact', or 'reference' for draws that cut off rare outcomes as the reference implementation does.
     rows: log-scores [rows, N] that exist at a time.
