@@ -35,9 +35,8 @@ class Run(LM):
 
     def __init__(self, workdir: str, draws: Any = 0, seed: Any = 0, batch_size: Any = 1, **options: Any):
         super().__init__()
-        self._trained = load_trained(epath.Path(typed_path(str(workdir))), log=say)
-        self._experiment, self._encode = self._trained.experiment, self._trained.tokenizer.encode
-        self._length = self._trained.length
+        trained = self._trained = load_trained(epath.Path(typed_path(str(workdir))), log=say)
+        self._experiment, self._encode, self._length = trained.experiment, trained.tokenizer.encode, trained.length
         evaluation, sampling = self._experiment.eval, self._experiment.sampling
         options = {name: options[name] for name in options.keys() - {"max_batch_size", "device"}}
         with explained("--model_args", "give workdir, draws, seed and options of sampling", TypeError, ValueError):
@@ -48,7 +47,7 @@ class Run(LM):
         if not self._experiment.model.causal:
             self._sampling.check(self._experiment.graph, self._sampling.steps)
         # What stands before a text without context.
-        self._start = [] if self._trained.tokenizer.eot is None else [self._trained.tokenizer.eot]
+        self._start = [] if trained.tokenizer.eot is None else [trained.tokenizer.eot]
 
     def loglikelihood(self, requests: Requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log p(text | context) in nats, whether each token of the text is the likeliest at its position: given the

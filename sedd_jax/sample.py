@@ -23,7 +23,6 @@ from absl import flags
 
 from sedd_jax import cli, sampling
 from sedd_jax.devices import processes
-from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.files import write_atomically
 from sedd_jax.generation import infilling, rules, views
@@ -90,7 +89,7 @@ def watch(generator: Generator, trajectory: Trajectory, title: str) -> Generated
 
 def main() -> dict[str, Any]:
     values = flags.FLAGS
-    trained = load_trained(cli.workdir(), log=say, mesh=values.mesh)
+    trained = load_trained(cli.workdir(), log=processes.say, mesh=values.mesh)
     causal, tokenizer = trained.experiment.model.causal, trained.tokenizer
     for name in DIFFUSION if causal else ():
         if values[name].value not in (None, False):
@@ -114,7 +113,7 @@ def main() -> dict[str, Any]:
     windows = np.stack([window.tokens for window in each])
     how = "from left to right" if causal else f"by the method {options.method!r} in {options.steps} steps"
     title = f"{len(windows)} x {windows.shape[1]} tokens {how}"
-    say(f"sampling {title}")
+    processes.say(f"sampling {title}")
     generator = Generator(trained, options, values.batch_size, language and language.constraint(each))
     if values.live or values.html or values.gif:
         generated = watch(generator, Trajectory(tokenizer, each), title)

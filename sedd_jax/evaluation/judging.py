@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,6 @@ from sedd_jax.data import tokenizers
 from sedd_jax.data.tokenizers import END_OF_TEXT, Tokenizer
 from sedd_jax.devices import sharding
 from sedd_jax.devices.processes import say
-from sedd_jax.devices.sharding import map_batches
 from sedd_jax.errors import InputError, explained, require_finite
 from sedd_jax.evaluation import quality
 from sedd_jax.files import read_text
@@ -49,7 +48,7 @@ class Judge:
         length = min(self.length, max(attention.LANES, 1 << (int(lengths.max()) - 1).bit_length()))
         padded = np.stack([np.pad(tokens, (0, length - len(tokens))) for tokens in samples], dtype=np.int32)
         run = lambda batch, first: function(*batch)  # noqa: E731
-        return map_batches(run, (padded, lengths), batch_size, mesh=self.mesh, progress=what)
+        return sharding.map_batches(run, (padded, lengths), batch_size, mesh=self.mesh, progress=what)
 
 
 def _judged(tokens: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -57,9 +56,7 @@ def _judged(tokens: jax.Array, lengths: jax.Array) -> jax.Array:
     return (number > 0) & (number < lengths[:, None])
 
 
-def load_judge(
-    name: str, tokenizer_path: str | None = None, *, flag: str = "model", mesh: Mapping[str, int] | None = None
-) -> Judge:
+def load_judge(name: str, tokenizer_path: str | None = None, *, flag: str = "model", mesh: dict | None = None) -> Judge:
     """A GGUF file, a GPT-2 by its folder or hub id, or the AR baseline of a workdir. Raises InputError for anything
     else, a model without an exact likelihood, or a vocabulary that does not fit the model. flag: that gave the name.
     mesh: as in `load_trained`; by default models of others are split over all devices by `fsdp`."""
@@ -77,7 +74,12 @@ def load_judge(
         (params, config, tokenizer), hidden = llama.load(name), llama.hidden
     else:
         (params, config, folder), hidden = gpt2.load(name), gpt2.hidden
-        tokenizer = _gpt2_tokenizer(epath.Path(tokenizer_path or folder), config.vocab_size, f"--{flag}={name}")
+        folder = epath.Path(tokenizer_path or folder)
+        alone = (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists()
+        tokenizer = tokenizers.make("huggingface" if alone else "gpt2", path=str(folder))
+        if (size := tokenizer.vocab_size) > (most := config.vocab_size):
+            what = f"{folder} has {size} tokens, --{flag}={name} only {most}"
+            raise InputError(f"{what}; give its vocabulary with --tokenizer_path")
     devices = sharding.make_mesh(**mesh) if mesh else sharding.fitting_mesh(data=1, fsdp=-1)
     params = jax.tree.map(sharding.place, params, causal.places(params, devices))
 
@@ -90,14 +92,6 @@ def load_judge(
 
     jitted = (jax.jit(function, out_shardings=sharding.replicated(devices)) for function in (score, features))
     return Judge(tokenizer, config.n_positions, devices, *(partial(function, params) for function in jitted))
-
-
-def _gpt2_tokenizer(folder: epath.Path, most: int, name: str) -> Tokenizer:
-    alone = (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists()
-    tokenizer = tokenizers.make("huggingface" if alone else "gpt2", path=str(folder))
-    if (size := tokenizer.vocab_size) > most:
-        raise InputError(f"{folder} has {size} tokens, {name} only {most}; give its vocabulary with --tokenizer_path")
-    return tokenizer
 
 
 def read_samples(path: epath.Path, *, flag: str = "samples") -> list[str]:

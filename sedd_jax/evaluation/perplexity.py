@@ -11,9 +11,7 @@ from etils import epath
 from sedd_jax.config import build, check_same_data
 from sedd_jax.data import corpora, dataset, records, shards
 from sedd_jax.data.packing import TokenStream, chunks, mean_length, tokenize, tokens_per_byte
-from sedd_jax.devices import processes
-from sedd_jax.devices.processes import say
-from sedd_jax.devices.sharding import map_batches
+from sedd_jax.devices import processes, sharding
 from sedd_jax.errors import InputError, explained, require_finite
 from sedd_jax.evaluation import quality
 from sedd_jax.files import read_text
@@ -32,7 +30,9 @@ def bounds(trained: Trained, sequences: TokenRows | Batch, options: EvalOptions,
     key = jax.random.key(seed)
     measure = lambda batch, first: bound(trained.params, key, batch.tokens, first, *batch[1:])  # noqa: E731
     progress = f"evaluating {name}"
-    return map_batches(measure, as_batch(sequences), options.batch_size, mesh=experiment.mesh, progress=progress)
+    return sharding.map_batches(
+        measure, as_batch(sequences), options.batch_size, mesh=experiment.mesh, progress=progress
+    )
 
 
 def fit(options: EvalOptions, *streams: TokenStream, length: int) -> EvalOptions:
@@ -46,7 +46,9 @@ def summary(trained: Trained, stream: TokenStream, options: EvalOptions, *, seed
     Raises InputError if the stream does not fill one chunk."""
     sequences, dropped = chunks(stream, trained.length, limit=options.num_sequences or None)
     num = len(as_batch(sequences).tokens)
-    say(f"{name}: {num} sequences of {trained.length} tokens; {dropped} tokens at the end do not fill another")
+    processes.say(
+        f"{name}: {num} sequences of {trained.length} tokens; {dropped} tokens at the end do not fill another"
+    )
     found = bounds(trained, sequences, options, seed=seed, name=name)
     figures = summarise(found, mean_length(sequences), tokens_per_byte(sequences, trained.tokenizer, stream))
     # An exact likelihood is no mean over noise levels.

@@ -12,7 +12,6 @@ from etils import epath
 
 from sedd_jax import lock
 from sedd_jax.devices import processes
-from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.files import make_folder, read_json, write_atomically
 
@@ -48,7 +47,7 @@ class Ledger:
         """The entry `name`, made if it is absent. Raises InputError if it is damaged."""
         path = self._folder / f"{name}.json"
         if (held := _read(name, path)) is not None:
-            say(f"{name}: done already")
+            processes.say(f"{name}: done already")
             return held
         made = make()
         if processes.is_leader():

@@ -17,7 +17,6 @@ from etils import epath
 from sedd_jax.data import corpora
 from sedd_jax.data.packing import Stream, tokenize
 from sedd_jax.devices import processes
-from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
 from sedd_jax.evaluation import detokenize, perplexity, results
 from sedd_jax.training.options import EvalOptions
@@ -96,11 +95,11 @@ def evaluate(
         for name, stream in streams.items():
             digest = hashlib.sha256(stream.content()).hexdigest()[:12]
             figures[name] = held.entry(f"{name}-{digest}", partial(_figures, trained, stream, options, seed, name))
-            say(f"{TEST_SETS[name].title}: perplexity {show(figures[name])}")
+            processes.say(f"{TEST_SETS[name].title}: perplexity {show(figures[name])}")
         text = _markdown(figures, show)
         if processes.is_leader():
             results.write(output, [{"corpus": name} | line for name, line in figures.items()], text)
-    say(text)
+    processes.say(text)
     return figures
 
 

@@ -1,5 +1,6 @@
 """Views of a trajectory: in the terminal, as an HTML page that needs no network and no other file, as a GIF."""
 
+import collections
 import contextlib
 import html
 import itertools
@@ -7,7 +8,6 @@ import json
 import pathlib
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 
@@ -35,24 +35,17 @@ def screen(trajectory: Trajectory) -> Iterator[Callable[[Frame], None]]:
     if not console.is_terminal:
         yield lambda frame: _print(console, trajectory, frame)
         return
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        shown = float("-inf")
-
-        def show(frame: Frame) -> None:
-            nonlocal shown
-            if frame.number == frame.length or time.monotonic() - shown > 1 / FRAMES_PER_SECOND:
-                live.update(_panels(trajectory, frame), refresh=True)
-                shown = time.monotonic()
-
-        yield show
+    last = collections.deque[Frame](maxlen=1)
+    draw = lambda: Group(*(panel for frame in last for panel in _panels(trajectory, frame)))  # noqa: E731
+    with Live(console=console, get_renderable=draw, refresh_per_second=FRAMES_PER_SECOND, vertical_overflow="crop"):
+        yield last.append
 
 
-def _panels(trajectory: Trajectory, frame: Frame) -> Group:
-    panels = []
+def _panels(trajectory: Trajectory, frame: Frame) -> Iterator[Panel | Text]:
     for index, spans in enumerate(trajectory.read(frame), frame.first):
         text = Text.assemble(*((span.text, _style(span, frame.length, "dim", "bold")) for span in spans))
-        panels.append(Panel(text, title=f"sample {index}", title_align="left", border_style="dim"))
-    return Group(*panels, Text(f"step {frame.number} of {frame.length}"))
+        yield Panel(text, title=f"sample {index}", title_align="left", border_style="dim")
+    yield Text(f"step {frame.number} of {frame.length}")
 
 
 def _print(console: Console, trajectory: Trajectory, frame: Frame) -> None:
