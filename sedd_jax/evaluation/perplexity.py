@@ -29,10 +29,8 @@ def bounds(trained: Trained, sequences: TokenRows | Batch, options: EvalOptions,
     bound = processes.compile_together(f"bound of {name}", experiment.bound_fn(options.num_times, options.estimator))
     key = jax.random.key(seed)
     measure = lambda batch, first: bound(trained.params, key, batch.tokens, first, *batch[1:])  # noqa: E731
-    progress = f"evaluating {name}"
-    return sharding.map_batches(
-        measure, as_batch(sequences), options.batch_size, mesh=experiment.mesh, progress=progress
-    )
+    how = {"mesh": experiment.mesh, "progress": f"evaluating {name}"}
+    return sharding.map_batches(measure, as_batch(sequences), options.batch_size, **how)
 
 
 def fit(options: EvalOptions, *streams: TokenStream, length: int) -> EvalOptions:
@@ -46,9 +44,7 @@ def summary(trained: Trained, stream: TokenStream, options: EvalOptions, *, seed
     Raises InputError if the stream does not fill one chunk."""
     sequences, dropped = chunks(stream, trained.length, limit=options.num_sequences or None)
     num = len(as_batch(sequences).tokens)
-    processes.say(
-        f"{name}: {num} sequences of {trained.length} tokens; {dropped} tokens at the end do not fill another"
-    )
+    processes.say(f"{name}: {num} sequences of {trained.length} tokens; {dropped} at the end do not fill another")
     found = bounds(trained, sequences, options, seed=seed, name=name)
     figures = summarise(found, mean_length(sequences), tokens_per_byte(sequences, trained.tokenizer, stream))
     # An exact likelihood is no mean over noise levels.
