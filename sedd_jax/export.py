@@ -87,8 +87,7 @@ def main() -> dict[str, Any]:
     files = trained.tokenizer.portable() | programs(trained, options, values.platform)
     files["about.json"] = json.dumps(about | {"weights": list(weights)}).encode()
     files["__main__.py"] = pathlib.Path(exported.__file__).read_bytes()
-    content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **weights)
+    np.savez(content := io.BytesIO(), allow_pickle=False, **weights)
     with zipfile.ZipFile(content, "a") as archive:
         for name, file in files.items():
             archive.writestr(name, file)

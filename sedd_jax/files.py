@@ -184,8 +184,7 @@ def plot(path: epath.PathLike, *, size: tuple[float, float], dpi: int = 150) -> 
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
     try:
         yield figure, axes
-        page = io.BytesIO()
-        figure.savefig(page, format="png", dpi=dpi)
+        figure.savefig(page := io.BytesIO(), format="png", dpi=dpi)
         write_atomically(path, page.getvalue())
     finally:
         pyplot.close(figure)

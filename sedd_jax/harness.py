@@ -80,10 +80,9 @@ class Run(LM):
         do_sample each token is the likeliest when its turn comes (top_k=1)."""
         texts, groups = [""] * len(requests), dict[Any, list[Any]]()
         for number, (context, asked) in enumerate(request.args for request in requests):
-            count = min(int(asked.get("max_gen_toks", 256)), self._length)
+            count, stops = min(int(asked.get("max_gen_toks", 256)), self._length), asked.get("until") or []
             how = {"temperature": float(asked.get("temperature", 1))} if asked.get("do_sample") else {"top_k": 1}
             given = _end(self._encode(context), self._length - count)
-            stops = asked.get("until") or []
             stops = [stops] if isinstance(stops, str) else stops
             groups.setdefault(dataclasses.replace(self._sampling, **how), []).append((number, given, count, stops))
         for options, group in groups.items():

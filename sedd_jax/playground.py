@@ -8,7 +8,6 @@ a token for its alternatives, and copy the command that gives the same text. Onl
 import contextlib
 import functools
 import http.server
-import itertools
 import json
 import shlex
 import time
@@ -112,23 +111,21 @@ class Playground:
             function = lambda batch, first: self._conditional(self.trained.params, *batch)  # noqa: E731
             row = np.array([tokens], np.int32), np.array([position], np.int32)
             probs = self.trained.experiment.map_batches(function, row, 1)[0]
-        likeliest = np.argsort(-probs)[:NUM_ALTERNATIVES].tolist()
-        spell = lambda token: self.trained.tokenizer.decode([token])  # noqa: E731
-        send({"alternatives": [[spell(token), float(probs[token])] for token in likeliest]})
+        likeliest, decode = np.argsort(-probs)[:NUM_ALTERNATIVES].tolist(), self.trained.tokenizer.decode
+        send({"alternatives": [[decode([token]), float(probs[token])] for token in likeliest]})
 
     @functools.cached_property
     def _conditional(self) -> Callable[..., jax.Array]:
         """(params, tokens [B, L], position [B]) -> [B, V], p(token at position | all others). On the uniform graph
         that is by the ratios at the least noise."""
         experiment, vocab_size = self.trained.experiment, self.trained.tokenizer.vocab_size
-        graph, noise = experiment.graph, experiment.noise
 
         def conditional(params, tokens, position):
             rows, network = jnp.arange(len(tokens)), experiment.network(params)
-            masked = isinstance(graph, Absorbing)
-            x = tokens.at[rows, position].set(graph.num_states - 1) if masked else tokens
-            # The level at which one position of the window is masked, on average.
-            level = -jnp.log1p(-1 / tokens.shape[1]) if masked else noise.total(jnp.asarray(END_TIME))
+            x, level = tokens, experiment.noise.total(jnp.asarray(END_TIME))
+            if isinstance(experiment.graph, Absorbing):
+                # The level at which one position of the window is masked, on average.
+                x, level = tokens.at[rows, position].set(experiment.graph.mask), -jnp.log1p(-1 / tokens.shape[1])
             sigma = jnp.full(len(tokens), level)
             features = network.features(x, sigma)[rows, position][:, None]
             score = network.log_score(network.head, features, x[rows, position][:, None], sigma)[:, 0]
@@ -139,14 +136,12 @@ class Playground:
     @contextlib.contextmanager
     def _turn(self, send: Send) -> Iterator[None]:
         """Waits until all who came before are done, and says how many they are."""
-        me = object()
-        self._queue.append(me)
+        self._queue.append(me := object())
         try:
-            for ahead in map(self._queue.index, itertools.repeat(me)):
+            while ahead := self._queue.index(me):
                 send({"ahead": ahead})
-                if not ahead:
-                    break
                 time.sleep(0.3)
+            send({"ahead": 0})
             yield
         finally:
             self._queue.remove(me)

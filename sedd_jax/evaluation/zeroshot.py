@@ -57,20 +57,18 @@ TEST_SETS = {
 
 def parse(given: Sequence[str]) -> dict[str, str]:
     """{name: source} of 'name=source', in the order of TEST_SETS. Raises InputError for another form or name."""
-    pairs = [text.partition("=")[::2] for text in given]
-    for name, source in pairs:
+    sources = dict(text.partition("=")[::2] for text in given)
+    for name, source in sources.items():
         if name not in TEST_SETS or not source:
             raise InputError(f"--corpora: {name}={source} is not NAME=SOURCE with one of {', '.join(TEST_SETS)}")
-    sources = dict(pairs)
-    if not sources or len(sources) < len(pairs):
+    if not sources or len(sources) < len(given):
         raise InputError(f"--corpora needs at least one of {', '.join(TEST_SETS)}, each once: NAME=SOURCE,...")
     return {name: sources[name] for name in TEST_SETS if name in sources}
 
 
 def documents(name: str, source: str) -> list[str]:
     """The plain documents of a test set, of a source that `corpora.parts` reads. Raises InputError as it does."""
-    test_set = TEST_SETS[name]
-    field = "sentence" if name == "ptb" else "text"  # that of records
+    test_set, field = TEST_SETS[name], "sentence" if name == "ptb" else "text"  # of records
     texts = (text for part in corpora.parts(source, text_field=field) for text in part())
     found = [test_set.plain(document) for text in texts for document in test_set.split(text)]
     if not any(found):
