@@ -25,8 +25,7 @@ StepFn = Callable[[Int[Array, " b"], Int[Array, ""], Any], tuple[Float[Array, "b
 
 def cross_entropy(logits: Float[Array, "*shape v"], x0: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
     """-log p(x0) of each position, in nats."""
-    # A masked sum, as in `rates.Absorbing.score_entropy`.
-    at_x0 = jnp.arange(logits.shape[-1]) == x0[..., None]
+    at_x0 = jnp.arange(logits.shape[-1]) == x0[..., None]  # a masked sum, as in `rates.Absorbing.score_entropy`
     return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(logits, axis=-1, where=at_x0)
 
 

@@ -28,8 +28,7 @@ from sedd_jax.devices import processes
 from sedd_jax.errors import InputError, TrainingError, explained
 from sedd_jax.files import output_path, system_error, typed_path
 
-# --config.a.b=value of the command line, each in this form and in their order.
-OVERRIDES: list[str] = []
+OVERRIDES: list[str] = []  # --config.a.b=value of the command line, each in this form and in their order
 # How the value of a field is read, by its type.
 _READERS: dict[tuple[type, ...], tuple[str, Callable[[str], Any]]] = {
     (bool, np.bool_): ("true or false", flags.BooleanParser().parse),
@@ -76,8 +75,7 @@ def define_processes() -> None:
 
 def required(name: str) -> Any:
     """The value of a flag that has to be given."""
-    value = flags.FLAGS[name].value
-    if value is None:
+    if (value := flags.FLAGS[name].value) is None:
         raise InputError(f"--{name} is missing; see --help")
     return value
 
@@ -174,8 +172,7 @@ def _plain(name: str, value: Any) -> Any:
 def _parse(argv: Sequence[str]) -> None:
     if flagfile := [word for word in argv if re.match("--?flagfile", word)]:
         raise InputError(f"{flagfile[0]}: give the flags themselves")  # absl would read a device without an end
-    # The names of overrides are not known before the config is read.
-    overrides, names = flags.FlagValues(), {}
+    overrides, names = flags.FlagValues(), {}  # the names of overrides are not known before the config is read
     overrides.set_gnu_getopt()
     try:
         if "config" in flags.FLAGS:

@@ -31,8 +31,7 @@ from sedd_jax.training.options import MOST, EvalOptions, SamplingOptions
 from sedd_jax.training.trained import Trained, load_trained
 from sedd_jax.typing import TokenRows
 
-# A point: one setting of these options.
-FIELDS = ("method", "grid", "temperature", "steps")
+FIELDS = ("method", "grid", "temperature", "steps")  # a point: one setting of these options
 FIGURES = ("bits_per_token", "generative_perplexity", "unigram_entropy", *(f"distinct_{n}" for n in quality.N_GRAMS))
 COSTS = ("network_evaluations", "seconds", "clipped_fraction")
 DATA = "data"  # the method in the line of the validation text

@@ -107,14 +107,12 @@ def _lease(path: epath.Path, me: dict, period: float) -> Callable[[], None]:
 
 
 def _read(path: epath.Path) -> str:
-    try:
+    with contextlib.suppress(OSError, ValueError):
         return path.read_text()
-    except (OSError, ValueError):
-        return ""
+    return ""
 
 
 def _holder(text: str) -> str:
-    try:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
         return "process {pid} on {host} since {since}".format(**json.loads(text))
-    except (ValueError, TypeError, KeyError):
-        return "another process"
+    return "another process"

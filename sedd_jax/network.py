@@ -12,8 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from sedd_jax.typing import Mask, PerSequence, Scalar, ScoreFn, Tokens
 
-# Positions of a batch as indices into its B * L; B * L itself stands for none.
-Index = Int[Array, " r"]
+Index = Int[Array, " r"]  # positions of a batch as indices into its B * L; B * L itself stands for none
 Terms = Float[Array, "r 1"]
 
 

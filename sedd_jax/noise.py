@@ -1,30 +1,19 @@
 """Noise schedules: the total noise sigma(t) of the forward process at time t in [0, 1], and its rate sigma'(t).
 
 The forward process is dp/dt = sigma'(t) Q p, so p_t depends on t through sigma(t) alone (Lou et al. 2023, section 3).
-Schedules are frozen dataclasses of Python floats: static under `jax.jit`, pure functions of t.
+Schedules are frozen dataclasses of Python floats: static under `jax.jit`, pure functions of t. `total` is sigma(t),
+dimensionless: e^-sigma is the probability that the noise has not hit a token. `rate` is sigma'(t), per unit of t;
+`at_start` is sigma(0).
 """
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sedd_jax.errors import check_fields
-
-
-@runtime_checkable
-class Noise(Protocol):
-    """at_start: sigma(0)."""
-
-    at_start: float
-
-    def total(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """sigma(t), dimensionless: e^-sigma is the probability that a token has not been hit by the noise."""
-
-    def rate(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """sigma'(t), per unit of t."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +28,7 @@ class LogLinear:
         check_fields("noise", vars(self), eps="[1e-30, 1)")  # which float32 allows
 
     def _stay(self, t):
-        # 1 - (1 - eps) t, arranged so that nothing cancels as t -> 1.
-        return (1 - t) + self.eps * t
+        return (1 - t) + self.eps * t  # 1 - (1 - eps) t, arranged so that nothing cancels as t -> 1
 
     def total(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         # log1p keeps the relative accuracy of a small sigma, the plain logarithm that of a small e^-sigma.
@@ -70,6 +58,9 @@ class Geometric:
 
     def rate(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return math.log(self.sigma_max / self.sigma_min) * self.total(t)
+
+
+Noise = LogLinear | Geometric
 
 
 def make(kind: str, *, eps: float = 1e-3, sigma_min: float = 1e-4, sigma_max: float = 20.0) -> Noise:

@@ -34,8 +34,7 @@ def bregman(log_score: Float[Array, "..."], log_ratio: Sigma) -> Float[Array, ".
     """s - r log s + K(r) with K(r) = r (log r - 1), one term of the score entropy, from log s and log r. Written as r
     (e^u - 1 - u), u = log s - log r: never negative, zero exactly at s = r, and nothing large cancels."""
     u = log_score - log_ratio
-    # Where u is large this is s, however small r: e^u by itself would overflow.
-    small = jnp.minimum(u, 40.0)
+    small = jnp.minimum(u, 40.0)  # where u is large this is s, however small r: e^u by itself would overflow
     return jnp.exp(log_ratio + jnp.maximum(u - 40.0, 0)) * (jnp.expm1(small) - small)
 
 
@@ -96,7 +95,7 @@ class Graph(abc.ABC):
 
     def rate(self, x: X) -> PerState:
         """Column Q[:, x]."""
-        return self.base(jnp.arange(self.num_states)) - self._one_hot(x)
+        return self.base(jnp.arange(self.num_states)) - self._is(x)
 
     def reverse_rate(self, x: X, log_score: PerState) -> PerState:
         """Column x of the reverse rate: s_y Q[x, y] at y != x, minus their sum at x (equation 3; unit: per sigma)."""
@@ -125,14 +124,14 @@ class Graph(abc.ABC):
 
     def euler_probs(self, x: X, log_score: PerState, weight: Sigma) -> PerState:
         """one_hot(x) + weight * reverse_rate(x), weight = dt sigma'(t). May be negative at x: see sampling."""
-        return self._one_hot(x) + _column(weight) * self.reverse_rate(x, log_score)
+        return self._is(x) + _column(weight) * self.reverse_rate(x, log_score)
 
     def analytic_probs(self, x: X, log_score: PerState, dsigma: Sigma) -> PerState:
         """[exp(-dsigma Q) s]_y exp(dsigma Q)[x, y], the Tweedie tau-leap back by dsigma (theorem 4.2). Rows sum to 1,
         but entries can be negative when s is not a true score: see sampling."""
         # Far above 16, e^dsigma only scales the row in float32. At 64 it does not overflow yet.
-        dsigma, here = jnp.minimum(_column(dsigma), 64.0), self._one_hot(x)
-        score = jnp.where(self._is(x), 1, jnp.exp(log_score))
+        dsigma, here = jnp.minimum(_column(dsigma), 64.0), self._is(x)
+        score = jnp.where(here, 1, jnp.exp(log_score))
         # exp(-dsigma Q) s = e^dsigma s + (1 - e^dsigma) b sum(s), as s plus a correction that is small with dsigma.
         mean = self.base(jnp.arange(self.num_states)) * score.sum(-1, keepdims=True)
         staggered = score + jnp.expm1(dsigma) * (score - mean)
@@ -144,9 +143,6 @@ class Graph(abc.ABC):
 
     def _is(self, x: X) -> Bool[Array, "*shape n"]:
         return jnp.arange(self.num_states) == x[..., None]
-
-    def _one_hot(self, x: X) -> PerState:
-        return self._is(x).astype(jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -249,8 +245,8 @@ class Uniform(Graph):
         return self.score_of_plugin(narrowed, x, sigma), jnp.minimum(probs, 0).sum(-1) < -0.01
 
     def score_of_plugin(self, logits: PerState, x: X, sigma: Sigma) -> PerState:
-        # N p(y), whose two parts are positive.
         sigma = _column(sigma)
+        # N p(y), whose two parts are positive.
         log_p = jnp.log(self.vocab_size * jnp.exp(-sigma) * jax.nn.softmax(logits) - jnp.expm1(-sigma))
         return log_p - jnp.sum(log_p, axis=-1, keepdims=True, where=self._is(x))
 

@@ -13,15 +13,12 @@ Tokens = Int[Array, "b l"]
 Mask = Bool[Array, "b l"]
 LogScore = Float[Array, "b l n"]
 Features = Float[Array, "b l d"]
-# One number per sequence.
-PerSequence = Float[Array, " b"]
-# Tokens on the host.
-TokenRows = Int[np.ndarray, "b l"]
+PerSequence = Float[Array, " b"]  # one number per sequence
+TokenRows = Int[np.ndarray, "b l"]  # tokens on the host
 
 # (tokens [B, L], sigma [B]) -> log-scores [B, L, N]; sigma is the noise level of each sequence.
 ScoreFn = Callable[[Tokens, PerSequence], LogScore]
-# Given positions: (mask of what is given, values).
-Clamp = tuple[Mask, Tokens]
+Clamp = tuple[Mask, Tokens]  # given positions: (mask of what is given, values)
 
 
 class Batch(NamedTuple):

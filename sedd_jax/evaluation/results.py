@@ -15,8 +15,7 @@ from sedd_jax.devices import processes
 from sedd_jax.errors import InputError
 from sedd_jax.files import make_folder, read_json, write_atomically
 
-# The heading of each column, and the text of its cell for a line.
-Columns = Mapping[str, Callable[[Any], str]]
+Columns = Mapping[str, Callable[[Any], str]]  # the heading of each column, and the text of its cell for a line
 
 
 @contextlib.contextmanager

@@ -16,8 +16,7 @@ from sedd_jax.likelihood import Bound
 from sedd_jax.training.trained import Trained
 from sedd_jax.typing import Batch
 
-# Of one template; holes that find their length multiply.
-MOST_ALTERNATIVES = 1024
+MOST_ALTERNATIVES = 1024  # of one template; holes that find their length multiply
 Posterior = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
 
 

@@ -151,12 +151,6 @@ def _holes(window: Window) -> list[tuple[int, int, str]]:
     return [hole for hole in zip(window.starts, window.holes, window.rules, strict=True) if hole[2]]
 
 
-def _pattern(rule: str) -> str:
-    if rule.startswith("/"):
-        return rule[1:-1]
-    return json_pattern(json.loads(rule)) if rule.startswith("{") else "|".join(map(re.escape, rule.split("|")))
-
-
 def _byte_automaton(rule: str) -> tuple[np.ndarray, np.ndarray]:
     """The next state [states, 256], -1 for none, and whether a state is accepting. State 0 is the start."""
     with explained("rules need the extra 'constrained'", "pip install 'sedd_jax[constrained]'", ImportError):
@@ -164,7 +158,8 @@ def _byte_automaton(rule: str) -> tuple[np.ndarray, np.ndarray]:
     known = interegular.InvalidSyntax, interegular.Unsupported, ValueError, TypeError, LookupError, AttributeError
     what, remedy = f"the rule {rule[:60]!r} cannot be read", "docs/constrained.md says what can"
     with explained(what, remedy, *known, RecursionError):
-        fsm = interegular.parse_pattern(_pattern(rule)).to_fsm()
+        pattern = json_pattern(json.loads(rule)) if rule[0] == "{" else "|".join(map(re.escape, rule.split("|")))
+        fsm = interegular.parse_pattern(rule[1:-1] if rule[0] == "/" else pattern).to_fsm()
     letters = [letter.encode(errors="ignore") for letter in fsm.alphabet if isinstance(letter, str)]
     named = {letter[:n] for letter in letters for n in (1, 2, 3)}
     # A state is one of the expression, and what has been read of a character's bytes.

@@ -24,8 +24,7 @@ FREE = -1
 RULE = r"/.+?/|\{.*?\}|[^\[\]/{][^\[\]]*"
 # What is not plain text: an escaped character or pair of brackets (1), or a hole (2 to 5) or end of text in brackets.
 MARK = re.compile(rf"(?as)\\(\\(?=\\*(?:\[\[|\]\]))|\[\[|\]\])|\[\[(?:(~?)(\d+)(?:-(\d+))?(?::({RULE}))?|eot)\]\]")
-# Words of the embedded corpus, enough for two digits of tokens per word.
-ESTIMATE_WORDS = 10_000
+ESTIMATE_WORDS = 10_000  # words of the embedded corpus, enough for two digits of tokens per word
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,8 @@ from sedd_jax.typing import TokenRows
 
 Row = Int[np.ndarray, " l"]
 GIVEN, NOISE = 0, -1
-# The signs of a token that is not there yet, and of bytes that are not UTF-8.
-MASK, UNKNOWN = "\u2591", "\ufffd"
-# The number of frames that pages and GIFs keep.
-MOST_FRAMES = 200
+MASK, UNKNOWN = "\u2591", "\ufffd"  # the signs of a token that is not there yet, and of bytes that are not UTF-8
+MOST_FRAMES = 200  # the number of frames that pages and GIFs keep
 
 
 class Span(NamedTuple):
@@ -92,8 +90,7 @@ def colour(step: int, length: int) -> str:
 
 def _character(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """The text of the first token, followed by "" for each further token that belongs to the same character."""
-    # MASK is a state of the graph and no token of the tokenizer.
-    mask = tokenizer.vocab_size + tokenizer.padding
+    mask = tokenizer.vocab_size + tokenizer.padding  # MASK is a state of the graph and no token of the tokenizer
     for count in range(1, len(ids) + 1):
         if ids[count - 1] >= mask:
             break

@@ -18,8 +18,7 @@ from rich.text import Text
 
 from sedd_jax.generation.trajectory import GIVEN, MASK, NOISE, Frame, Span, Trajectory, colour
 
-# Of the terminal; without one, the number of events that are printed.
-FRAMES_PER_SECOND, PLAIN_FRAMES = 15, 10
+FRAMES_PER_SECOND, PLAIN_FRAMES = 15, 10  # of the terminal; without one, the number of events that are printed
 
 # Of GIFs; sizes in pixels: of the letters, and the distance of lines.
 COLUMNS, MOST_LINES, SAMPLES = 80, 40, 4

@@ -18,10 +18,8 @@ from jaxtyping import Array, Float, Int
 from sedd_jax.categorical import fine_uniform, quantile
 from sedd_jax.typing import Keys, Mask, PerSequence
 
-# The logarithm of an impossible event: finite, so that differences are no NaN.
-NEVER = -1e30
-# Members of a group that are summed at a time.
-ROW = 32
+NEVER = -1e30  # the logarithm of an impossible event: finite, so that differences are no NaN
+ROW = 32  # members of a group that are summed at a time
 
 LogMasses = Float[Array, "b h c"]
 Column = Float[np.ndarray, " n"]

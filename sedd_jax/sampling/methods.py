@@ -28,8 +28,7 @@ def euler(process: Process, state: State, number: Count, t: Scalar, t_next: Scal
     return process.step(state, number, 0, process.noise.total(t), probs)
 
 
-# Where the theta-trapezoidal step evaluates again: in the middle, as in the midpoint rule.
-THETA = 0.5
+THETA = 0.5  # where the theta-trapezoidal step evaluates again: in the middle, as in the midpoint rule
 
 
 def trapezoidal(process: Process, state: State, number: Count, t: Scalar, t_next: Scalar) -> State:
@@ -179,10 +178,7 @@ def ordered(process: Process, state: State, number: Count) -> State:
 
 # Samplers without a time grid: events are network calls, see `hitting_counts`.
 CALLS = {"first_hitting": first_hitting, "confidence": ordered, "entropy": ordered}
-UNCERTAINTY = {
-    "confidence": lambda probs, token: -probs.max(-1),
-    "entropy": lambda probs, token: jax.scipy.special.entr(probs).sum(-1),
-}
+UNCERTAINTY = {"confidence": lambda p, _: -p.max(-1), "entropy": lambda p, _: jax.scipy.special.entr(p).sum(-1)}
 
 
 def _probability(probs: Float[Array, "r m"], token: Int[Array, " r"]) -> Float[Array, " r"]:

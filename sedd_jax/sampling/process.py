@@ -159,8 +159,7 @@ class Process:
                     sequence_keys = keys.at[index // length].get(mode="clip")
                     tokens = jax.vmap(truncated)(jax.vmap(jax.random.fold_in)(sequence_keys, index % length), weights)
                 clipped = jnp.any(transition < 0, axis=-1) | jnp.any(jnp.stack(clipped), axis=0)[:, 0]
-                # XLA drops this again where nothing is measured.
-                shares = probs(*given, *others)[:, 0]
+                shares = probs(*given, *others)[:, 0]  # XLA drops this again where nothing is measured
                 shares = shares / shares.sum(-1, keepdims=True)
                 results = tokens, clipped, ~usable(weights), *(measure(shares, tokens) for measure in measures)
                 return tuple(put(values, index, new) for values, new in zip(carry, results, strict=True))

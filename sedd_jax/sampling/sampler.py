@@ -10,12 +10,10 @@ from sedd_jax.errors import InputError, check_fields
 from sedd_jax.rates import Absorbing, Graph
 from sedd_jax.typing import Scalar
 
-# With a time grid; the others count network calls.
-GRID_METHODS = ("analytic", "euler", "trapezoidal")
+GRID_METHODS = ("analytic", "euler", "trapezoidal")  # with a time grid; the others count network calls
 METHODS = (*GRID_METHODS, "first_hitting", "confidence", "entropy")
 GRIDS = ("uniform", "cosine")
-# The time where the reverse steps end and the denoising step follows.
-END_TIME = 1e-5
+END_TIME = 1e-5  # the time where the reverse steps end and the denoising step follows
 
 
 def grid_time(grid: str, progress: Scalar) -> Scalar:
