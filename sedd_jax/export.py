@@ -75,15 +75,10 @@ def main() -> dict[str, Any]:
     say(f"exporting for {', '.join(values.platform)}")
     leaves = jax.tree.leaves_with_path(jax.device_get(trained.params))
     weights = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    about = {
-        "arguments": "weights, tokens int32, seed uint32, steps int32, temperature float32, first int32",
-        "shape": [options.num, trained.config.data.length],
-        "defaults": {"seed": 0, "steps": options.steps, "temperature": options.temperature, "first": 0},
-        "options": dataclasses.asdict(options),
-        "platforms": values.platform,
-        "jax": jax.__version__,
-        "step": trained.step,
-    }
+    about = {"arguments": "weights, tokens int32, seed uint32, steps int32, temperature float32, first int32"}
+    about |= {"shape": [options.num, trained.config.data.length], "options": dataclasses.asdict(options)}
+    about["defaults"] = {"seed": 0, "steps": options.steps, "temperature": options.temperature, "first": 0}
+    about |= {"platforms": values.platform, "jax": jax.__version__, "step": trained.step}
     files = trained.tokenizer.portable() | programs(trained, options, values.platform)
     files["about.json"] = json.dumps(about | {"weights": list(weights)}).encode()
     files["__main__.py"] = pathlib.Path(exported.__file__).read_bytes()

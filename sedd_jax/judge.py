@@ -1,8 +1,5 @@
 """Quality of samples by a judge: python -m sedd_jax.judge --samples=FILE --model=FOLDER [--output=FILE]
 
-FILE holds samples as `python -m sedd_jax.sample --output=FILE` writes them (JSON lines with a field 'text'), or as it
-prints them. FOLDER is a GPT-2 (Hugging Face's config.json, model.safetensors and vocabulary, or an id on the hub such
-as openai-community/gpt2-large), a GGUF file of a LLaMA-shaped model, or the workdir of an AR baseline.
 Figures are per token of the judge, and of each sample only the tokens that the judge reads at once count. The first
 token of a sample is not judged, as in the papers that quote GPT-2's perplexity. Read generative perplexity beside the
 entropy and the distinct n-grams: repetitive text is likely text.
@@ -21,8 +18,8 @@ from sedd_jax.evaluation.judging import judge_samples, load_judge, make_mauve, r
 from sedd_jax.files import write_atomically
 from sedd_jax.training.options import MOST
 
-cli.define_path("samples", "File of samples: JSON lines, or the output of `sample`.")
-cli.define_path("model", "Folder or hub id of a GPT-2, a GGUF file, or the workdir of an AR baseline.")
+cli.define_path("samples", "Samples as `sample` writes them (JSON lines with a field 'text') or prints them.")
+cli.define_path("model", "A GPT-2 (folder, or hub id such as openai-community/gpt2-large), GGUF file, or AR workdir.")
 cli.define_path("tokenizer_path", "Folder of GPT-2's vocabulary; by default that of --model.")
 cli.define_path("references", "File of real texts, like --samples, for MAUVE.")
 flags.DEFINE_integer("batch_size", 8, "Samples per network call.", lower_bound=1, upper_bound=MOST)

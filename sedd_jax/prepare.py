@@ -40,13 +40,9 @@ def main() -> dict[str, Any]:
         manifest, kept = preparation.prepare(plan, values.output, workers=values.workers, progress=True)
     except KeyboardInterrupt as error:
         raise Stopped(signal.SIGINT, "with the finished shards kept") from error
-    return {
-        "output": values.output,
-        "vocab_size": manifest.vocab_size,
-        "shards": sum(map(len, manifest.shards.values())),
-        "shards_kept": kept,
-        **{split: manifest.counts(split) for split in manifest.shards},
-    }
+    shards = {"shards": sum(map(len, manifest.shards.values())), "shards_kept": kept}
+    parts = {split: manifest.counts(split) for split in manifest.shards}
+    return {"output": values.output, "vocab_size": manifest.vocab_size} | shards | parts
 
 
 if __name__ == "__main__":

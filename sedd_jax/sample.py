@@ -7,7 +7,6 @@ the length it was trained with; the part behind a template is sampled too, and c
 its templates --num times. In a template [[eot]] is the end of a text; \\[[ and \\]] are brackets of the text itself;
 \\\\[[3]] is a backslash and a hole. The AR baseline (objective 'ar') writes left to right, so it takes a prefix only.
 Texts go to stdout, then one JSON line; with --output also to a file for `python -m sedd_jax.judge`.
---live shows on stderr how the texts come about; --html and --gif write that to a file.
 """
 
 import dataclasses
@@ -137,17 +136,9 @@ def main() -> dict[str, Any]:
             print(f"{row['holes']} tokens: {row['probability']:.4f} +- {row['probability_stderr']:.4f}")
         for i, text in enumerate(texts):
             print(f"=== sample {i} ===\n{text}")
-    answer = {
-        "samples": texts,
-        "tokens_per_second": windows.size / generated.seconds,
-        "seconds": generated.seconds,
-        "network_evaluations": generated.calls,
-        "clipped_fraction": generated.clipped,
-        "step": trained.step,
-    }
-    if named[0][0] is not None:
-        answer["templates"] = about
-    return answer
+    answer = {"samples": texts, "tokens_per_second": windows.size / generated.seconds, "seconds": generated.seconds}
+    answer |= {"network_evaluations": generated.calls, "clipped_fraction": generated.clipped, "step": trained.step}
+    return answer | ({} if named[0][0] is None else {"templates": about})
 
 
 if __name__ == "__main__":

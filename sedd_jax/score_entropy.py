@@ -129,12 +129,9 @@ def loss_and_grads(
     def add(index, carry):
         loss, d_params, d_features = carry
         sequence = index // features.shape[1]
-        value, (d_chunk, d_rows) = jax.value_and_grad(chunk_loss, argnums=(0, 1))(
-            params,
-            *(pick(values, index)[:, None] for values in (features, noised.x, tokens)),
-            noised.sigma.at[sequence].get(mode="clip"),
-            noised.weight.at[sequence].get(mode="fill", fill_value=0),
-        )
+        here = (pick(values, index)[:, None] for values in (features, noised.x, tokens))
+        levels = noised.sigma.at[sequence].get(mode="clip"), noised.weight.at[sequence].get(mode="fill", fill_value=0)
+        value, (d_chunk, d_rows) = jax.value_and_grad(chunk_loss, argnums=(0, 1))(params, *here, *levels)
         return loss + value, jax.tree.map(jnp.add, d_params, d_chunk), put(d_features, index, d_rows[:, 0])
 
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(features))

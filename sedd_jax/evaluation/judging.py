@@ -131,16 +131,11 @@ def judge_samples(judge: Judge, texts: list[str], batch_size: int) -> dict[str, 
         raise InputError("none of the samples has two tokens or more, so there is nothing to judge")
     lengths = np.array([len(tokens) for tokens in samples])
     found = judge.read(judge.nats, samples, min(batch_size, len(texts)), "judging")
-    return {
-        **quality.perplexity(found, lengths - 1),
-        **quality.diversity(samples),
-        "num_samples": len(samples),
-        "num_too_short": len(texts) - len(samples),
-        "tokens": int(lengths.sum()),
-        "tokens_judged": int((lengths - 1).sum()),
-        "tokens_cut": sum(len(tokens[judge.length :]) for tokens in encoded),
-        "tokens_per_sample": float(lengths.mean()),
-    }
+    figures = quality.perplexity(found, lengths - 1) | quality.diversity(samples)
+    figures |= {"num_samples": len(samples), "num_too_short": len(texts) - len(samples), "tokens": int(lengths.sum())}
+    cut = sum(len(tokens[judge.length :]) for tokens in encoded)
+    figures |= {"tokens_judged": int((lengths - 1).sum()), "tokens_cut": cut}
+    return figures | {"tokens_per_sample": float(lengths.mean())}
 
 
 def make_mauve(judge: Judge, references: list[str], batch_size: int) -> Callable[[list[str]], dict[str, Any]]:

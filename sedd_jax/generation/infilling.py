@@ -65,6 +65,5 @@ def choose(
     probs, errors = length_posterior(trained, windows, draws=draws, seed=seed)
     counts = np.random.default_rng(seed).multinomial(num, probs)
     chosen = [window for window, count in zip(windows, counts, strict=True) for _ in range(count)]
-    names = ("holes", "probability", "probability_stderr")
-    rows = zip([list(window.holes) for window in windows], probs.tolist(), errors.tolist(), strict=True)
-    return chosen, [dict(zip(names, row, strict=True)) for row in rows]
+    rows = zip((list(window.holes) for window in windows), probs.tolist(), errors.tolist(), strict=True)
+    return chosen, [{"holes": sizes, "probability": p, "probability_stderr": error} for sizes, p, error in rows]

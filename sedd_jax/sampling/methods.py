@@ -195,10 +195,8 @@ def _leap(process: Process, state: State, number: Count, draw: int, sigma: Scala
 
 
 def _jump(graph: Graph, x: Int[Array, "b w"], hazard: Float[Array, "b w n"], span: Scalar) -> Float[Array, "b w n"]:
-    """Transition probabilities over a span of the clock with constant hazards; those at x itself are ignored."""
-    here = jax.nn.one_hot(x, graph.num_states, dtype=bool)
-    hazard = jnp.where(here, 0, hazard)
-    total = hazard.sum(-1, keepdims=True)
+    """Transition probabilities over a span of the clock with constant hazards, which are 0 at x itself."""
+    here, total = jax.nn.one_hot(x, graph.num_states, dtype=bool), hazard.sum(-1, keepdims=True)
     # (1 - e^(-total span)) / total, which is span where total is 0.
     scaled = jnp.where(total > 0, -jnp.expm1(-total * span) / jnp.where(total > 0, total, 1), span)
     return jnp.where(here, jnp.exp(-total * span), hazard * scaled)

@@ -170,14 +170,10 @@ class Process:
         keys, active = self.event_keys(number, draw), self.graph.contributes(state.x) & ~self.given[0] & among
         results = self.network.on_shards(local)(self.network.head, keys, state.x, active, at, values)
         drawn, clipped, failed, *measured = results
-        state = state._replace(
-            x=drawn,
-            changed=jnp.where(drawn != state.x, number, state.changed),
-            drawn=state.drawn + active.shape[1],
-            clipped=state.clipped + clipped.sum(1),
-            failed=jnp.where((state.failed == 0) & failed.any(1), number, state.failed),
-        )
-        return state, tuple(measured)
+        changed = jnp.where(drawn != state.x, number, state.changed)
+        failed = jnp.where((state.failed == 0) & failed.any(1), number, state.failed)
+        counts = {"drawn": state.drawn + active.shape[1], "clipped": state.clipped + clipped.sum(1)}
+        return state._replace(x=drawn, changed=changed, failed=failed, **counts), tuple(measured)
 
     def log_masses(self, now: Evaluation, places: Tokens, active: Mask, groups: Any) -> LogMasses:
         """The log of the mass that the narrowed predictions at the active places [B, H] give to groups of tokens."""
