@@ -63,13 +63,10 @@ class Trial:
     def is_done(self) -> bool:
         """Whether everything is there that training leaves behind its last step."""
         options, last = self.config.train, self.last()
-        return (
-            last["step"] >= options.steps
-            and "train_loss" in last
-            and (not options.eval_every or "eval_nats_per_token" in last)
-            and (not options.sample_every or (self.workdir / "samples" / f"{last['step']}.txt").exists())
-            and (self.workdir / "checkpoints" / str(last["step"])).exists()
-        )
+        trained = last["step"] >= options.steps and "train_loss" in last
+        evaluated = not options.eval_every or "eval_nats_per_token" in last
+        sampled = not options.sample_every or (self.workdir / "samples" / f"{last['step']}.txt").exists()
+        return trained and evaluated and sampled and (self.workdir / "checkpoints" / str(last["step"])).exists()
 
 
 def read_sweep(path: str) -> tuple[str | None, list[dict[str, Any]]]:
