@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sedd_jax.categorical import fine_uniform
-from sedd_jax.errors import check_fields
+from sedd_jax.errors import InputError, check_fields
 from sedd_jax.typing import PRNGKey
 
 Sigma = Float[Array, "..."] | float
@@ -267,5 +267,7 @@ GRAPHS = {"absorbing": Absorbing, "uniform": Uniform}
 
 def make(kind: str, vocab_size: int, padding: int = 0) -> Graph:
     """The graph that a config names. vocab_size: tokens of the tokenizer, without MASK. padding: rows beyond them."""
-    check_fields("graph", locals(), kind=GRAPHS, vocab_size="[2, 2^31)", padding="[0, 2^16)")
+    if vocab_size < 2:
+        raise InputError(f"a vocabulary of {vocab_size} tokens is too small; a graph needs at least 2")
+    check_fields("graph", locals(), kind=GRAPHS, padding="[0, 2^16)")
     return GRAPHS[kind](vocab_size + padding)
