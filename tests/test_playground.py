@@ -69,7 +69,7 @@ def test_visitors_wait_for_one_another(port):
         ({"template": "[[2]]", "seed": 0, "steps": "many"}, "give an integer"),
         ({"template": "[[2]]", "seed": 0, "steps": 0}, "at least 1"),
         ({"template": "[[2]]", "seed": 0, "method": "none"}, "choose one of"),
-        ({"template": "[[2]]", "seed": 0, "temperature": float("nan")}, "above 0 and finite"),
+        ({"template": "[[2]]", "seed": 0, "temperature": float("nan")}, "temperature=nan must be"),
         (b"{", "no JSON"),
         (b"[" * 100_000, "no JSON"),
         (b"[]", "no JSON object"),
