@@ -19,9 +19,6 @@ from sedd_jax.sampling.sampler import Truncation
 from sedd_jax.score_entropy import Noised, roles
 from sedd_jax.typing import Clamp, Mask, PerSequence, PRNGKey, Tokens
 
-# (token before [B], position, cache) -> logits [B, V] at position, and the cache with that position added.
-StepFn = Callable[[Int[Array, " b"], Int[Array, ""], Any], tuple[Float[Array, "b v"], Any]]
-
 
 def cross_entropy(logits: Float[Array, "*shape v"], x0: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
     """-log p(x0) of each position, in nats."""
@@ -53,11 +50,12 @@ class CrossEntropy:
 
 
 def simulate(
-    key: PRNGKey, step_fn: StepFn, cache: Any, clamp: Clamp, *, truncation: Truncation, first_index: Count = 0
+    key: PRNGKey, step_fn: Callable, cache: Any, clamp: Clamp, *, truncation: Truncation, first_index: Count = 0
 ) -> Sample:
-    """Text from left to right, one network call per position, which is a step.
-    cache: the initial cache of step_fn. clamp: given positions; those that are not a prefix do not influence the tokens
-        before them. truncation: of each distribution; without it the tokens are exact samples of the model.
+    """Text from left to right, one network call per position, which is a step. step_fn: (token before [B], position,
+    cache) -> logits [B, V] at position, and the cache with that position added; `cache` is the initial one.
+    clamp: given positions; those that are not a prefix do not influence the tokens before them.
+    truncation: of each distribution; without it the tokens are exact samples of the model.
     first_index: index of the first sequence; a sequence's draws depend only on the key and its index."""
     given, values = clamp
 

@@ -87,15 +87,11 @@ def bound(
         raise InputError("a bound given some tokens, or by count, needs the absorbing graph: others have no clean ones")
     if estimator in ("time", "published") and conditional:
         raise InputError(f"estimator={estimator!r} is of whole sequences; with given tokens choose 'count'")
-    network, keys = as_network(score_fn), _keys(key, tokens, first_index)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_index + jnp.arange(len(tokens)))
+    network = as_network(score_fn)
     if absorbing and estimator in ("auto", "count"):
         return _by_count(keys, network, graph, noise, tokens, num_times, *roles(tokens, given, never))
     return _by_time(keys, network, graph, noise, tokens, num_times, 1e-3 if estimator == "published" else 0.0)
-
-
-def _keys(key: PRNGKey, tokens: Tokens, first_index: Int[Array, ""] | int) -> Keys:
-    """A key for each sequence."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(len(tokens)))
 
 
 def _levels(keys: Keys, index: Any, targets: Mask) -> tuple[Float[Array, "b l"], Int[Array, "b l"]]:
@@ -147,8 +143,8 @@ def orders(
     | tokens before it). `total` is above -log p(x) on average, and falls with num_orders (Burda et al., arXiv
     1509.00519). Arguments as for `bound`."""
     check_orders(graph)
-    network, keys = as_network(score_fn), _keys(key, tokens, first_index)
-    targets, hidden = roles(tokens, given, never)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_index + jnp.arange(len(tokens)))
+    network, (targets, hidden) = as_network(score_fn), roles(tokens, given, never)
 
     def draw(index):
         levels, rank = _levels(keys, index, targets)

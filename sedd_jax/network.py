@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Int
 from sedd_jax.typing import Mask, PerSequence, Scalar, ScoreFn, Tokens
 
 Index = Int[Array, " r"]  # positions of a batch as indices into its B * L; B * L itself stands for none
-Terms = Float[Array, "r 1"]
 
 
 class Network(NamedTuple):
@@ -79,7 +78,7 @@ def put(values: Any, index: Index, new: Any) -> Any:
 
 
 def sum_over_positions(
-    network: Network, x: Tokens, sigma: PerSequence, active: Mask, term: Callable[..., Terms], *values: Any
+    network: Network, x: Tokens, sigma: PerSequence, active: Mask, term: Callable, *values: Any
 ) -> PerSequence:
     """The sum over the active positions of each sequence of term(log_score [R, 1, N], sigma [R, 1], x [R, 1], ...), by
     one network call. values: [B, L, ...]; term gets them at its positions, [R, 1, ...], behind its other arguments."""

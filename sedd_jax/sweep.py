@@ -127,8 +127,7 @@ class Trainer(contextlib.ExitStack):
 
     def __init__(self):
         super().__init__()
-        self.stopped = 0
-        self._process: subprocess.Popen | None = None
+        self.stopped, self._process = 0, None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if (previous := signal.getsignal(number)) is not signal.SIG_IGN:
                 signal.signal(number, self._receive)

@@ -26,10 +26,9 @@ def alternatives(template: str, window: Window, tokenizer: Tokenizer, language: 
     ranges = [range(least, most + 1) for least, most in window.ranges]
     if (count := np.prod([len(sizes) for sizes in ranges], dtype=float)) > MOST_ALTERNATIVES:
         raise InputError(f"the template {template[:60]!r} has {count:.0f} lengths; {MOST_ALTERNATIVES} are the most")
-    options = {"tokenizer": tokenizer, "length": len(window.tokens)}
-    windows = [window]
+    windows, length = [window], len(window.tokens)
     if count > 1:
-        windows = [parse_template(template, **options, sizes=sizes) for sizes in itertools.product(*ranges)]
+        windows = [parse_template(template, tokenizer, length=length, sizes=n) for n in itertools.product(*ranges)]
     faults = [language and language.fault(window) for window in windows]
     if all(faults):
         raise InputError(f"the template {template[:60]!r} cannot be filled: {faults[-1]}")

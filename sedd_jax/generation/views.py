@@ -101,7 +101,7 @@ def gif(trajectory: Trajectory, path: pathlib.Path) -> None:
 
 
 def _lines(trajectory: Trajectory, number: int) -> list[list[tuple[str, str]]]:
-    """All samples after event `number` as lines of (character, colour), a blank one after each; MASK takes space."""
+    """The samples after event `number`, each and a blank line, as lines of (letter, colour). MASK takes its space."""
     lines: list[list[tuple[str, str]]] = []
     for sample in sorted(trajectory.samples)[:SAMPLES]:
         lines.append([])

@@ -19,6 +19,7 @@ from sedd_jax.typing import Clamp, Features, Keys, Mask, PerSequence, Scalar, To
 
 Count = Int[Array, ""] | int
 Sigma = Scalar | PerSequence
+Among = Mask | bool
 PerPosition = Float[Array, "b l"]
 
 
@@ -121,9 +122,7 @@ class Process:
         state = state._replace(calls=state.calls + stale, cache=(state.x, features))
         return Evaluation(features, state.x, sigma), state
 
-    def step(
-        self, state: State, number: Count, draw: int, sigma: Sigma, probs: Probs, among: Mask | bool = True
-    ) -> State:
+    def step(self, state: State, number: Count, draw: int, sigma: Sigma, probs: Probs, among: Among = True) -> State:
         """One network call at the noise level sigma, and one draw, as in `draw`."""
         now, state = self.evaluate(state, sigma)
         return self.draw(state, number, draw, probs, now, among=among)[0]
@@ -135,7 +134,7 @@ class Process:
         draw: int,
         probs: Probs,
         *at: Evaluation,
-        among: Mask | bool = True,
+        among: Among = True,
         measures: Measures = (),
         values: tuple[Any, ...] = (),
     ) -> tuple[State, tuple[PerPosition, ...]]:
