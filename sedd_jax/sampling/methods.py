@@ -65,8 +65,8 @@ def step(process: Process, state: State, number: Count) -> State:
     sampler, t, t_next = process.sampler, process.time(number - 1), process.time(number)
     state, sigma = STEPS[sampler.method](process, state, number, t, t_next), process.noise.total(t_next)
     dsigma = sampler.corrector_size * (process.noise.total(t) - sigma)
+    forward = lambda key, x: process.graph.sample_transition(key, x, dsigma)  # noqa: E731
     for draw in range(2, 2 + 2 * sampler.corrector_steps, 2):
-        forward = lambda key, x: process.graph.sample_transition(key, x, dsigma)  # noqa: E731
         moved = jax.vmap(forward)(process.event_keys(number, draw), state.x)
         state = state._replace(x=jnp.where(process.given[0], state.x, moved))
         state = _leap(process, state, number, draw + 1, sigma + dsigma, dsigma)
