@@ -6,12 +6,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.devices.sharding import constrain, on_shards, spec
+from sedd_jax.errors import InputError
+from sedd_jax.interop.sources import as_float32
 from sedd_jax.network import Network
 from sedd_jax.transformer.linear import precision
+
+
+def assemble(path: Any, read: Callable, top: dict[str, tuple], blocks: dict[str, tuple], names: list[str]) -> dict:
+    """Parameters, float32: {our name: (name, *shape)} of `top`, and {part: shape} of all blocks, whose names are given,
+    stacked. read: the array of a name, or None. Raises InputError if one is absent, of another shape or not finite."""
+
+    def take(name: str, *shape: int) -> np.ndarray:
+        found, where = read(name), f"{path}: {name}"
+        if found is None or found.shape != shape:
+            what = "no such weight" if found is None else f"the shape {list(found.shape)}"
+            raise InputError(f"{where} should be {list(shape)} by its config, but there is {what}")
+        return as_float32({where: found})[where]
+
+    stacked = {part: np.stack([take(f"{name}.{part}", *shape) for name in names]) for part, shape in blocks.items()}
+    return {name: take(*entry) for name, entry in top.items()} | {"blocks": stacked}
 
 
 def gathered(weights: Any) -> Any:

@@ -12,14 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.devices.sharding import constrain
 from sedd_jax.errors import InputError, explained
 from sedd_jax.files import read_json
-from sedd_jax.interop.causal import gathered, look_up, product
-from sedd_jax.interop.sources import check_finite, download, read_safetensors, without_prefixes
+from sedd_jax.interop.causal import assemble, gathered, look_up, product
+from sedd_jax.interop.sources import download, read_safetensors, without_prefixes
 from sedd_jax.transformer import attention
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -49,26 +48,24 @@ class Config:
 def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
     """The input of the head: activations after the last normalisation. L is at most n_positions."""
 
-    def norm(x, weights):
-        x, weights = x - x.mean(-1, keepdims=True), gathered(weights)
+    def norm(x, w, part):
+        x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + config.layer_norm_epsilon)
-        return x * weights["weight"] + weights["bias"]
-
-    def linear(x, weights):
-        weights = gathered(weights)
-        return product(x, weights["weight"]) + weights["bias"]
+        return x * w[f"{part}.weight"] + w[f"{part}.bias"]
 
     def block(x, weights):
-        qkv = linear(norm(x, weights["ln_1"]), weights["attn.c_attn"])
+        w = gathered(weights)
+        linear = lambda x, part: product(x, w[f"{part}.weight"]) + w[f"{part}.bias"]  # noqa: E731
+        qkv = linear(norm(x, w, "ln_1"), "attn.c_attn")
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, config.n_head, -1), 2, 0)
-        x = x + linear(attention.xla(q, k, v, causal=True).reshape(x.shape), weights["attn.c_proj"])
-        h = jax.nn.gelu(linear(norm(x, weights["ln_2"]), weights["mlp.c_fc"]), approximate=True)
-        return constrain(x + linear(h, weights["mlp.c_proj"]), "batch", None, None), None
+        x = x + linear(attention.xla(q, k, v, causal=True).reshape(x.shape), "attn.c_proj")
+        h = jax.nn.gelu(linear(norm(x, w, "ln_2"), "mlp.c_fc"), approximate=True)
+        return constrain(x + linear(h, "mlp.c_proj"), "batch", None, None), None
 
     params = jax.tree.map(jnp.asarray, params)
     x = constrain(look_up(params["wte"], tokens) + params["wpe"][: tokens.shape[1]], "batch", None, None)
     x, _ = jax.lax.scan(block, x, params["blocks"])
-    return norm(x, params["ln_f"])
+    return norm(x, gathered({name: params[name] for name in ("ln_f.weight", "ln_f.bias")}), "ln_f")
 
 
 def load(name: str) -> tuple[dict[str, Any], Config, Path]:
@@ -83,33 +80,15 @@ def load(name: str) -> tuple[dict[str, Any], Config, Path]:
     # A model with a head has this prefix before all names but that of the head.
     weights = {name.removeprefix("transformer."): value for name, value in weights.items()}
     dim, inner = config.n_embd, config.n_inner
-
-    def take(name: str, *shape: int) -> np.ndarray:
-        found = weights.get(name)
-        if found is None or found.shape != shape:
-            what = "no such weight" if found is None else f"the shape {list(found.shape)}"
-            raise InputError(f"{path}: {name} should be {list(shape)} by config.json, but there is {what}")
-        if found.dtype.kind != "f" and found.dtype.name != "bfloat16":
-            raise InputError(f"{path}: {name} has the type {found.dtype.name}; expected floating point numbers")
-        check_finite({f"{path}: {name}": found})
-        return found.astype(np.float32)
-
-    def stack(part: str, *shape: int) -> dict[str, np.ndarray]:
-        kinds = {"weight": shape, "bias": shape[-1:]}
-        layers = range(config.n_layer)
-        return {kind: np.stack([take(f"h.{i}.{part}.{kind}", *size) for i in layers]) for kind, size in kinds.items()}
-
     shapes = {"ln_1": (dim,), "attn.c_attn": (dim, 3 * dim), "attn.c_proj": (dim, dim)}
     shapes |= {"ln_2": (dim,), "mlp.c_fc": (dim, inner), "mlp.c_proj": (inner, dim)}
-    params = {
-        "wte": take("wte.weight", config.vocab_size, dim),
-        "wpe": take("wpe.weight", config.n_positions, dim),
-        "blocks": {part: stack(part, *shape) for part, shape in shapes.items()},
-        "ln_f": {kind: take(f"ln_f.{kind}", dim) for kind in ("weight", "bias")},
-    }
+    blocks = {f"{part}.weight": shape for part, shape in shapes.items()}
+    blocks |= {f"{part}.bias": shape[-1:] for part, shape in shapes.items()}
+    top = {"wte": ("wte.weight", config.vocab_size, dim), "wpe": ("wpe.weight", config.n_positions, dim)}
+    top |= {name: (name, dim) for name in ("ln_f.weight", "ln_f.bias")}
     if "lm_head.weight" in weights:
-        head = take("lm_head.weight", config.vocab_size, dim)
-        params |= {} if np.array_equal(head, params["wte"]) else {"lm_head": head}
+        top["lm_head"] = ("lm_head.weight", config.vocab_size, dim)
+    params = assemble(path, weights.get, top, blocks, [f"h.{i}" for i in range(config.n_layer)])
     return params, config, folder
 
 

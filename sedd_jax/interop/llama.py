@@ -20,8 +20,7 @@ from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.data.tokenizers.huggingface import HuggingFace
 from sedd_jax.devices.sharding import constrain
 from sedd_jax.errors import InputError, explained
-from sedd_jax.interop.causal import gathered, look_up, product
-from sedd_jax.interop.sources import check_finite
+from sedd_jax.interop.causal import assemble, gathered, look_up, product
 from sedd_jax.transformer import attention
 
 # Where words end, by the names of llama.cpp.
@@ -71,12 +70,12 @@ def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"])
 
     def block(x, weights):
         w = gathered(weights)
-        linear = lambda x, part: product(x, w[part].T)  # noqa: E731
-        h = norm(x, w["attn_norm"])
+        linear = lambda x, part: product(x, w[f"{part}.weight"].T)  # noqa: E731
+        h = norm(x, w["attn_norm.weight"])
         q, k, v = (linear(h, f"attn_{part}").reshape(*x.shape[:2], -1, width) for part in "qkv")
         k, v = (jnp.repeat(a, config.heads // config.groups, axis=2) for a in (rotate(k), v))
         x = x + linear(attention.xla(rotate(q), k, v, causal=True).reshape(x.shape), "attn_output")
-        h = norm(x, w["ffn_norm"])
+        h = norm(x, w["ffn_norm.weight"])
         h = linear(jax.nn.silu(linear(h, "ffn_gate")) * linear(h, "ffn_up"), "ffn_down")
         return constrain(x + h, "batch", None, None), None
 
@@ -100,25 +99,20 @@ def load(path: str) -> tuple[dict[str, Any], Config, Tokenizer]:
         found = {tensor.name: tensor for tensor in reader.tensors}
     config, tokenizer = _config(fields, path), _tokenizer(fields, path)
 
-    def take(name: str, *shape: int) -> np.ndarray:
-        tensor = found.pop(name, None)
-        if tensor is None or tuple(tensor.shape[::-1]) != shape:
-            what = "no such tensor" if tensor is None else f"the shape {tensor.shape[::-1].tolist()}"
-            raise InputError(f"{path}: {name} should be {list(shape)}, but there is {what}")
+    def read(name: str) -> np.ndarray | None:
         with explained(f"{path}: {name}", "get it as Q8_0 or F16", NotImplementedError), np.errstate(all="ignore"):
-            weight = np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
-        check_finite({f"{path}: {name}": weight})
-        return weight
+            tensor = found.pop(name, None)
+            return tensor and np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
 
     vocab, dim, inner, shared = config.vocab_size, config.dim, config.inner, config.dim // config.heads * config.groups
     shapes = {"attn_norm": (dim,), "attn_q": (dim, dim), "attn_k": (shared, dim), "attn_v": (shared, dim)}
     shapes |= {"attn_output": (dim, dim), "ffn_norm": (dim,), "ffn_gate": (inner, dim), "ffn_up": (inner, dim)}
     shapes |= {"ffn_down": (dim, inner)}
-    layers = [{part: take(f"blk.{i}.{part}.weight", *shapes[part]) for part in shapes} for i in range(config.layers)]
-    params = {"wte": take("token_embd.weight", vocab, dim), "norm": take("output_norm.weight", dim)}
-    params["blocks"] = jax.tree.map(lambda *parts: np.stack(parts), *layers)
+    shapes = {f"{part}.weight": shape for part, shape in shapes.items()}
+    top = {"wte": ("token_embd.weight", vocab, dim), "norm": ("output_norm.weight", dim)}
     if "output.weight" in found:
-        params["lm_head"] = take("output.weight", vocab, dim)
+        top["lm_head"] = ("output.weight", vocab, dim)
+    params = assemble(path, read, top, shapes, [f"blk.{i}" for i in range(config.layers)])
     if found:
         raise InputError(f"{path}: {min(found)} is not implemented; give another model")
     return params, config, tokenizer

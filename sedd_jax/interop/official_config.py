@@ -49,19 +49,16 @@ class _Loader(yaml.SafeLoader):
 
 def read(path: Path, family: str = "auto") -> tuple[str, ConfigDict]:
     """(family, our config) from a file of theirs, JSON or YAML; see `from_official_config`. Raises InputError."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(1 << 18).decode("utf-8-sig")
+    with explained(f"{path} cannot be read", "check the path", OSError), path.open("rb") as file:
+        text = file.read(1 << 18)
+    # Nested some thousand times, or a tag (!!int, !!bool) whose value is another: any type of error.
+    with explained(f"{path} is not a config", "get a sound copy", Exception):
         if len(text) == 1 << 18:  # theirs have some thousand
             raise ValueError("it is longer than 256 KiB")
+        text = text.decode("utf-8-sig")
         config = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
         if not isinstance(config, dict):
             raise ValueError("no fields")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}; check the path") from error
-    # Nested some thousand times, or a tag (!!int, !!bool) whose value is another: any type of error.
-    except Exception as error:
-        raise InputError(f"{path} is not a config ({' '.join(str(error).split())[:100]}); get a sound copy") from error
     try:
         found = family_of(config)
         if family == "auto" and found is None:
@@ -76,12 +73,9 @@ def read(path: Path, family: str = "auto") -> tuple[str, ConfigDict]:
 
 def _get(official: Mapping[str, Any], name: str, default: Any = None) -> Any:
     """A field by its dotted name."""
-    value: Any = official
     for part in name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return default
-        value = value[part]
-    return value
+        official = official.get(part, default) if isinstance(official, Mapping) else default
+    return official
 
 
 def family_of(official: Mapping[str, Any]) -> str | None:

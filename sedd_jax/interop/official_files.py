@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from sedd_jax.errors import InputError
 from sedd_jax.files import new_directory
 from sedd_jax.interop import official, official_config, torch_files
-from sedd_jax.interop.sources import check_finite, download, read_safetensors, read_shards
+from sedd_jax.interop.sources import as_float32, download, read_safetensors, read_shards
 
 FORMATS = ("safetensors", "torch")
 _SAFETENSORS, _TORCH, _CONFIG = "model.safetensors", "pytorch_model.bin", "config.json"
@@ -36,11 +36,7 @@ _WEIGHTS += ("checkpoints/last.ckpt", "last.ckpt")
 
 
 def load(
-    path: PathLike,
-    *,
-    family: str = "auto",
-    config_file: PathLike | None = None,
-    revision: str | None = None,
+    path: PathLike, *, family: str = "auto", config_file: PathLike | None = None, revision: str | None = None
 ) -> tuple[dict, ConfigDict]:
     """(parameters of `Transformer` as float32 arrays, a config in our sections) of a published or trained model.
 
@@ -71,15 +67,8 @@ def load(
             tables = (official.EMBEDDING, f"{official.HEAD}.weight", f"{official.HEAD}.bias")
             weights |= {name: weights[name][:num_states] for name in tables if name in weights}
         official.check_shapes(weights, config, num_states=num_states)
-        for name, value in weights.items():
-            if value.dtype.name not in ("float32", "float16", "bfloat16"):
-                raise InputError(f"{name} is of the type {value.dtype.name}; expected float32, float16 or bfloat16")
-        check_finite(weights)
-        folded = not config.model.get("time_conditioning", True)
-        weights = official.fold(weights) if folded else weights
-        check_finite(weights)
-        weights = {name: value.astype(np.float32, copy=False) for name, value in weights.items()}
-        params = official.from_official(weights, folded=folded)
+        weights, folded = as_float32(weights), not config.model.get("time_conditioning", True)
+        params = official.from_official(as_float32(official.fold(weights)) if folded else weights, folded=folded)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     return jax.tree.map(jnp.asarray, params), config
@@ -96,8 +85,7 @@ def save_official(
     implementation does not have, weights that are not finite, or a path that is not free."""
     if format not in FORMATS:
         raise InputError(f"format={format!r} is unknown; choose one of {', '.join(map(repr, FORMATS))}")
-    weights = official.to_official(params)
-    check_finite(weights)
+    weights = as_float32(official.to_official(params))
     vocab_size = len(params["embedding"]) - (config.graph.kind == "absorbing")
     fields = official_config.to_official_config(config, vocab_size=vocab_size)
     with new_directory(path) as folder:
@@ -133,14 +121,12 @@ def _find_config(file: Path) -> Path:
     raise InputError(f"{file} has no config.json or .hydra/config.yaml beside it; name its config with --model_config")
 
 
-def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Weights by name, and {'steps': n} for a training checkpoint."""
-    if file.suffix == ".json":
-        return read_shards(file, lambda shard: _read(shard)[0]), {}
-    return (read_safetensors(file), {}) if file.suffix == ".safetensors" else _read_torch(file)
-
-
-def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    if path.suffix == ".json":
+        return read_shards(path, lambda shard: _read(shard)[0]), {}
+    if path.suffix == ".safetensors":
+        return read_safetensors(path), {}
     file, steps = torch_files.load(path), {}
     weights = file.tree
     layout = next((layout for layout in _LAYOUTS if isinstance(weights, dict) and layout[0] in weights), None)

@@ -27,17 +27,13 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     absent or damaged, or an array is of a type that NumPy does not have (float8)."""
     if path.suffix == ".json":
         return read_shards(path, read_safetensors)
-    arrays, kinds = {}, (safetensors.SafetensorError, OSError, ValueError)
-    with (
-        explained(f"{path} is absent, damaged or not a safetensors file", "get a sound copy", *kinds),
-        safetensors.safe_open(path, "np") as file,
-    ):
+    arrays, damages = {}, (safetensors.SafetensorError, OSError, ValueError)
+    sound = explained(f"{path} is absent, damaged or not a safetensors file", "get a sound copy", *damages)
+    with sound, safetensors.safe_open(path, "np") as file:
         for name in file.keys():  # noqa: SIM118, it is no dict
-            try:
+            kind = file.get_slice(name).get_dtype()
+            with explained(f"{path}: {name} is of the type {kind}", "save it as F32", AttributeError, TypeError):
                 arrays[name] = file.get_tensor(name)
-            except (AttributeError, TypeError) as error:
-                kind = file.get_slice(name).get_dtype()
-                raise InputError(f"{path}: {name} is of the type {kind}, which is not read; save it as F32") from error
     return arrays
 
 
@@ -65,8 +61,12 @@ def without_prefixes(weights: Mapping[str, Any]) -> dict[str, Any]:
     return {name[wrappers.end() :]: value for name, value in weights.items()}
 
 
-def check_finite(weights: Mapping[str, np.ndarray]) -> None:
-    """Raises InputError that names the first array with a number that is NaN or infinite."""
+def as_float32(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same in float32. Raises InputError that names the first array of another type than that, float16 or bfloat16,
+    or with a number that is NaN or infinite."""
     for name, value in weights.items():
+        if value.dtype.name not in ("float32", "float16", "bfloat16"):
+            raise InputError(f"{name} is of the type {value.dtype.name}; expected float32, float16 or bfloat16")
         if not np.isfinite(value).all():
             raise InputError(f"{name} has numbers that are NaN or infinite; such a model gives no scores")
+    return {name: value.astype(np.float32, copy=False) for name, value in weights.items()}

@@ -56,7 +56,7 @@ class TorchFile:
         InputError if they are missing, damaged, do not fit a tensor's shape, offset and strides, or are shared by so
         many tensors that these are more than twice as long as the file."""
         with _opened(self.path) as archive:
-            data = functools.cache(lambda key: _member(self.path, archive, f"{self.root}/data/{key}"))
+            data = functools.cache(lambda key: archive.read(f"{self.root}/data/{key}"))
             views = {name: self._view(tensor, data(tensor.storage.key)) for name, tensor in tensors.items()}
         if sum(view.nbytes for view in views.values()) > 2 * os.path.getsize(self.path):
             raise InputError(f"{self.path}: its tensors share their data too often; get a sound copy")
@@ -89,29 +89,25 @@ def load(path: Path) -> TorchFile:
         if len(roots) != 1:
             raise InputError(f"{path} is a zip file, but not one of torch.save (it has {len(roots)} data.pkl, not 1)")
         byte_order = f"{roots[0]}/byteorder"
-        if byte_order in names and _member(path, archive, byte_order) != b"little":
+        if byte_order in names and archive.read(byte_order) != b"little":
             raise InputError(f"{path} is of a big-endian machine, which is not supported; save it again elsewhere")
-        data = _member(path, archive, f"{roots[0]}/data.pkl")
+        data = archive.read(f"{roots[0]}/data.pkl")
     # A byte may make an object of 64; a tensor takes some 200.
     if len(data) > 1 << 23:
         raise InputError(f"{path}: its pickle is longer than 8 MiB, which weights do not need")
+    # A damaged program can fail in any way: too few values on the stack, or values of another kind.
     try:
-        reader = _LightningReader if b"state_dict" in data else _Reader
-        return TorchFile(path, roots[0], reader(io.BytesIO(data)).load())
+        with explained("its pickle is damaged", "get a sound copy", Exception):
+            reader = _LightningReader if b"state_dict" in data else _Reader
+            return TorchFile(path, roots[0], reader(io.BytesIO(data)).load())
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    # A damaged program can fail in any way: too few values on the stack, or values of another kind.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:100]
-        raise InputError(f"{path}: its pickle is damaged ({reason}); get a sound copy") from error
 
 
-def _rebuild_tensor(*arguments: Any) -> Tensor:
-    match arguments:
-        case Storage() as storage, int(offset), tuple(shape), tuple(strides), *_:
-            if all(type(number) is int for number in (offset, *shape, *strides)):
-                return Tensor(storage, offset, shape, strides)
-    raise TypeError("a tensor of odd parts")
+def _rebuild_tensor(storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Tensor:
+    if type(storage) is not Storage or {type(offset), *map(type, (*shape, *strides))} != {int}:
+        raise TypeError("a tensor of odd parts")
+    return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
 _DTYPES = {"Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": ml_dtypes.bfloat16, "Long": "int64"}
@@ -211,8 +207,8 @@ class _LightningReader(_Reader):
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    # RuntimeError: encrypted. The checksum of a member is verified as it is read.
-    damages = zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError
+    # RuntimeError: encrypted. KeyError: no such member. The checksum of a member is verified as it is read.
+    damages = zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, KeyError
     what = f"{path} is cut short, damaged, or not a file of torch.save since torch 1.6"
     sound = explained(what, "get a sound copy", *damages)
     with explained(f"{path} cannot be read", "check the path", OSError), sound, zipfile.ZipFile(path) as archive:
@@ -224,24 +220,9 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
-    with explained(f"{path} has no {name[:200]!r}", "get a sound copy", KeyError):
-        return archive.read(name)
-
-
 def save(path: epath.Path, weights: Mapping[str, np.ndarray]) -> None:
     """Writes float32 weights such that `torch.load(path, weights_only=True)` gives an OrderedDict of tensors."""
-    root = path.stem
-    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(f"{root}/data.pkl", _pickle(weights))
-        archive.writestr(f"{root}/byteorder", "little")
-        for key, value in enumerate(weights.values()):
-            with archive.open(f"{root}/data/{key}", "w", force_zip64=True) as member:
-                member.write(np.ascontiguousarray(value, "<f4").data)
-        archive.writestr(f"{root}/version", "3\n")
 
-
-def _pickle(weights: Mapping[str, np.ndarray]) -> bytes:
     def piece(value: Any) -> bytes:
         # Without the opcodes PROTO and STOP around it, and those for the memo.
         return pickletools.optimize(pickle.dumps(value, 2))[2:-1]
@@ -254,4 +235,10 @@ def _pickle(weights: Mapping[str, np.ndarray]) -> bytes:
         parts += [piece("storage"), b"ctorch\nFloatStorage\n", piece(str(key)), piece("cpu"), piece(value.size)]
         parts += [pickle.TUPLE, pickle.BINPERSID, piece(0), piece(value.shape), piece(strides), piece(False)]
         parts += [piece(OrderedDict()), pickle.TUPLE, pickle.REDUCE]
-    return b"".join([*parts, pickle.SETITEMS, pickle.STOP])
+    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(f"{path.stem}/data.pkl", b"".join([*parts, pickle.SETITEMS, pickle.STOP]))
+        archive.writestr(f"{path.stem}/byteorder", "little")
+        for key, value in enumerate(weights.values()):
+            with archive.open(f"{path.stem}/data/{key}", "w", force_zip64=True) as member:
+                member.write(np.ascontiguousarray(value, "<f4").data)
+        archive.writestr(f"{path.stem}/version", "3\n")
