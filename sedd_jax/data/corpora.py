@@ -22,12 +22,9 @@ Part = Callable[[], Iterator[str]]
 def read(
     source: str = EMBEDDED, *, valid_fraction: float = 0.1, text_field: str = "text", separator: str | None = None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The `documents` of a corpus for training and for validation; neither part is empty.
-
-    valid_fraction: the share of the characters for validation, taken from the end. The document at the cut is divided,
-        so the share holds for one large file and for many documents.
-    Raises InputError as `documents` does, or if the text cannot be divided so.
-    """
+    """The `documents` of a corpus for training and for validation; neither part is empty. valid_fraction: the share of
+    the characters for validation, taken from the end. The document at the cut is divided, so the share holds for one
+    large file and for many documents. Raises InputError as `documents` does, or if the text cannot be divided so."""
     texts = documents(source, text_field=text_field, separator=separator)
     pieces = list(divide([lambda: iter(texts)], cut_of(sum(map(len, texts)), valid_fraction)))
     train, valid = (tuple(text for place, text in pieces if place[0] == split) for split in SPLITS)
@@ -35,14 +32,12 @@ def read(
 
 
 def documents(source: str, *, text_field: str = "text", separator: str | None = None) -> tuple[str, ...]:
-    """Reads all documents of a source but the empty ones.
-
+    """Reads all documents of a source but the empty ones. Raises InputError, which names the file, the line or byte in
+    it, and the remedy.
     source: "embedded", the path or glob of local files, `tfds:NAME@SPLIT`, `hf:PATH@SPLIT` or `text8:PATH@SPLIT`; see
         docs/data.md.
     text_field: the field of a record that holds its text; null is no text. If empty, files of JSON are text.
-    separator: divides the text of other files, wherever it stands. A line end on either side of it is part of it.
-    Raises InputError, which names the file, the line or byte in it, and the remedy.
-    """
+    separator: divides the text of other files, wherever it stands. A line end on either side of it is part of it."""
     every = parts(source, text_field=text_field, separator=separator)
     found = tuple(text for part in every for text in part() if text)
     if not found:
@@ -55,7 +50,9 @@ def parts(source: str, *, text_field: str = "text", separator: str | None = None
     depends only on the source and `size`; a file is never divided. Documents may be empty. Raises InputError as
     `documents` does, sometimes only when a part is read."""
     if source == EMBEDDED:
-        return [_embedded]
+        from pydoc_data.topics import topics  # here, since half a megabyte is slow to import
+
+        return [lambda: iter(topics.values())]
     if source.startswith(TEXT8):
         return [lambda: iter([read_text8(source)])]
     if source.startswith((TFDS, HUGGING_FACE)):
@@ -86,12 +83,6 @@ def divide(parts: Iterable[Part], cut: int) -> Iterator[tuple[tuple[str, int], s
             for split, piece in zip(SPLITS, (text[:inside], text[inside:]), strict=True):
                 if piece:
                     yield (split, number), piece
-
-
-def _embedded() -> Iterator[str]:
-    from pydoc_data.topics import topics  # here, since half a megabyte is slow to import
-
-    yield from topics.values()
 
 
 def read_text8(source: str) -> str:

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from etils import epath
 
 from sedd_jax.data import corpora, mixture, records, shards, tokenizers
-from sedd_jax.data.mixture import Mixture
 from sedd_jax.data.packing import TokenStream, check_length, tokenize
-from sedd_jax.data.shards import Shards
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 
@@ -23,7 +21,7 @@ class Dataset:
     """length: tokens per sequence. shift: see `Loader`."""
 
     tokenizer: Tokenizer
-    train: TokenStream | Mixture
+    train: TokenStream | mixture.Mixture
     valid: TokenStream
     length: int
     shift: bool
@@ -61,23 +59,21 @@ def load(
     directory: epath.PathLike | None = None,
     on_leader: Callable[[Callable[[], bytes]], bytes] = lambda make: make(),
 ) -> Dataset:
-    """Opens a corpus: shards stay on disk, text is read and tokenised. Writes nothing.
-
+    """Opens a corpus: shards stay on disk, text is read and tokenised. Writes nothing. Raises InputError as the
+    functions below do, or if a part of the corpus is shorter than one sequence.
     source: see `corpora.documents`; or `shards:DIR` that `prepare` made, or a mixture `mix:3*SOURCE,1*SOURCE`.
     valid_source: likewise, but no mixture; for shards their validation part. By default that of the first source.
     valid_fraction, text_field, separator: see `corpora.read`.
     prompt_field, label_field, tail: of JSON lines whose texts follow a prompt or are of a class: see `records`. Then
         each sequence is a record, and `valid_fraction` of the records are for validation.
     tokenizer, vocab_size, tokenizer_path, directory, on_leader: see `tokenizers.make`; shards have their own tokenizer,
-        with which these must agree.
-    Raises InputError as these functions do, or if a part of the corpus is shorter than one sequence.
-    """
+        with which these must agree."""
     weights, names = zip(*mixture.parse(source), strict=True)
     fields = {"text_field": text_field, "prompt_field": prompt_field, "label_field": label_field}
     alone, packed = prompt_field or label_field, (mixture.PREFIX, shards.PREFIX)
     if alone and any(str(name).startswith(packed) for name in (source, valid_source)):
         raise InputError(f"data source {source!r}: prompts and labels are read from JSON lines; give a file or a glob")
-    prepared: list[Shards] = []
+    prepared: list[shards.Shards] = []
 
     def read(name: str) -> tuple[Part, Part]:
         if name.startswith(shards.PREFIX):
@@ -98,9 +94,8 @@ def load(
         chosen = _tokenizer_of(prepared, tokenizer, vocab_size, tokenizer_path)
     else:
         texts = [text for part in train for each in part for text in ([each] if isinstance(each, str) else each[:2])]
-        chosen = tokenizers.make(
-            tokenizer, vocab_size=vocab_size, path=tokenizer_path, texts=texts, directory=directory, on_leader=on_leader
-        )
+        known = {"vocab_size": vocab_size, "path": tokenizer_path, "directory": directory}
+        chosen = tokenizers.make(tokenizer, **known, texts=texts, on_leader=on_leader)
 
     def stream(part: Part) -> TokenStream:
         if isinstance(part, tuple) and isinstance(part[0], records.Record):
@@ -110,11 +105,11 @@ def load(
         return tokens
 
     streams = tuple(map(stream, train))
-    mixed = streams[0] if len(streams) == 1 else Mixture(streams, weights)
+    mixed = streams[0] if len(streams) == 1 else mixture.Mixture(streams, weights)
     return Dataset(chosen, mixed, stream(valid), length, shift and not isinstance(mixed, records.Records))
 
 
-def _tokenizer_of(prepared: list[Shards], kind: str, vocab_size: int | None, path: str | None) -> Tokenizer:
+def _tokenizer_of(prepared: list[shards.Shards], kind: str, vocab_size: int | None, path: str | None) -> Tokenizer:
     first = prepared[0].tokenizer
     if any(other.tokenizer.fingerprint != first.fingerprint for other in prepared):
         raise InputError("the shards of this mixture were made with different tokenizers: prepare them with one")

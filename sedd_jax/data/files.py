@@ -52,7 +52,7 @@ def find(source: str) -> list[pathlib.Path]:
 
 def parts(source: str, *, text_field: str, separator: str | None, size: int) -> list[functools.partial[Iterator[str]]]:
     """Groups of neighbouring files of at least `size` bytes together, each as a function that reads its documents."""
-    groups, room = list[list[pathlib.Path]](), 0
+    groups, room = [], 0
     for path in find(source):
         with _explained(path):
             status = path.stat()
@@ -185,10 +185,8 @@ def _records(path: pathlib.Path, file: io.BufferedReader) -> Iterator[tuple[str,
 
 def _parquet(path: pathlib.Path, text_field: str) -> Iterator[str]:
     damages = pyarrow.ArrowException, UnicodeDecodeError
-    with (
-        explained(f"{path} is no sound Parquet file", "give a complete copy", *damages),
-        pyarrow.parquet.ParquetFile(path) as table,
-    ):
+    sound = explained(f"{path} is no sound Parquet file", "give a complete copy", *damages)
+    with sound, pyarrow.parquet.ParquetFile(path) as table:
         check_field(text_field, table.schema_arrow.names, where=str(path))
         batches = table.iter_batches(batch_size=256, columns=[text_field])
         texts = (text for batch in batches for text in batch.column(0).to_pylist())

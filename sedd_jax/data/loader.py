@@ -38,14 +38,10 @@ class Loader(Iterator[np.ndarray | Batch]):
         position: int = 0,
         shift: bool = True,
     ):
-        """Starts at global batch `position`, at no cost.
-
-        length: tokens per sequence. batch_size: sequences per global batch.
-        rows: this process's sequences of each global batch, in this order; by default all.
-        shift: each epoch treats the stream as a circle and cuts it from a random token on, so that tokens change their
-            places in chunks. An epoch uses each token at most once, and all but len(tokens) % length exactly once.
-        Raises InputError as `check_length`.
-        """
+        """Starts at global batch `position`, at no cost. length: tokens per sequence. batch_size: sequences per global
+        batch. rows: this process's sequences of each, in this order; by default all. shift: each epoch treats the
+        stream as a circle and cuts it from a random token on, so that tokens change their places in chunks. An epoch
+        uses each token at most once, and all but len(tokens) % length exactly once. Raises as `check_length`."""
         streams = stream.streams if isinstance(stream, Mixture) else (stream,)
         for part in streams:
             check_length(part, length)

@@ -27,10 +27,8 @@ class Mixture:
     def order(self, endless: int) -> grain.MapDataset:
         """Sequence number -> (number of the stream, sequence number within it). The first n sequences hold each
         stream's share to within about one, for every n."""
-        numbered = [
-            grain.MapDataset.range(endless).map(lambda index, stream=stream: (stream, index))
-            for stream in range(len(self.streams))
-        ]
+        every = grain.MapDataset.range(endless)
+        numbered = [every.map(lambda index, stream=stream: (stream, index)) for stream in range(len(self.streams))]
         return grain.MapDataset.mix(numbered, self.weights)
 
 

@@ -24,7 +24,6 @@ from sedd_jax import lock
 from sedd_jax.data import corpora, shards, tokenizers
 from sedd_jax.data.packing import progress_bar, tokenize
 from sedd_jax.data.shards import Manifest, Shard
-from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError, TrainingError, explained
 from sedd_jax.files import in_bucket, write_atomically
 
@@ -34,11 +33,9 @@ JOURNAL = "progress.jsonl"
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Everything that determines the output.
-
     data, valid_data, text_field, separator: see `corpora.documents`. valid_fraction: see `corpora.read`.
     tokenizer, tokenizer_path, vocab_size: see `tokenizers.make`.
-    shard_bytes: UTF-8 bytes after which a shard is closed. record_tokens: tokens per record of a shard.
-    """
+    shard_bytes: UTF-8 bytes after which a shard is closed. record_tokens: tokens per record of a shard."""
 
     data: str
     valid_data: str | None = None
@@ -119,9 +116,7 @@ def _make_all(make: Callable[[Block], Shard], blocks: Iterator[Block], workers: 
                 yield from (future.result() for future in done)
         yield from (future.result() for future in concurrent.futures.as_completed(running))
     except BrokenProcessPool as error:
-        what = (
-            "a worker process was killed, perhaps out of memory; finished shards stay, and the same command continues"
-        )
+        what = "a worker process was killed, perhaps out of memory; finished shards stay, and the same command goes on"
         raise TrainingError(f"{what}: give fewer than workers={workers}") from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -166,11 +161,9 @@ def find(plan: Plan, root: pathlib.Path) -> list[Shard]:
 @contextlib.contextmanager
 def begin(plan: Plan, root: pathlib.Path, *, kept: Collection[Shard] = (), cut: int | None = None) -> Iterator[None]:
     """Writes the journal and the tokenizer, removes temporary files of killed processes, and holds `root` meanwhile.
-
     cut: see `survey`; needed to train a tokenizer, on the training text, or on evenly spread documents of a long one.
     """
-    saved = root / shards.TOKENIZER
-    texts: list[str] = []
+    saved, texts = root / shards.TOKENIZER, list[str]()
     if cut is not None and plan.vocab_size is not None and plan.tokenizer_path is None and not [*saved.glob("*.json")]:
         training = (text for _, text in itertools.takewhile(lambda piece: piece[0][0] == "train", plan.pieces(cut)))
         texts = [*itertools.islice(training, 0, None, 1 + cut // 50_000_000)]
@@ -270,6 +263,6 @@ def make_shard(root: pathlib.Path, record_tokens: int, block: Block) -> Shard:
 
 
 @functools.lru_cache(maxsize=1)
-def load_tokenizer(root: pathlib.Path) -> Tokenizer:
+def load_tokenizer(root: pathlib.Path) -> tokenizers.Tokenizer:
     """The tokenizer saved in `root`, once per process."""
     return tokenizers.load(root / shards.TOKENIZER)

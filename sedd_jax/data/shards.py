@@ -23,7 +23,6 @@ from etils import epath
 from sedd_jax.data import tokenizers
 from sedd_jax.data.corpora import SPLITS
 from sedd_jax.data.packing import TokenStream, token_dtype
-from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError, explained
 from sedd_jax.files import in_bucket
 
@@ -34,7 +33,6 @@ VERSION = 1
 
 # Such a name stays in the directory of the manifest.
 _NAME = re.compile(r"(train|valid)-(\d{5,})-(\d{5,})\.array_record")
-_READERS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +80,14 @@ class Manifest:
         return {name: sum(getattr(shard, name) for shard in self.shards[split]) for name in names}
 
     def to_json(self) -> str:
-        splits = {
-            split: self.counts(split) | {"shards": [dataclasses.asdict(shard) for shard in shards]}
-            for split, shards in self.shards.items()
-        }
+        listed = {split: {"shards": [*map(dataclasses.asdict, shards)]} for split, shards in self.shards.items()}
         content = {
             "version": VERSION,
             "tokenizer": {"kind": self.kind, "fingerprint": self.fingerprint, "vocab_size": self.vocab_size},
             "dtype": token_dtype(self.vocab_size).name,
             "record_tokens": self.record_tokens,
             "made_from": self.made_from,
-            "splits": splits,
+            "splits": {split: self.counts(split) | shards for split, shards in listed.items()},
         }
         return json.dumps(content, indent=1) + "\n"
 
@@ -104,42 +99,17 @@ def read_manifest(directory: pathlib.Path | epath.Path) -> Manifest:
     damages = ValueError, KeyError, TypeError, AttributeError, RecursionError
     with unfinished, explained(f"{path} is damaged", "prepare into another directory", *damages):
         content = json.loads(path.read_text())
-        version = content["version"]
-        if version != VERSION:
+        if (version := content["version"]) != VERSION:
             raise InputError(f"{path} is of format version {version!r}, this version reads {VERSION}: prepare anew")
         shards = {split: tuple(Shard(**shard) for shard in content["splits"][split]["shards"]) for split in SPLITS}
-        manifest = Manifest(
-            **{name: content["tokenizer"][name] for name in ("kind", "fingerprint", "vocab_size")},
-            record_tokens=content["record_tokens"],
-            shards=shards,
-            made_from=content["made_from"],
-        )
+        about = {name: content["tokenizer"][name] for name in ("kind", "fingerprint", "vocab_size")}
+        about |= {name: content[name] for name in ("record_tokens", "made_from")}
+        manifest = Manifest(**about, shards=shards)
         names = [shard.name for split in SPLITS for shard in shards[split]]
         sound = json.loads(manifest.to_json()) == content and manifest.record_tokens > 0 and all(shards.values())
         if not sound or type(manifest.made_from) is not dict or len(set(names)) < len(names):
             raise ValueError("its figures do not agree")
         return manifest
-
-
-class Shards(NamedTuple):
-    """A prepared corpus."""
-
-    manifest: Manifest
-    tokenizer: Tokenizer
-    train: "ShardedStream"
-    valid: "ShardedStream"
-
-
-def load(directory: str) -> Shards:
-    """Opens a directory that `prepare` made. Raises InputError if the manifest is damaged, the tokenizer is not the one
-    that made the shards, or a file is missing or of another size. Contents are checked when they are read."""
-    root = epath.Path(directory) if in_bucket(directory) else pathlib.Path(os.path.expanduser(directory))
-    manifest = read_manifest(root)
-    tokenizer = tokenizers.load(root / TOKENIZER)
-    if (tokenizer.fingerprint, tokenizer.vocab_size) != (manifest.fingerprint, manifest.vocab_size):
-        raise InputError(f"{root / TOKENIZER} is not the tokenizer that made these shards: put that one back")
-    train, valid = (ShardedStream(root, manifest, split) for split in SPLITS)
-    return Shards(manifest, tokenizer, train, valid)
 
 
 class ShardedStream(TokenStream):
@@ -155,13 +125,11 @@ class ShardedStream(TokenStream):
                 raise InputError(f"{path} has {size} bytes instead of {shard.size}: {_AGAIN}")
         counts = manifest.counts(split)
         self.num_bytes, self.num_documents = counts["bytes"], counts["documents"]
-        self._root = root
-        self._vocab_size = manifest.vocab_size
+        self._root, self._vocab_size, self._per_record = root, manifest.vocab_size, manifest.record_tokens
         self._dtype = token_dtype(manifest.vocab_size).newbyteorder("<")
-        self._per_record = manifest.record_tokens
         self._ends = list(itertools.accumulate(shard.tokens for shard in self._shards))
         # An open shard costs a file handle and an index; only recently used ones stay open.
-        self._reader = functools.lru_cache(maxsize=_READERS)(self._open)
+        self._reader = functools.lru_cache(maxsize=256)(self._open)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -192,8 +160,7 @@ class ShardedStream(TokenStream):
         return tokens
 
     def _records(self, number: int, wanted: list[int]) -> dict[int, np.ndarray]:
-        shard = self._shards[number]
-        path = self._root / shard.name
+        shard, path = self._shards[number], self._root / self._shards[number].name
         with explained(f"{path} is damaged", _AGAIN, RuntimeError, ValueError, IndexError):
             found = [np.frombuffer(record, self._dtype) for record in self._reader(number).read(wanted)]
         sizes = [min(self._per_record, shard.tokens - record * self._per_record) for record in wanted]
@@ -205,6 +172,26 @@ class ShardedStream(TokenStream):
         path = _local(self._root / self._shards[number].name, self._shards[number].sha256)
         options = "readahead_buffer_size:0,max_parallelism:0"
         return array_record.ArrayRecordReader(path, options, file_reader_buffer_size=1 << 14)
+
+
+class Shards(NamedTuple):
+    """A prepared corpus."""
+
+    manifest: Manifest
+    tokenizer: tokenizers.Tokenizer
+    train: ShardedStream
+    valid: ShardedStream
+
+
+def load(directory: str) -> Shards:
+    """Opens a directory that `prepare` made. Raises InputError if the manifest is damaged, the tokenizer is not the one
+    that made the shards, or a file is missing or of another size. Contents are checked when they are read."""
+    root = epath.Path(directory) if in_bucket(directory) else pathlib.Path(os.path.expanduser(directory))
+    manifest = read_manifest(root)
+    tokenizer = tokenizers.load(root / TOKENIZER)
+    if (tokenizer.fingerprint, tokenizer.vocab_size) != (manifest.fingerprint, manifest.vocab_size):
+        raise InputError(f"{root / TOKENIZER} is not the tokenizer that made these shards: put that one back")
+    return Shards(manifest, tokenizer, *(ShardedStream(root, manifest, split) for split in SPLITS))
 
 
 def _local(path: pathlib.Path | epath.Path, sha256: str) -> str:

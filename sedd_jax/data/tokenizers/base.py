@@ -151,12 +151,9 @@ class Tokenizer(abc.ABC):
 
 def lossy_warning(tokenizer: Tokenizer) -> str | None:
     """A warning about figures per byte under a lossy tokenizer."""
-    if tokenizer.lossless:
-        return None
-    return (
-        "the tokenizer does not give every text back (it may lower-case, strip accents or join spaces); what it loses "
-        "costs no bits, so bits per byte do not compare with those of a lossless tokenizer"
-    )
+    what = "the tokenizer does not give every text back (it may lower-case, strip accents or join spaces)"
+    costs = "what it loses costs no bits, so bits per byte do not compare with those of a lossless tokenizer"
+    return None if tokenizer.lossless else f"{what}; {costs}"
 
 
 def piece_bytes(name: str) -> bytes:

@@ -29,8 +29,17 @@ class GPT2(Pipeline):
     def __init__(self, encoder: bytes, merges: bytes):
         """Raises InputError unless the two files fit: the vocabulary must be the 256 bytes, the results of the merges,
         and <|endoftext|>. So a truncated file is refused, which would otherwise give other tokens."""
-        vocabulary = _parse_encoder(encoder)
-        pairs = _parse_merges(merges)
+        what = f"not an encoder.json, or a damaged one ({len(encoder)} bytes)"
+        with explained(what, "give a sound copy", ValueError, AttributeError, RecursionError):
+            vocabulary = json.loads(encoder)
+            if not all(type(value) is int for value in vocabulary.values()):
+                raise ValueError("its values are no ids")
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+            raise InputError(f"the ids of encoder.json are not 0 to {len(vocabulary) - 1}: give a sound copy")
+        lines = merges.decode("utf-8", errors="replace").split("\n")
+        pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        if not pairs or not all(len(pair) == 2 for pair in pairs):
+            raise InputError(f"not a vocab.bpe, or a damaged one ({len(merges)} bytes): give a sound copy")
         made = {*library.pre_tokenizers.ByteLevel.alphabet(), *map("".join, pairs), END_OF_TEXT}
         if vocabulary.keys() != made:
             odd = min(vocabulary.keys() ^ made)
@@ -63,22 +72,3 @@ class GPT2(Pipeline):
             raise InputError(f"tokenizer path {str(path)!r} {what}; {_REMEDY}")
         file, name, pair = pairs[0]
         return tuple(file.with_name(file.name.removesuffix(name) + other) for other in pair)
-
-
-def _parse_encoder(content: bytes) -> dict[str, int]:
-    what = f"not an encoder.json, or a damaged one ({len(content)} bytes)"
-    with explained(what, "give a sound copy", ValueError, AttributeError, RecursionError):
-        vocabulary = json.loads(content)
-        if not all(type(value) is int for value in vocabulary.values()):
-            raise ValueError("its values are no ids")
-    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
-        raise InputError(f"the ids of encoder.json are not 0 to {len(vocabulary) - 1}: give a sound copy")
-    return vocabulary
-
-
-def _parse_merges(content: bytes) -> list[tuple[str, str]]:
-    lines = content.decode("utf-8", errors="replace").split("\n")
-    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    if not pairs or not all(len(pair) == 2 for pair in pairs):
-        raise InputError(f"not a vocab.bpe, or a damaged one ({len(content)} bytes): give a sound copy")
-    return pairs

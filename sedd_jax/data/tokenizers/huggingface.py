@@ -133,11 +133,17 @@ class HuggingFace(Pipeline):
 
     def _encode(self, text: str) -> list[int]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        ids: list[int] = encoding.ids
-        if self.eot not in ids:
-            return ids
-        # The end of text may be an ordinary piece too: such a piece is encoded letter by letter.
-        return [i for piece in zip(ids, encoding.offsets, strict=True) for i in self._spell(text, *piece)]
+        if self.eot not in encoding.ids:
+            return encoding.ids
+        found = []
+        for token, place in zip(encoding.ids, encoding.offsets, strict=True):
+            # The end of text may be an ordinary piece too: such a piece is encoded letter by letter.
+            letters, encode = text[slice(*place)], super()._encode
+            ids = [i for letter in letters for i in encode(letter)] if token == self.eot else [token]
+            if self.eot in ids:
+                raise InputError(f"this tokenizer.json reads {letters!r} as an end of text: use another tokenizer")
+            found += ids
+        return found
 
     def _if_sound(self, use: Callable[[], T]) -> T:
         try:
@@ -148,15 +154,6 @@ class HuggingFace(Pipeline):
         except BaseException as error:
             size = f"{len(self.contents[0])} bytes"
             raise InputError(f"not a tokenizer.json of Hugging Face, or damaged ({size}): give a sound copy") from error
-
-    def _spell(self, text: str, token: int, place: tuple[int, int]) -> list[int]:
-        if token != self.eot:
-            return [token]
-        letters = text[slice(*place)]
-        ids = [i for letter in letters for i in super(HuggingFace, self)._encode(letter)]
-        if self.eot in ids:
-            raise InputError(f"this tokenizer.json reads {letters!r} as an end of text: use another tokenizer")
-        return ids
 
 
 def cached(repository: str, *names: str) -> tuple[epath.Path, ...] | None:

@@ -56,22 +56,14 @@ class SentencePiece(Tokenizer):
 
 
 def train_sentencepiece(texts: Sequence[str], vocab_size: int) -> SentencePiece:
-    """A byte-pair model of exactly `vocab_size` pieces, deterministic in the texts.
-
-    It is lossless: no normalisation, indentation kept (a run of spaces can be one piece), and characters without a
-    piece encoded as bytes; a newline is one of them, so no piece spans lines. Of very long texts it sees evenly spread
-    lines.
-    Raises InputError if there is no text, or if it does not suit `vocab_size`; the message names a size that does.
-    """
+    """A byte-pair model of exactly `vocab_size` pieces, deterministic in the texts. It is lossless: no normalisation,
+    indentation kept (a run of spaces can be one piece), and characters without a piece encoded as bytes; a newline is
+    one of them, so no piece spans lines. Of very long texts it sees evenly spread lines. Raises InputError if there is
+    no text, or if it does not suit `vocab_size`; the message names a size that does."""
     output = io.BytesIO()
     symbols = {"unk_id": 0, "eos_id": 1, "eos_piece": END_OF_TEXT, "bos_id": -1, "pad_id": -1}
-    lossless = {
-        "normalization_rule_name": "identity",
-        "add_dummy_prefix": False,
-        "remove_extra_whitespaces": False,
-        "allow_whitespace_only_pieces": True,
-        "byte_fallback": True,
-    }
+    lossless = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
+    lossless |= {"allow_whitespace_only_pieces": True, "byte_fallback": True}
     options = {"model_type": "bpe", "vocab_size": vocab_size, "num_threads": 1, "minloglevel": 2}
     files = {"sentence_iterator": _training_lines(texts), "model_writer": output}
     try:
