@@ -158,8 +158,9 @@ def _byte_automaton(rule: str) -> tuple[np.ndarray, np.ndarray]:
     known = interegular.InvalidSyntax, interegular.Unsupported, ValueError, TypeError, LookupError, AttributeError
     what, remedy = f"the rule {rule[:60]!r} cannot be read", "docs/constrained.md says what can"
     with explained(what, remedy, *known, RecursionError):
-        pattern = json_pattern(json.loads(rule)) if rule[0] == "{" else "|".join(map(re.escape, rule.split("|")))
-        fsm = interegular.parse_pattern(rule[1:-1] if rule[0] == "/" else pattern).to_fsm()
+        words = "|".join(map(re.escape, rule.split("|")))
+        pattern = json_pattern(json.loads(rule)) if rule.startswith("{") else words
+        fsm = interegular.parse_pattern(rule[1:-1] if rule.startswith("/") else pattern).to_fsm()
     letters = [letter.encode(errors="ignore") for letter in fsm.alphabet if isinstance(letter, str)]
     named = {letter[:n] for letter in letters for n in (1, 2, 3)}
     # A state is one of the expression, and what has been read of a character's bytes.
