@@ -17,9 +17,9 @@ from sedd_jax.training.flops import train_flops_per_token
 from sedd_jax.training.loop import train
 from sedd_jax.training.trained import load_trained
 
-RECIPES = ("fineweb_edu", "lm1b", "medium", "small", "text8")
+RECIPES = ("fineweb_edu", "lm1b", "medium", "small", "small_tpu", "text8")
 # What is told in docs/recipes.md, in hours on 8 H100 at 40 % of their peak of 989 TFLOP/s.
-HOURS = {"fineweb_edu": 7.9, "lm1b": 3.8, "medium": 44.6, "small": 15.7, "text8": 6.2}
+HOURS = {"fineweb_edu": 7.9, "lm1b": 3.8, "medium": 44.6, "small": 15.7, "small_tpu": 15.7, "text8": 6.2}
 
 
 def get(name: str, form: str = "") -> ConfigDict:
