@@ -2,8 +2,8 @@
 
     python -m sedd_jax.train --config=configs/small_tpu.py --workdir=DIR
 
-FLOPs and parameters are the same; the products of attention take half the time. What is known of `small.py`, its figures
-and weights, is of 12 heads. Bytes of a step: docs/tpu.md. Hardware: 16 TPU v5e and up. Not run on this hardware.
+FLOPs and parameters are the same; the products of attention take half the time. Published figures and weights are of 12
+heads. Bytes of a step: docs/tpu.md. Hardware: 16 TPU v5e and up. Not run on this hardware.
 Smoke form, two minutes on a laptop: --config=configs/small_tpu.py:smoke
 """
 

@@ -150,7 +150,7 @@ class Transformer(nn.Module):
     qkv_bias: whether q, k and v have a bias. Networks have one whose modulation was folded in, see `interop`.
     dtype: of the matrix products and activations ('float32' or 'bfloat16'); parameters, norms and the log-score are
         always float32.
-    residual_dtype: of the stream between the blocks, 'float32', or 'bfloat16' as dtype is, to move fewer bytes.
+    residual_dtype: of the stream between the blocks, 'float32', or 'bfloat16' to move fewer bytes.
     gradient_dtype: in which devices sum the gradients of weights, 'float32', or 'bfloat16' as dtype is.
     attention: an implementation of `attention.attend`; a config may also say 'auto', see `attention.choose`.
     remat: what the backward pass recomputes: 'none', all but the inputs of 'blocks', or all but products ('dots').
@@ -185,8 +185,8 @@ class Transformer(nn.Module):
         allowed = dict.fromkeys(("num_layers", "dim", "num_heads", "cond_dim", "mlp_ratio"), "[1, 2^31)")
         allowed |= {"dropout": "[0, 1)", "lora_rank": f"[0, {self.dim}]", "lora_alpha": "[-1e6, 1e6]"}
         allowed |= {"dtype": DTYPES, "remat": REMAT, "parametrisation": PARAMETRISATIONS, "time_input": ("sigma", "t")}
-        allowed |= {"num_classes": "[0, 2^31)"}
-        allowed |= dict.fromkeys(("residual_dtype", "gradient_dtype"), DTYPES[: 1 + (self.dtype != "float32")])
+        allowed |= {"num_classes": "[0, 2^31)", "gradient_dtype": DTYPES[: 1 + (self.dtype != "float32")]}
+        allowed |= {"residual_dtype": DTYPES}
         check_fields("model", vars(self), **allowed)
         if self.causal and self.num_classes:
             raise InputError(f"model.num_classes={self.num_classes} must be 0 with objective='ar'")
