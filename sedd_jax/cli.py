@@ -154,7 +154,8 @@ def _override(config: ConfigDict, argument: str) -> None:
     what, read = next((reader for kinds, reader in _READERS.items() if issubclass(kind, kinds)), ("", None))
     misreadings = TypeError, ValueError, SyntaxError, MemoryError, RecursionError
     with explained(argument, f"give {what or 'it in the file'}", *misreadings):
-        section[part] = None if text in ("None", "none") else read(text)
+        # "none" is the text in a field of texts, such as model.remat, that does not hold None now.
+        section[part] = None if text == "None" or (text == "none" and type(field) is not str) else read(text)
 
 
 def _plain(name: str, value: Any) -> Any:

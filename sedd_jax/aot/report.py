@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sedd_jax.aot import costs, estimates
@@ -59,6 +60,18 @@ def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
         raise InputError(f"--topology={name} is not known to libtpu, unlike v5e:4x4 ({reason})") from error
 
 
+def known_chip(mesh: Mesh) -> Chip:
+    """The chip of a mesh. Raises InputError if its figures are not known."""
+    kind = mesh.devices.flat[0].device_kind
+    if (chip := chips.of_kind(kind)) is None:
+        raise InputError(f"sedd_jax/devices/chips.py has no figures of {kind!r} yet; add them")
+    return chip
+
+
+def bytes_per_chip(tree: Any) -> int:
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
 class _Program(NamedTuple):
     """What `report` compiles. num: sequences. loops: see `estimates`. parts: network calls that their tokens are dealt
     out to; without it each call has all. held: what training holds beside the parameters."""
@@ -80,10 +93,7 @@ def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: in
     devices = topology_devices(topology, num_slices)
     experiment = make_experiment(config, vocab_size, devices)
     mesh, length = experiment.mesh, config.data.length
-    kind = devices[0].device_kind
-    chip = chips.of_kind(kind)
-    if chip is None:
-        raise InputError(f"--topology={topology}: sedd_jax/devices/chips.py has no figures of {kind!r} yet; add them")
+    chip, kind = known_chip(mesh), devices[0].device_kind
     result: dict[str, Any] = {
         "topology": topology,
         "num_slices": num_slices,
@@ -157,9 +167,6 @@ def _figures(program: _Program, experiment: Experiment, length: int, chip: Chip)
         size = entry.executions * entry.bytes
         figures = {"count": entry.executions, "bytes": size, f"bytes_{entry.dtype}": size}
         collectives.setdefault(entry.kind, Counter()).update(figures)
-    per_chip = lambda tree: sum(  # noqa: E731
-        math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)
-    )
     done, sent = costs.flops(counted), sum(figures["bytes"] for figures in collectives.values())
     traffic, padded = map(float, costs.memory_traffic(counted))
     tokens, calls = program.num * length, sum(loop.calls for loop in loops.values())
@@ -167,6 +174,7 @@ def _figures(program: _Program, experiment: Experiment, length: int, chip: Chip)
     per_token = partial(flops.flops_per_token, experiment.model, length)
     full = passes * calls * batch * per_token()
     useful = passes * batch * sum(loop.calls * per_token(loop.share) for loop in loops.values())
+    parts = {"params": params} | program.held
     results = 0 if program.held else sum(math.prod(a.shape) * 4 for a in jax.tree.leaves(lowered.out_info))
     options = {"batch": batch, "calls": calls, "results": results, "training": bool(program.held)}
     dtypes = DTYPES[: DTYPES.index(experiment.model.dtype) + 1]
@@ -176,7 +184,7 @@ def _figures(program: _Program, experiment: Experiment, length: int, chip: Chip)
     return {
         "num": program.num,
         "microbatches": program.parts,
-        "bytes_per_chip": {kind: per_chip(tree) for kind, tree in ({"params": params} | program.held).items()} | held,
+        "bytes_per_chip": {kind: bytes_per_chip(tree) for kind, tree in parts.items()} | held,
         "memory": chip.memory,
         "fits": held["total"] <= chip.memory,
         "headroom": chip.memory - held["total"],
