@@ -10,8 +10,6 @@ prints what to append to a command, the fastest first. What is compiled is kept,
 
 import hashlib
 import importlib.metadata
-import pathlib
-import re
 import sys
 from typing import Any
 
@@ -20,9 +18,9 @@ from absl import flags
 from etils import epath
 
 from sedd_jax import cli
-from sedd_jax import config as configuration
 from sedd_jax.aot import plan
 from sedd_jax.aot import report as aot
+from sedd_jax.config import flatten
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.evaluation import results
@@ -34,48 +32,33 @@ flags.DEFINE_integer("vocab_size", None, "Tokens, without MASK; by default data.
 flags.DEFINE_enum("what", "train", aot.TARGETS, "Which programs to compile.")
 flags.DEFINE_boolean("plan", False, "Searches mesh, microbatches and remat for the training step on --topology=A,B,...")
 flags.DEFINE_list("price", [], "With --plan: prices of a chip-hour, such as v5e:1.2,v6e:2.7.")
-cli.define_path("output", "With --plan: directory of what is compiled; by default in ~/.cache/sedd_jax/plans.")
-
-COLUMNS = {
-    "append": lambda line: line["overrides"] or "nothing",
-    "GB left": lambda line: "does not fit" if line["serial"] is None else f"{line['headroom'] / 1e9:.2f}",
-    "ms, overlapped": lambda line: line["serial"] and f"{1e3 * line['overlapped']:,.4g}" or "",
-    "ms, serial": lambda line: line["serial"] and f"{1e3 * line['serial']:,.4g}" or "",
-    "tokens/s": results.number("tokens_per_second", ",.0f"),
-    "hours": results.number("hours", ".1f"),
-    "cost": results.number("cost", ",.2f"),
-}
+cli.define_path("output", "With --plan: directory of what is compiled, for the same command to continue.")
 
 
-def make_plan(topologies: list[str], vocab_size: int) -> dict[str, Any]:
-    values, prices = flags.FLAGS, {}
-    versions = [topology.partition(":")[0] for topology in topologies]
-    for text in values.price:
-        version, _, price = text.partition(":")
-        if version not in versions or not re.fullmatch(r"\d+(\.\d+)?", price):
-            raise InputError(f"--price={text}: give VERSION:PRICE of a chip-hour, for {', '.join(versions)}")
-        prices[version] = float(price)
+def make_plan(topologies: list[str], **target: Any) -> dict[str, Any]:
+    price = dict(text.partition(":")[::2] for text in flags.FLAGS.price)
+    versions = {topology: topology.partition(":")[0] for topology in topologies}
+    for version, text in price.items():
+        if version not in versions.values() or not text.replace(".", "", 1).isdecimal():
+            raise InputError(f"--price={version}:{text}: give a price of each version in --topology, such as v5e:1.2")
     read = lambda overrides: cli.read_config(cli.required("config"), [*cli.OVERRIDES, *overrides])  # noqa: E731
-    target = {"num_slices": values.num_slices, "vocab_size": vocab_size}
     least = {topology: plan.space(read, topology, **target) for topology in topologies}
-    files = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
-    setting = {"code": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]}
-    setting |= {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
-    setting |= {"vocab_size": vocab_size} | configuration.flatten(read([]))
-    digest = hashlib.sha256(repr(setting).encode()).hexdigest()[:16]
-    output, found = epath.Path(values.output or f"~/.cache/sedd_jax/plans/{digest}").expanduser(), []
-    with results.hold(output, setting) as held:
-        for topology in topologies:
-            price = prices.get(topology.partition(":")[0])
-            found.append(plan.plan(read, least[topology], held.entry, price, topology=topology, **target))
-    for each in found:
-        say(f"{each['topology']}, {each['chips']} chips: compiled {len(each['choices'])} of {each['searched']} choices")
-        say(results.markdown(each["choices"], COLUMNS))
-    for line in (*plan.ASSUMED,):
-        say(f"assumed: {line}")
-    if not any(line["serial"] for each in found for line in each["choices"]):
-        raise TrainingError("no choice fits a chip; take more chips, or a smaller batch")
-    return {"plans": found, "assumed": plan.ASSUMED, "output": str(output)}
+    code = b"".join(file.read_bytes() for file in sorted(epath.Path(__file__).parent.rglob("*.py")))
+    setting = {"version": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}}
+    setting |= {"code": hashlib.sha256(code).hexdigest(), **target, **flatten(read([]))}
+    columns = {name: lambda line, name=name: str(line[name]) for name in ("overrides", "fits")}
+    columns |= {name: results.number(name, form) for name, form in plan.FORMS.items()}
+    plans = {}
+    with results.hold(epath.Path(cli.required("output")), setting) as held:
+        for topology, version in versions.items():
+            per_hour = float(price[version]) if version in price else None
+            plans[topology] = plan.plan(read, least[topology], held.entry, per_hour, topology=topology, **target)
+            table = results.markdown(plans[topology], columns)
+            say(f"{topology}: compiled {len(plans[topology])} of {len(least[topology])} choices\n{table}")
+    say(f"assumed: {plan.ASSUMED}")
+    if not any(line["fits"] for lines in plans.values() for line in lines):
+        raise TrainingError("nothing fits a chip; take more chips or a smaller batch")
+    return {"plans": plans, "assumed": plan.ASSUMED.splitlines()}
 
 
 def main() -> dict[str, Any]:
@@ -86,7 +69,8 @@ def main() -> dict[str, Any]:
     if values.plan:
         if values["what"].present:
             raise InputError(f"--plan is of the training step; leave --what={values.what} out")
-        return make_plan(list(dict.fromkeys(cli.required("topology").split(","))), vocab_size)
+        topologies = cli.required("topology").split(",")
+        return make_plan(topologies, num_slices=values.num_slices, vocab_size=vocab_size)
     for name in filter(lambda name: values[name].present, ("price", "output")):
         raise InputError(f"--{name} belongs to --plan, which is missing")
     target = {"topology": cli.required("topology"), "num_slices": values.num_slices, "what": values.what}

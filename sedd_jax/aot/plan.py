@@ -1,12 +1,9 @@
-"""Which mesh, microbatches and recomputation suit a topology: the training step with the least serial time that fits.
+"""Which mesh, microbatches and recomputation suit a topology: the step with the least serial time that fits a chip."""
 
-Bounds from the config say what to compile first, and what need not be. What is found is as fast as all its neighbours.
-"""
-
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -16,14 +13,16 @@ from sedd_jax.aot import report
 from sedd_jax.aot.estimates import least_traffic
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.training import flops
-from sedd_jax.training.experiment import Experiment, make_experiment
+from sedd_jax.training.experiment import make_experiment
 
+Read = Callable[[list[str]], ConfigDict]  # overrides -> config
 ROWS = 16  # of a TPU's tile in bfloat16
-ASSUMED = (
-    "what is no slower than its neighbours, one step away in one field, is the fastest of all",
-    f"fsdp leaves at least {ROWS} of the model's width to a chip; tensor is 1 or 2; microbatches are a power of two",
-    "compute, HBM and links take turns, at published peaks; evaluation and the network between slices take no time",
-)
+ASSUMED = f"""what is no slower than its neighbours, one step away in one field, is the fastest of all
+fsdp leaves at least {ROWS} of the model's width to a chip; tensor is 1 or 2; microbatches are a power of two
+compute, HBM and links take turns, at published peaks; evaluation and the network between slices take no time"""
+# The figures of a line, and how a table shows them.
+FORMS = {"gb_left": ".2f", "ms_overlapped": ",.4g", "ms_serial": ",.4g", "tokens_per_second": ",.0f", "hours": ".1f"}
+FORMS |= {"cost": ",.2f"}
 
 
 class Choice(NamedTuple):
@@ -42,96 +41,77 @@ class Choice(NamedTuple):
         return len(pairs) == 1 and (self.remat != other.remat or max(pairs[0]) <= 3 * min(pairs[0]))
 
 
-def bounds(experiment: Experiment, length: int, num_slices: int) -> tuple[float, dict[str, float]]:
-    """(bytes of a chip, serial seconds of a step by remat) that no program of this mesh does with less of, in however
-    many microbatches. The bytes are those of the state. The seconds are those of
+def space(read: Read, topology: str, num_slices: int, vocab_size: int) -> dict[Choice, float]:
+    """The choices that divide the batch and whose state fits, with serial seconds that no program of theirs is below.
+    Raises InputError if there are none. The seconds, which do not depend on microbatches, are those of
 
-    * the matrix products by the formula; with 'dots' attention's forward pass once more, with 'blocks' the forward
+    * the matrix products by the formula; with 'dots' attention's forward pass once more, with 'blocks' all forward
       products of a block but the last, in all blocks but one: the compiler may merge a loop of one with its forward;
     * the state, read and written once: activations, gradients and gathered weights may stay on the chip;
     * what a chip sends if each weight is gathered once and its gradient summed once in a step, with activations as in
       `least_traffic`. Sums over several slices do not count.
     """
-    model, state, mesh = experiment.model, experiment.abstract_state(), experiment.mesh
-    chip, tokens = report.known_chip(mesh), experiment.train.batch_size * length
-    per_token, held = partial(flops.flops_per_token, model), report.bytes_per_chip(state)
-    products, useful = per_token(0, 0), 3 * per_token(length, float(experiment.head_share().mean()))
+    devices, found, length = report.topology_devices(topology, num_slices), {}, read([]).data.length
+    made = lambda *mesh: make_experiment(read(Choice(*mesh, 1, "none").overrides()), vocab_size, devices)  # noqa: E731
+    chip, first = report.known_chip(devices[0]), made(1, 1)
+    model, batch, per_token = first.model, first.train.batch_size, partial(flops.flops_per_token, first.model)
+    useful, products = 3 * per_token(length, float(first.head_share().mean())), per_token(0, 0)
     again = {"none": 0, "dots": per_token(length, 0) - products}
     again["blocks"] = again["dots"] + products * (4 + model.mlp_ratio) / (4 + 2 * model.mlp_ratio)
-    options = {"batch": tokens, "calls": 1, "gradient_dtype": model.gradient_dtype, "results": 0}
-    kept, sent = (least_traffic(state.params, experiment, training=training, **options) for training in (False, True))
-    sent = sent["fsdp"] - kept["fsdp"] + sent["tensor"] + (sent["data"] if num_slices == 1 else 0)
-    moved = 2 * held / chip.memory_bandwidth + sent / chip.link_bandwidth
-    computed = lambda more: (useful + (1 - 1 / model.num_layers) * more) * tokens / mesh.size / chip.flops  # noqa: E731
-    return held, {remat: computed(more) + moved for remat, more in again.items()}
-
-
-def space(
-    read: Callable[[list[str]], ConfigDict], topology: str, num_slices: int, vocab_size: int
-) -> dict[Choice, float]:
-    """What can be chosen, and the bounds of its serial seconds. read: overrides -> config. Raises InputError if nothing
-    divides the batch and holds the state."""
-    devices, found = report.topology_devices(topology, num_slices), {}
-    made = lambda *mesh: make_experiment(read(Choice(*mesh, 1, "none").overrides()), vocab_size, devices)  # noqa: E731
-    first, length = made(1, 1), read([]).data.length
-    model, batch, memory = first.model, first.train.batch_size, report.known_chip(first.mesh).memory
-    for tensor, fsdp in itertools.product((1, 2), range(1, max(1, model.dim // ROWS) + 1)):
+    for tensor, fsdp in product((1, 2), range(1, max(1, model.dim // ROWS) + 1)):
         if model.num_heads % tensor or model.dim % fsdp or len(devices) // num_slices % (tensor * fsdp):
             continue
-        (held, least), shards = bounds(made(fsdp, tensor), length, num_slices), len(devices) // tensor
-        turns = [1 << power for power in range(batch.bit_length()) if batch % (shards << power) == 0]
-        pairs = itertools.product(turns, least) if held <= memory else ()
-        found |= {Choice(fsdp, tensor, num, remat): least[remat] for num, remat in pairs}
+        experiment = made(fsdp, tensor)
+        state = experiment.abstract_state()
+        options = {"batch": batch * length, "calls": 1, "gradient_dtype": model.gradient_dtype, "results": 0}
+        kept, sent = (least_traffic(state.params, experiment, training=step, **options) for step in (False, True))
+        sent = sent["fsdp"] - kept["fsdp"] + sent["tensor"] + (sent["data"] if num_slices == 1 else 0)
+        moved = 2 * (held := report.bytes_per_chip(state)) / chip.memory_bandwidth + sent / chip.link_bandwidth
+        parts = [1 << n for n in range(20) if held <= chip.memory and batch % (len(devices) // tensor << n) == 0]
+        for num, (remat, more) in product(parts, again.items()):
+            computed = (useful + (1 - 1 / model.num_layers) * more) * batch * length / len(devices) / chip.flops
+            found[Choice(fsdp, tensor, num, remat)] = computed + moved
     if not found:
-        raise InputError(f"--topology={topology}: no mesh divides train.batch_size={batch} and holds the state")
+        raise InputError(f"--topology={topology}: no mesh divides train.batch_size={batch} and can hold the state")
     return found
 
 
-def search(least: Mapping[Choice, float], compiled: Callable[[Choice], dict[str, Any]], name: str) -> dict[Choice, Any]:
-    """Compiles choices in the order of `least` until one fits; then the neighbours of the best that may be faster.
-    compiled: its "serial" is None for what does not fit. Returns the figures of all that it gave, the best first."""
+def plan(read: Read, least: Mapping[Choice, float], entry: Callable, price: float | None, **target: Any) -> list[dict]:
+    """Compiles choices in the order of `least` until one fits, then those neighbours of the best that may be faster.
+    Returns a line for each, the best first. entry: (name, make) -> what make() gives, kept under the name. price: of a
+    chip-hour. target: of `report.report`."""
     known: dict[Choice, dict[str, Any]] = {}
-    with tqdm(desc=name, unit="choice") as bar:
-        while True:
-            known = dict(sorted(known.items(), key=lambda item: item[1]["serial"] or math.inf))
-            best = next((choice for choice in known if known[choice]["serial"]), None)
-            near = [choice for choice in least.keys() - known.keys() if not best or choice.is_neighbour(best)]
-            near = [choice for choice in near if not best or least[choice] < known[best]["serial"]]
-            if not near:
-                return known
-            bar.total = len(known) + (len(near) if best else 1)
-            choice = min(near, key=lambda choice: (least[choice], choice.microbatches, choice))
-            known[choice] = compiled(choice)
-            bar.update()
+    config, topology, num_slices = read([]), target["topology"], target["num_slices"]
 
-
-def plan(
-    read: Callable[[list[str]], ConfigDict], least: Mapping[Choice, float], entry: Callable, price: float, **target: Any
-) -> dict[str, Any]:
-    """The figures of one topology for the final line; `choices` are those that were compiled, the best first. read,
-    least: see `space`. entry: (name, make) -> what make() gives, kept under the name. price: of a chip-hour, or None.
-    target: of `report.report`."""
+    def seconds(choice: Choice) -> float:
+        return known[choice]["roofline"]["step_seconds_serial"] if known[choice]["fits"] else math.inf
 
     def measure(choice: Choice) -> dict[str, Any]:
         try:
-            found = report.report(read(choice.overrides()), what="train", **target)["train"]
+            return report.report(read(choice.overrides()), what="train", **target)["train"]
         except TrainingError as error:
-            return {"serial": None, "overlapped": None, "headroom": None, "reason": str(error)}
-        seconds = found["roofline"]["step_seconds_serial"] if found["fits"] else None
-        return {"serial": seconds, "overlapped": found["roofline"]["step_seconds"], "headroom": found["headroom"]}
+            return {"fits": False, "reason": str(error)}
 
-    topology, num_slices, config = target["topology"], target["num_slices"], read([])
-    name = lambda choice: "-".join(map(str, (topology.replace(":", "-"), num_slices, *choice)))  # noqa: E731
-    known = search(least, lambda choice: entry(name(choice), partial(measure, choice)), topology)
-    devices, lines = report.topology_devices(topology, num_slices), []
-    chips = len({(getattr(device, "slice_index", 0), *device.coords) for device in devices})
-    for choice, found in known.items():
-        line = {"overrides": " ".join(text for text in choice.overrides() if read([text]) != config), **found}
-        tokens, hours = config.train.batch_size * config.data.length, config.train.steps / 3600 * (found["serial"] or 0)
-        line |= {"tokens_per_second": found["serial"] and tokens / found["serial"], "hours": found["serial"] and hours}
-        lines.append(line | {"cost": found["serial"] and price and price * chips * hours})
-    best = next(iter(known.values()))["serial"] or math.inf
-    unknown = sum(bound < best for choice, bound in least.items() if choice not in known)
-    return {"topology": topology, "num_slices": num_slices, "chips": chips, "searched": len(least), "open": unknown} | {
-        "choices": lines
-    }
+    with tqdm(desc=topology, unit="choice") as bar:
+        while True:
+            best = min(known, key=seconds, default=None)
+            limit = seconds(best) if best else math.inf
+            near = [choice for choice in least if choice not in known and least[choice] < limit]
+            near = [choice for choice in near if limit == math.inf or choice.is_neighbour(best)]
+            if not near:
+                break
+            bar.total = len(known) + (1 if limit == math.inf else len(near))
+            choice = min(near, key=lambda choice: (least[choice], choice.microbatches, choice))
+            name = "-".join(map(str, (topology.replace(":", "-"), num_slices, *choice)))
+            known[choice] = entry(name, partial(measure, choice))
+            bar.update()
+    lines, chips = [], len(report.topology_devices(topology, num_slices))
+    for choice in sorted(known, key=seconds):
+        found, time, figures = known[choice], seconds(choice), [None] * len(FORMS)
+        if found["fits"]:
+            hours, tokens = config.train.steps * time / 3600, config.train.batch_size * config.data.length
+            figures = [found["headroom"] / 1e9, 1e3 * found["roofline"]["step_seconds"], 1e3 * time, tokens / time]
+            figures += [hours, None if price is None else chips * hours * price]
+        overrides = " ".join(text for text in choice.overrides() if read([text]) != config)
+        lines.append({"overrides": overrides, "fits": found["fits"], **dict(zip(FORMS, figures, strict=True))})
+    return lines

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sedd_jax.aot import costs, estimates
@@ -60,11 +59,9 @@ def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
         raise InputError(f"--topology={name} is not known to libtpu, unlike v5e:4x4 ({reason})") from error
 
 
-def known_chip(mesh: Mesh) -> Chip:
-    """The chip of a mesh. Raises InputError if its figures are not known."""
-    kind = mesh.devices.flat[0].device_kind
-    if (chip := chips.of_kind(kind)) is None:
-        raise InputError(f"sedd_jax/devices/chips.py has no figures of {kind!r} yet; add them")
+def known_chip(device: jax.Device) -> Chip:
+    if (chip := chips.of_kind(device.device_kind)) is None:
+        raise InputError(f"sedd_jax/devices/chips.py has no figures of {device.device_kind!r} yet; add them")
     return chip
 
 
@@ -93,12 +90,12 @@ def report(config: ConfigDict, *, topology: str, num_slices: int, vocab_size: in
     devices = topology_devices(topology, num_slices)
     experiment = make_experiment(config, vocab_size, devices)
     mesh, length = experiment.mesh, config.data.length
-    chip, kind = known_chip(mesh), devices[0].device_kind
+    chip = known_chip(devices[0])
     result: dict[str, Any] = {
         "topology": topology,
         "num_slices": num_slices,
         "chips": mesh.size,
-        "device_kind": kind,
+        "device_kind": devices[0].device_kind,
         "mesh": dict(mesh.shape),
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract_state().params)),
         "length": length,
