@@ -10,6 +10,7 @@ prints what to append to a command, the fastest first. What is compiled is kept,
 
 import hashlib
 import importlib.metadata
+import pathlib
 import sys
 from typing import Any
 
@@ -36,20 +37,20 @@ cli.define_path("output", "With --plan: directory of what is compiled, for the s
 
 
 def make_plan(topologies: list[str], **target: Any) -> dict[str, Any]:
-    price = dict(text.partition(":")[::2] for text in flags.FLAGS.price)
+    output, price = epath.Path(cli.required("output")), dict(text.partition(":")[::2] for text in flags.FLAGS.price)
     versions = {topology: topology.partition(":")[0] for topology in topologies}
     for version, text in price.items():
         if version not in versions.values() or not text.replace(".", "", 1).isdecimal():
             raise InputError(f"--price={version}:{text}: give a price of each version in --topology, such as v5e:1.2")
     read = lambda overrides: cli.read_config(cli.required("config"), [*cli.OVERRIDES, *overrides])  # noqa: E731
     least = {topology: plan.space(read, topology, **target) for topology in topologies}
-    code = b"".join(file.read_bytes() for file in sorted(epath.Path(__file__).parent.rglob("*.py")))
+    code = b"".join(file.read_bytes() for file in sorted(pathlib.Path(__file__).parent.rglob("*.py")))
     setting = {"version": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}}
     setting |= {"code": hashlib.sha256(code).hexdigest(), **target, **flatten(read([]))}
     columns = {name: lambda line, name=name: str(line[name]) for name in ("overrides", "fits")}
     columns |= {name: results.number(name, form) for name, form in plan.FORMS.items()}
     plans = {}
-    with results.hold(epath.Path(cli.required("output")), setting) as held:
+    with results.hold(output, setting) as held:
         for topology, version in versions.items():
             per_hour = float(price[version]) if version in price else None
             plans[topology] = plan.plan(read, least[topology], held.entry, per_hour, topology=topology, **target)

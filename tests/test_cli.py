@@ -36,6 +36,7 @@ TINY = str(ROOT / "configs" / "tiny.py")
         ("model.scale_by_sigma=None", "model.scale_by_sigma", None),
         ("model.scale_by_sigma=true", "model.scale_by_sigma", True),
         ("objective=ar", "objective", "ar"),
+        ("model.remat=none", "model.remat", "none"),
     ],
 )
 def test_overrides_have_the_type_of_their_field(override, field, value):
