@@ -47,8 +47,7 @@ def make_plan(topologies: list[str], **target: Any) -> dict[str, Any]:
     code = b"".join(file.read_bytes() for file in sorted(pathlib.Path(__file__).parent.rglob("*.py")))
     setting = {"version": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}}
     setting |= {"code": hashlib.sha256(code).hexdigest(), **target, **flatten(read([]))}
-    columns = {name: lambda line, name=name: str(line[name]) for name in ("overrides", "fits")}
-    columns |= {name: results.number(name, form) for name, form in plan.FORMS.items()}
+    columns = {name: results.number(name, form) for name, form in plan.FORMS.items()}
     plans = {}
     with results.hold(output, setting) as held:
         for topology, version in versions.items():

@@ -1,7 +1,6 @@
 """The plan of a topology: bounds that no program is below, and a choice as good as its neighbours."""
 
 import importlib.util
-import itertools
 import json
 import random
 

@@ -1,9 +1,9 @@
 """Which mesh, microbatches and recomputation suit a topology: the step with the least serial time that fits a chip."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import product
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -20,9 +20,9 @@ ROWS = 16  # of a TPU's tile in bfloat16
 ASSUMED = f"""what is no slower than its neighbours, one step away in one field, is the fastest of all
 fsdp leaves at least {ROWS} of the model's width to a chip; tensor is 1 or 2; microbatches are a power of two
 compute, HBM and links take turns, at published peaks; evaluation and the network between slices take no time"""
-# The figures of a line, and how a table shows them.
-FORMS = {"gb_left": ".2f", "ms_overlapped": ",.4g", "ms_serial": ",.4g", "tokens_per_second": ",.0f", "hours": ".1f"}
-FORMS |= {"cost": ",.2f"}
+# The fields of a line, and how a table shows them.
+FORMS = {"overrides": "", "fits": "", "gb_left": ".2f", "ms_overlapped": ",.4g", "ms_serial": ",.4g"}
+FORMS |= {"tokens_per_second": ",.0f", "hours": ".1f", "cost": ",.2f"}
 
 
 class Choice(NamedTuple):
@@ -55,10 +55,10 @@ def space(read: Read, topology: str, num_slices: int, vocab_size: int) -> dict[C
     made = lambda *mesh: make_experiment(read(Choice(*mesh, 1, "none").overrides()), vocab_size, devices)  # noqa: E731
     chip, first = report.known_chip(devices[0]), made(1, 1)
     model, batch, per_token = first.model, first.train.batch_size, partial(flops.flops_per_token, first.model)
-    useful, products = 3 * per_token(length, float(first.head_share().mean())), per_token(0, 0)
-    again = {"none": 0, "dots": per_token(length, 0) - products}
+    useful, products = 3 * per_token(length, float(first.head_share().mean())), per_token(0, 0.0)
+    again = {"none": 0, "dots": per_token(length, 0.0) - products}
     again["blocks"] = again["dots"] + products * (4 + model.mlp_ratio) / (4 + 2 * model.mlp_ratio)
-    for tensor, fsdp in product((1, 2), range(1, max(1, model.dim // ROWS) + 1)):
+    for tensor, fsdp in itertools.product((1, 2), range(1, max(1, model.dim // ROWS) + 1)):
         if model.num_heads % tensor or model.dim % fsdp or len(devices) // num_slices % (tensor * fsdp):
             continue
         experiment = made(fsdp, tensor)
@@ -68,7 +68,7 @@ def space(read: Read, topology: str, num_slices: int, vocab_size: int) -> dict[C
         sent = sent["fsdp"] - kept["fsdp"] + sent["tensor"] + (sent["data"] if num_slices == 1 else 0)
         moved = 2 * (held := report.bytes_per_chip(state)) / chip.memory_bandwidth + sent / chip.link_bandwidth
         parts = [1 << n for n in range(20) if held <= chip.memory and batch % (len(devices) // tensor << n) == 0]
-        for num, (remat, more) in product(parts, again.items()):
+        for num, (remat, more) in itertools.product(parts, again.items()):
             computed = (useful + (1 - 1 / model.num_layers) * more) * batch * length / len(devices) / chip.flops
             found[Choice(fsdp, tensor, num, remat)] = computed + moved
     if not found:
@@ -94,24 +94,24 @@ def plan(read: Read, least: Mapping[Choice, float], entry: Callable, price: floa
 
     with tqdm(desc=topology, unit="choice") as bar:
         while True:
-            best = min(known, key=seconds, default=None)
-            limit = seconds(best) if best else math.inf
-            near = [choice for choice in least if choice not in known and least[choice] < limit]
-            near = [choice for choice in near if limit == math.inf or choice.is_neighbour(best)]
+            best = min((choice for choice in known if known[choice]["fits"]), key=seconds, default=None)
+            near = least.keys() - known.keys()
+            if best:
+                near = {choice for choice in near if choice.is_neighbour(best) and least[choice] < seconds(best)}
             if not near:
                 break
-            bar.total = len(known) + (1 if limit == math.inf else len(near))
+            bar.total = len(known) + (len(near) if best else 1)
             choice = min(near, key=lambda choice: (least[choice], choice.microbatches, choice))
             name = "-".join(map(str, (topology.replace(":", "-"), num_slices, *choice)))
             known[choice] = entry(name, partial(measure, choice))
             bar.update()
     lines, chips = [], len(report.topology_devices(topology, num_slices))
     for choice in sorted(known, key=seconds):
-        found, time, figures = known[choice], seconds(choice), [None] * len(FORMS)
+        found, time = known[choice], seconds(choice)
+        line = [" ".join(text for text in choice.overrides() if read([text]) != config), found["fits"]]
         if found["fits"]:
             hours, tokens = config.train.steps * time / 3600, config.train.batch_size * config.data.length
-            figures = [found["headroom"] / 1e9, 1e3 * found["roofline"]["step_seconds"], 1e3 * time, tokens / time]
-            figures += [hours, None if price is None else chips * hours * price]
-        overrides = " ".join(text for text in choice.overrides() if read([text]) != config)
-        lines.append({"overrides": overrides, "fits": found["fits"], **dict(zip(FORMS, figures, strict=True))})
+            line += [found["headroom"] / 1e9, 1e3 * found["roofline"]["step_seconds"], 1e3 * time, tokens / time]
+            line += [hours, price and price * chips * hours]
+        lines.append(dict(itertools.zip_longest(FORMS, line)))
     return lines

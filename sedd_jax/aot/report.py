@@ -40,13 +40,8 @@ def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("--topology needs libtpu, which is not installed: pip install 'sedd_jax[aot]' (Linux, x86-64)")
     # libtpu would otherwise ask a metadata server for these; their values do not matter.
-    for variable, value in {
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-    }.items():
-        os.environ.setdefault(variable, value)
+    asked = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ.update({"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"} | asked | dict(os.environ))
     jax.config.update("jax_platforms", "cpu")
     # Both cores of a v4 chip are one device, as on real machines; for later versions that is the default.
     options: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
