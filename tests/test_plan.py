@@ -14,7 +14,14 @@ from sedd_jax.aot.plan import Choice
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra aot; Linux on x86-64 only)"
 )
-TINY = [f"--config.{name}={value}" for name, value in (SMALL | {"model.num_layers": 2, "train.batch_size": 4}).items()]
+FIELDS = {
+    "objective": "ar",
+    "model.num_heads": 1,
+    "model.num_layers": 2,
+    "model.dropout": 0.0,
+    "train.batch_size": 4,
+}  # quick to compile
+TINY = [f"--config.{name}={value}" for name, value in (SMALL | FIELDS).items()]
 COMMAND = ["--plan", "--config=configs/baseline.py", *TINY, "--vocab_size=256", "--topology=v5e:2x2"]
 
 
@@ -39,7 +46,7 @@ def kept(output):
 def test_no_program_is_faster_or_smaller_than_its_bound(planned):
     least = plan.space(read, "v5e:2x2", 1, 256)
     found = dict(kept(planned[0]))
-    assert len(found) > 2 and {choice.tensor for choice in found} == {1, 2}
+    assert {choice.remat for choice in found} == {"none", "dots", "blocks"}
     for choice, figures in found.items():
         held = figures["bytes_per_chip"]
         assert least[choice] <= figures["roofline"]["step_seconds_serial"]
@@ -61,11 +68,11 @@ def test_the_plan_says_what_to_append_and_what_it_takes(planned):
 
 def test_what_was_compiled_is_not_compiled_again(planned):
     _, command, out, _ = planned
-    again, err = run("compile", *command, real=True)
+    again, err = run("compile", *command)
     assert again == out
     assert err.count(": done already") == len(json.loads(out.splitlines()[-1])["plans"]["v5e:2x2"])
     _, err = run("compile", *command, "--config.model.dropout=0.2", expect=2)
-    assert "config.model.dropout" in err or "model.dropout" in err
+    assert "is of a run whose model.dropout is 0.0 and not 0.2" in err
 
 
 @pytest.mark.parametrize("seed", range(5))
