@@ -153,8 +153,7 @@ def main() -> dict[str, Any]:
 
     measured_by = "the model's own bound" if values.judge is None else f"the judge {epath.Path(values.judge).name}"
     with results.hold(output, setting) as held:
-        table = []
-        # None is the validation text.
+        table = []  # options that are None stand for the validation text
         for options in tqdm(([None] if values.data else []) + points, desc="frontier", unit="point"):
             fields = {field: getattr(options, field, None) for field in FIELDS} | ({} if options else {"method": DATA})
             parts = [value for value in fields.values() if value is not None]

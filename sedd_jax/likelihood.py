@@ -232,11 +232,10 @@ def summarise(bounds: Estimate, length: float | int, tokens_per_byte: float | No
     Raises TrainingError if they are not finite."""
     nats = np.asarray(require_finite(bounds.total, f"nats of {len(bounds.total)} sequences"), np.float64) / length
     mean, (plain, stderr) = nats.mean(), standard_errors(nats)
-    perplexity = np.exp(mean)
     figures = {"nats_per_token": (mean, stderr), "bits_per_token": (mean / np.log(2), stderr / np.log(2))}
     if tokens_per_byte is not None:
         figures["bits_per_byte"] = tuple(value / np.log(2) * tokens_per_byte for value in (mean, stderr))
-    figures["perplexity"] = (perplexity, perplexity * stderr)
+    figures["perplexity"] = (np.exp(mean), np.exp(mean) * stderr)
     summary = {}
     for name, (value, error) in figures.items():
         summary |= {name: float(value), f"{name}_stderr": float(error)}

@@ -4,9 +4,9 @@ On disks and network file systems that is flock(2), which the kernel or the file
 In buckets, and where there is no flock, it is a lease: an object that a thread writes anew every 20 seconds. A start
 that finds one watches it, and takes over if it does not change.
 
-Limits: NFS that is mounted with `nolock` or `local_lock` shows no host the locks of another. A killed holder's lease
-costs the next start half a minute. Two starts on a bucket within two seconds may both go on, and a holder that was
-suspended, or cut off from it, for longer than half a minute does not notice that another took over.
+Limits: NFS mounted with `nolock` or `local_lock` shows no host the locks of another. A killed holder's lease costs the
+next start half a minute. Two starts on a bucket within two seconds may both go on, and a holder suspended, or cut off,
+for longer than half a minute does not notice that another took over.
 """
 
 import contextlib

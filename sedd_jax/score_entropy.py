@@ -102,8 +102,7 @@ def diffuse(key: PRNGKey, graph: Graph, noise: Noise, tokens: Tokens) -> Noised:
     time_key, noise_key = jax.random.split(key)
     t, density = importance_times(time_key, noise, tokens.shape[0])
     sigma = noise.total(t)
-    x = graph.sample_transition(noise_key, tokens, sigma[:, None])
-    return Noised(x, sigma, noise.rate(t) / density)
+    return Noised(graph.sample_transition(noise_key, tokens, sigma[:, None]), sigma, noise.rate(t) / density)
 
 
 def denoising_loss(score_fn: ScoreFn, graph: Graph, noised: Noised, tokens: Tokens) -> PerSequence:

@@ -25,9 +25,8 @@ def bounds(trained: Trained, sequences: TokenRows | Batch, options: EvalOptions,
     """One entry per sequence, which depends on the seed and the sequence's number, and not on the batch size.
     options: its batch size is that of each call, even of a single sequence: one shape for all calls.
     name: of these sequences; several processes need a new one for each call."""
-    experiment = trained.experiment
+    experiment, key = trained.experiment, jax.random.key(seed)
     bound = processes.compile_together(f"bound of {name}", experiment.bound_fn(options.num_times, options.estimator))
-    key = jax.random.key(seed)
     measure = lambda batch, first: bound(trained.params, key, batch.tokens, first, *batch[1:])  # noqa: E731
     how = {"mesh": experiment.mesh, "progress": f"evaluating {name}"}
     return sharding.map_batches(measure, as_batch(sequences), options.batch_size, **how)
