@@ -44,7 +44,7 @@ class Judge:
         """function(tokens, lengths) of all samples, each [at most L], in batches of one shape. The padding comes after
         the tokens of a sample, so that none of them sees it. Lengths are rounded up to a power of two, so that few
         programs are compiled, and to what kernels of TPUs accept."""
-        lengths = np.array([len(tokens) for tokens in samples], np.int32)
+        lengths = np.array(list(map(len, samples)), np.int32)
         length = min(self.length, max(attention.LANES, 1 << (int(lengths.max()) - 1).bit_length()))
         padded = np.stack([np.pad(tokens, (0, length - len(tokens))) for tokens in samples], dtype=np.int32)
         run = lambda batch, first: function(*batch)  # noqa: E731

@@ -39,8 +39,7 @@ def length_posterior(trained: Trained, windows: Sequence[Window], *, draws: int,
     """The `posterior` of windows [n], equally likely beforehand, by the bound of their given tokens (holes and what is
     behind them unknown) from `draws` network calls. Raises InputError for a graph without such a bound."""
     tokens, key = np.stack([window.tokens for window in windows]), jax.random.key(seed)
-    bound = trained.experiment.bound_fn(draws)
-    batch = Batch(np.maximum(tokens, 0), never=tokens == FREE)
+    bound, batch = trained.experiment.bound_fn(draws), Batch(np.maximum(tokens, 0), never=tokens == FREE)
     measure = lambda batch, first: bound(trained.params, key, batch.tokens, first, *batch[1:])  # noqa: E731
     return posterior(trained.experiment.map_batches(measure, batch, 16, progress="lengths"))
 

@@ -53,8 +53,7 @@ class Language:
         known, states = [], np.arange(len(self.automaton.accepting)) == self.starts[rule]
         for count in range(most + 1):
             known += [count] * bool((states & self.automaton.accepting).any())
-            moves = states[self.automaton.source]
-            states = np.isin(np.arange(len(states)), self.automaton.target[moves])
+            states = np.isin(np.arange(len(states)), self.automaton.target[states[self.automaton.source]])
         return known
 
     def constraint(self, windows: Sequence[Window]) -> Constraint:

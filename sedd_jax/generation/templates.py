@@ -97,8 +97,7 @@ def parse_windows(
     if template is not None:
         return [(template, parse_template(template, tokenizer, length=length))]
     if templates is not None:
-        texts = enumerate(read_templates(templates, text_field), 1)
-        name = f"--templates={templates}: template"
+        texts, name = enumerate(read_templates(templates, text_field), 1), f"--templates={templates}: template"
         return [(text, parse_template(text, tokenizer, length=length, flag=f"{name} {n}")) for n, text in texts]
     start, end = tokenizer.encode(prefix or ""), tokenizer.encode(suffix or "")
     return [(None, Window(_fill(length, start, end, "--prefix and --suffix"), length))]

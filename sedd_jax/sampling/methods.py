@@ -149,16 +149,14 @@ def ordered(process: Process, state: State, number: Count) -> State:
     left = masked.sum(1)
     # The mean of the level at which first-hitting draws the next of these positions; arbitrary without any.
     fraction = -jnp.expm1(-process.noise.total(jnp.ones(()))) * left / (free.sum(1) + 1)
-    sigma = -jnp.log1p(-jnp.where(left > 0, fraction, 0.5))
-    entropy = sampler.method == "entropy"
+    sigma, entropy = -jnp.log1p(-jnp.where(left > 0, fraction, 0.5)), sampler.method == "entropy"
 
     def call(state: State) -> State:
         now, before = process.evaluate(state, sigma)
         hazard = lambda at: graph.hazard(*at)  # noqa: E731
         measures = (UNCERTAINTY[sampler.method], *[_probability] * (sampler.remask > 0))
         drawn, (key, *certainty) = process.draw(before, number, 0, hazard, now, measures=measures)
-        key = jnp.where(masked, key, jnp.inf)
-        count = per_call + sampler.remask
+        key, count = jnp.where(masked, key, jnp.inf), per_call + sampler.remask
         if entropy:
             count = jnp.maximum(count, 1 + jnp.sum(jnp.cumsum(jnp.sort(key), 1) <= sampler.entropy_budget, 1)[:, None])
         kept = masked & (_rank(key) < count)

@@ -90,8 +90,7 @@ class Process:
         """A sample of the distribution at sigma = infinity, with the given positions in place."""
         mask, values = self.given
         limit = jax.vmap(lambda key: self.graph.sample_limit(key, mask.shape[1:]))(self.event_keys(0))
-        x = jnp.where(mask, values, limit)
-        cache = None
+        x, cache = jnp.where(mask, values, limit), None
         if self.network.timeless:
             features = jax.eval_shape(self.network.features, x, jnp.ones(len(x)))
             cache = jnp.full_like(x, -1), jnp.zeros(features.shape, features.dtype)
