@@ -37,10 +37,11 @@ SMALL = {
     "sampling.steps": 4,
     "sampling.num": 2,
 }
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 # One device, as on a laptop; programs that are quick to compile, as in conftest.py. And modules are compiled once even
 # where that is turned off: it is most of a start.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "NPROC"} | {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": QUICK_TO_COMPILE,
     "PYTHONDONTWRITEBYTECODE": "",
     "PYTHONPYCACHEPREFIX": str(ROOT / ".cache" / "python"),
 }

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from running import ENVIRONMENT as HERE
-from running import ROOT, arguments, losses, saved_states, write_text
+from running import QUICK_TO_COMPILE, ROOT, arguments, losses, saved_states, write_text
 
 LAUNCH = ROOT / "launch"
 TRAIN = ("train", "--config=configs/small.py", "--workdir=gs://bucket/a b")
@@ -132,7 +132,7 @@ TWO = HERE | {
     "NPROC": "64",
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_cpu_collective_timeout_seconds=600 --xla_cpu_collective_call_terminate_timeout_seconds=600 "
-    "--xla_backend_optimization_level=0",
+    + QUICK_TO_COMPILE,
     "PYTHON": sys.executable,
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

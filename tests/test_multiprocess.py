@@ -17,6 +17,7 @@ import pytest
 from etils import epath
 from running import (
     ENVIRONMENT,
+    QUICK_TO_COMPILE,
     ROOT,
     arguments,
     close,
@@ -45,7 +46,10 @@ DEVICES = {
     "NPROC": "64",
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_cpu_collective_timeout_seconds=600 "
-    "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_backend_optimization_level=0",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600 " + QUICK_TO_COMPILE,
+    # The first process compiles for both.
+    "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
+    "JAX_SHARE_BINARY_BETWEEN_HOSTS_TIMEOUT_MS": "400000",
 }
 
 

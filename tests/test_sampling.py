@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import toy
-from etils import epath
-from running import train_here, write_text
+from running import make_config
 
 from sedd_jax import sampling
 from sedd_jax.errors import InputError, TrainingError
@@ -18,7 +17,7 @@ from sedd_jax.network import as_network, guided
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.sampling.sampler import Truncation
-from sedd_jax.training.trained import load_trained
+from sedd_jax.training.experiment import make_experiment
 
 P0 = toy.data_distribution()
 CASES = {
@@ -264,7 +263,10 @@ def test_given_positions_are_clean_at_every_network_call_and_at_the_end(case):
 
     mask = jax.random.bernoulli(jax.random.key(0), 0.5, (3, 7))
     values = jax.random.randint(jax.random.key(1), (3, 7), 0, toy.V)
-    tokens = sampling.sample(jax.random.key(2), score_fn, graph, noise, (3, 7), steps=5, clamp=(mask, values))
+    sample = jax.jit(
+        lambda clamp: sampling.sample(jax.random.key(2), score_fn, graph, noise, (3, 7), steps=5, clamp=clamp)
+    )
+    tokens = sample((mask, values))
     jax.effects_barrier()
     assert len(seen) == 6
     for x in [*seen, np.asarray(tokens)]:
@@ -272,18 +274,21 @@ def test_given_positions_are_clean_at_every_network_call_and_at_the_end(case):
 
 
 def test_negative_probabilities_are_clipped_and_counted():
-    graph, noise = Absorbing(4), LogLinear()
-    huge = lambda x, sigma: jnp.where(jnp.arange(5) == x[..., None], 0.0, 30.0)  # noqa: E731
-    drawn = sampling.simulate(jax.random.key(0), huge, graph, noise, (2, 8), steps=4)
+    noise = LogLinear()
+
+    @partial(jax.jit, static_argnames=("graph", "top_k"))
+    def simulate(height, graph, top_k=0):
+        sampler = sampling.Sampler(top_k=top_k)
+        score_fn = lambda x, sigma: jnp.where(jnp.arange(5) == x[..., None], 0.0, height)  # noqa: E731
+        return sampling.simulate(jax.random.key(0), score_fn, graph, noise, (2, 8), steps=4, sampler=sampler)
+
+    drawn = simulate(30.0, Absorbing(4))
     # Every position leaves MASK in the first step, whose stay probability is far below zero; then nothing moves.
     assert drawn.clipped == pytest.approx(1 / 5)
     assert (drawn.tokens < 4).all()
-    calm = lambda x, sigma: jnp.where(jnp.arange(5) == x[..., None], 0.0, -30.0)  # noqa: E731
-    assert sampling.simulate(jax.random.key(0), calm, graph, noise, (2, 8), steps=4).clipped == 0
+    assert simulate(-30.0, Absorbing(4)).clipped == 0
     # On the uniform graph narrowing leaves no negative probability; the distribution that it narrows had some.
-    sampler = sampling.Sampler(top_k=2)
-    narrowed = sampling.simulate(jax.random.key(0), huge, Uniform(5), noise, (2, 8), steps=4, sampler=sampler)
-    assert narrowed.clipped > 0.5
+    assert simulate(30.0, Uniform(5), top_k=2).clipped > 0.5
 
 
 @pytest.mark.parametrize("method", sampling.METHODS)
@@ -291,7 +296,7 @@ def test_scores_that_are_none_are_known_by_the_first_step(method):
     graph, noise = Absorbing(6), LogLinear()
 
     @jax.jit
-    def simulate(level, value=np.nan):
+    def simulate(level, value):
         def score_fn(x, sigma):
             score = jnp.where(sigma < level, value, -jnp.log(jnp.expm1(sigma)) - np.log(6.0))
             return jnp.where(jnp.arange(7) == x[..., None], 0, score[:, None, None])
@@ -299,7 +304,7 @@ def test_scores_that_are_none_are_known_by_the_first_step(method):
         sampler = sampling.Sampler(method=method)
         return sampling.simulate(jax.random.key(0), score_fn, graph, noise, (3, 8), steps=8, sampler=sampler)
 
-    late, never, always = simulate(0.5), simulate(-1.0), simulate(99.0, np.inf)
+    late, never, always = simulate(0.5, np.nan), simulate(-1.0, np.nan), simulate(99.0, np.inf)
     assert never.failed == 0 and always.failed == 1 and late.failed > 1
     assert all((found.tokens >= 0).all() and (found.tokens <= graph.mask).all() for found in (late, never, always))
     sampling.require_sound(never.failed)
@@ -313,18 +318,17 @@ def test_same_key_same_samples_for_any_slices_and_chunks(method):
     score_fn = toy.exact_score_fn(graph, P0)
 
     @partial(jax.jit, static_argnames=("batch", "rows"))
-    def run(batch, first=0, rows=512):
+    def run(batch, first, rows):
         sampler = sampling.Sampler(method=method, rows=rows)
         shape = (batch, toy.L)
         return sampling.simulate(
             jax.random.key(3), score_fn, graph, noise, shape, steps=3, sampler=sampler, first_index=first
         )
 
-    whole = run(6)
-    parts = [run(2, first).tokens for first in (0, 2, 4)]
+    whole = run(6, 0, rows=512)
+    parts = [run(2, first, rows=1).tokens for first in (0, 2, 4)]
     assert (np.concatenate(parts) == whole.tokens).all()
-    assert (run(6, rows=1).tokens == whole.tokens).all()
-    assert (run(6, first=6).tokens != whole.tokens).any()
+    assert (run(6, 6, rows=512).tokens != whole.tokens).any()
     assert (whole.changed >= 1).all() and (whole.changed <= 4).all()
     assert whole.calls == {"trapezoidal": 7, "analytic": 4, "euler": 4}.get(method, 2)
 
@@ -342,6 +346,7 @@ def test_a_timeless_network_is_called_only_when_a_token_has_changed():
         log_p = log_p - jnp.log(jnp.expm1(sigma))[:, None, None]
         return jnp.where(jnp.arange(graph.num_states) == x[..., None], 0, log_p)
 
+    @partial(jax.jit, static_argnames="timeless")
     def run(timeless):
         network = sampling.Network(
             lambda x, s: jnp.take(features(x, s), jnp.arange(5), axis=1), log_score, timeless=timeless
@@ -461,18 +466,18 @@ def test_the_most_that_truncation_allows(options, shares):
 
 
 @pytest.mark.parametrize(("graph", "law"), [("absorbing", "mean"), ("uniform", "plugin")])
-def test_a_timeless_network_is_trained_and_called_only_when_a_token_has_changed(graph, law, tmp_path):
-    text = write_text(tmp_path / "text.txt")
+def test_a_timeless_network_is_trained_and_called_only_when_a_token_has_changed(graph, law):
     fields = {"parametrisation": law, "time_conditioning": False, "qkv_bias": True}
-    fields = {f"model__{name}": value for name, value in fields.items()}
-    final = train_here(tmp_path / "run", data__source=str(text), train__steps=2, graph__kind=graph, **fields)
-    assert 0 < final["eval_bits_per_byte"] < 50
-    trained = load_trained(epath.Path(tmp_path / "run"), log=pytest.fail)
-    sample_fn = trained.experiment.sample_fn(trained.experiment.sampling)
+    config = make_config(graph__kind=graph, **{f"model__{name}": value for name, value in fields.items()})
+    experiment = make_experiment(config, 256, jax.devices()[:1])
+    key, tokens = jax.random.key(0), jnp.tile(jnp.arange(32, dtype=jnp.int32), (8, 1))
+    sample_fn = experiment.sample_fn(experiment.sampling)
     given = jnp.arange(32) >= 3
     clamp = jnp.tile(given, (2, 1)), jnp.zeros((2, 32), jnp.int32)
-    with jax.set_mesh(trained.experiment.mesh):
-        drawn = sample_fn(trained.params, jax.random.key(0), clamp, 256, 0)
+    with jax.set_mesh(experiment.mesh):
+        state, metrics = experiment.train_step_fn()(experiment.init_state(key), key, tokens)
+        drawn = sample_fn(state.params, key, clamp, 256, 0)
+    assert 0 < metrics["loss"] < 50 and metrics["grad_norm"] > 0
     # Six holes; on the uniform graph a token may change more than once, and ends change seldom.
     assert drawn.calls <= (6 + 1 if graph == "absorbing" else 128)
     assert (drawn.tokens[:, 3:] == 0).all() and (drawn.tokens < 256).all()
