@@ -38,10 +38,11 @@ def make(
     if kind not in KINDS:
         raise InputError(f"tokenizer kind {kind!r}: give one of {', '.join(KINDS)}")
     cls = _CLASSES[kind]
-    if path is not None and not cls.FILES:
-        others = ", ".join(other for other in KINDS if _CLASSES[other].FILES)
-        raise InputError(f"tokenizer path {path!r}: the kind {kind!r} takes none; use {others}")
     if not cls.FILES:
+        if path is not None:
+            raise InputError(
+                f"tokenizer path {path!r}: the kind {kind!r} takes none; leave it out, or give another kind"
+            )
         tokenizer = cls()
     elif path is None and directory is not None and (epath.Path(directory) / DESCRIPTION_FILE).exists():
         tokenizer = load(directory)
@@ -62,13 +63,12 @@ def load(directory: epath.PathLike) -> Tokenizer:
     """Reads the files of `Tokenizer.save`. Raises InputError if they are missing, damaged or changed."""
     path = epath.Path(directory) / DESCRIPTION_FILE
     remedy = "restore it from a copy of the run"
-    with explained(f"cannot read {path}", "check the path", OSError):
+    with explained(f"cannot read {path}", "check the path", OSError), explained(f"{path} is damaged", remedy, KeyError):
         description = read_json(path, remedy=remedy)
-    with explained(f"{path} is damaged", remedy, KeyError):
         kind, fingerprint = description["kind"], description["fingerprint"]
     if kind not in KINDS:
         raise InputError(f"{path} names the unknown kind {kind!r}: this version knows {', '.join(KINDS)}")
     tokenizer = _CLASSES[kind].read(path.parent / name for name in _CLASSES[kind].FILES)
     if tokenizer.fingerprint != fingerprint:
-        raise InputError(f"the tokenizer in {directory} is not the one saved there: restore it from a copy of the run")
+        raise InputError(f"the tokenizer in {directory} is not the one saved there: {remedy}")
     return tokenizer

@@ -29,11 +29,10 @@ _PLACES = (r"(?<=\S)(?= )", r"(?<=\S)(?=\n)", r"(?<=[^\W_])(?=\n)")
 _WORDS = "don't I'M 1234 x ... - _ é e\u0301 \u0301y 漢字 。 🙂 \ufb01 \ufeff \u2581 \x1c".split(" ")  # noqa: SIM905
 _SPACES = (" ", "  ", "\n", "\n\n", " \n", "\n  ", "\r\n", "\t", " \t ", "\u00a0", "\n\u3000", "")
 
-# The letters of byte-level vocabularies: printable ones of Latin-1 stand for themselves, other bytes for 256 and above.
-_PRINTABLE = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
-    chr(256 + number): byte for number, byte in enumerate(sorted({*range(256)} - _PRINTABLE))
-}
+# The letters of byte-level vocabularies: those of Latin-1 stand for themselves, those behind for the other bytes.
+_LETTERS = sorted(library.pre_tokenizers.ByteLevel.alphabet())
+_BYTES = {letter: ord(letter) for letter in _LETTERS if letter <= "ÿ"}
+_BYTES |= zip(_LETTERS[len(_BYTES) :], sorted({*range(256)} - {*_BYTES.values()}), strict=True)
 
 
 class Pipeline(Tokenizer):
