@@ -1,8 +1,5 @@
-"""The shards of `preparation` made by a Beam pipeline, for corpora that are too large for one machine.
-
-The parts of a source are distributed to workers, which must see the source and the output under the same paths. The
-shards are byte for byte those of one process.
-"""
+"""The shards of `preparation` made by a Beam pipeline, for corpora that are too large for one machine. Its workers must
+see the source and the output under the same paths. The shards are byte for byte those of one process."""
 
 import os
 import pathlib

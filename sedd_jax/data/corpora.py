@@ -27,17 +27,14 @@ def read(
     large file and for many documents. Raises InputError as `documents` does, or if the text cannot be divided so."""
     texts = documents(source, text_field=text_field, separator=separator)
     pieces = list(divide([lambda: iter(texts)], cut_of(sum(map(len, texts)), valid_fraction)))
-    train, valid = (tuple(text for place, text in pieces if place[0] == split) for split in SPLITS)
-    return train, valid
+    return tuple(tuple(text for place, text in pieces if place[0] == split) for split in SPLITS)
 
 
 def documents(source: str, *, text_field: str = "text", separator: str | None = None) -> tuple[str, ...]:
-    """Reads all documents of a source but the empty ones. Raises InputError, which names the file, the line or byte in
-    it, and the remedy.
-    source: "embedded", the path or glob of local files, `tfds:NAME@SPLIT`, `hf:PATH@SPLIT` or `text8:PATH@SPLIT`; see
-        docs/data.md.
-    text_field: the field of a record that holds its text; null is no text. If empty, files of JSON are text.
-    separator: divides the text of other files, wherever it stands. A line end on either side of it is part of it."""
+    """Reads all documents of a source but the empty ones. source: "embedded", the path or glob of local files,
+    `tfds:NAME@SPLIT`, `hf:PATH@SPLIT` or `text8:PATH@SPLIT`; see docs/data.md. text_field: the field of a record that
+    holds its text; null is no text. If empty, files of JSON are text. separator: divides the text of other files,
+    wherever it stands, with a line end on either side. Raises InputError, which names the file and line or byte."""
     every = parts(source, text_field=text_field, separator=separator)
     found = tuple(text for part in every for text in part() if text)
     if not found:
@@ -56,7 +53,11 @@ def parts(source: str, *, text_field: str = "text", separator: str | None = None
     if source.startswith(TEXT8):
         return [lambda: iter([read_text8(source)])]
     if source.startswith((TFDS, HUGGING_FACE)):
-        return _ranges(source, text_field, size)
+        # Both libraries read by random access, so that processes can read different ranges, and without TensorFlow.
+        examples, num_bytes = _open(source, text_field)
+        step = max(1, round(size * len(examples) / max(num_bytes, 1)))
+        starts = range(0, len(examples), step)
+        return [functools.partial(_range, source, text_field, start, start + step) for start in starts]
     if separator == "":
         raise InputError("separator='': give what stands between documents, such as '<|endoftext|>', or leave it out")
     return files.parts(source, text_field=text_field, separator=separator, size=size)
@@ -73,8 +74,7 @@ def cut_of(size: int, valid_fraction: float) -> int:
 
 
 def divide(parts: Iterable[Part], cut: int) -> Iterator[tuple[tuple[str, int], str]]:
-    """((split, number of the part), text) of each document that is not empty. The first `cut` characters are for
-    training."""
+    """((split, number of the part), text) of each document but empty ones; the first `cut` characters are to train."""
     start = 0
     for number, part in enumerate(parts):
         for text in part():
@@ -98,15 +98,6 @@ def read_text8(source: str) -> str:
             raise InputError(f"{path} has {size} bytes, and text8 has {_TEXT8_SIZE}: {remedy}")
         with explained(f"{path} is not text8", remedy, UnicodeDecodeError):
             return path.read_bytes().decode("ascii")[slice(*_TEXT8_SPLITS[split])]
-
-
-def _ranges(source: str, text_field: str, size: int) -> list[Part]:
-    """A data set of a library in parts. Both libraries read by random access, so that processes can read different
-    ranges of examples, and neither needs TensorFlow or torch."""
-    examples, num_bytes = _open(source, text_field)
-    step = max(1, round(size * len(examples) / max(num_bytes, 1)))
-    starts = range(0, len(examples), step)
-    return [functools.partial(_range, source, text_field, start, start + step) for start in starts]
 
 
 def _range(source: str, text_field: str, start: int, stop: int) -> Iterator[str]:

@@ -63,11 +63,9 @@ def load(
     functions below do, or if a part of the corpus is shorter than one sequence.
     source: see `corpora.documents`; or `shards:DIR` that `prepare` made, or a mixture `mix:3*SOURCE,1*SOURCE`.
     valid_source: likewise, but no mixture; for shards their validation part. By default that of the first source.
-    valid_fraction, text_field, separator: see `corpora.read`.
     prompt_field, label_field, tail: of JSON lines whose texts follow a prompt or are of a class: see `records`. Then
-        each sequence is a record, and `valid_fraction` of the records are for validation.
-    tokenizer, vocab_size, tokenizer_path, directory, on_leader: see `tokenizers.make`; shards have their own tokenizer,
-        with which these must agree."""
+    each sequence is a record, and `valid_fraction` of them are to validate. The others: see `corpora.read` and
+    `tokenizers.make`; shards have their own tokenizer, with which these must agree."""
     weights, names = zip(*mixture.parse(source), strict=True)
     fields = {"text_field": text_field, "prompt_field": prompt_field, "label_field": label_field}
     alone, packed = prompt_field or label_field, (mixture.PREFIX, shards.PREFIX)

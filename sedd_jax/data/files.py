@@ -70,12 +70,10 @@ def parts(source: str, *, text_field: str, separator: str | None, size: int) -> 
 
 def check_text(text: object, text_field: str, *, where: str) -> str:
     """`text`; null is none. Raises InputError if it is not a string, or has no UTF-8 form."""
-    if text is None:
-        return ""
-    if not isinstance(text, str):
+    if not isinstance(text, str | None):
         raise InputError(f"{where}: field {text_field!r} is a {type(text).__name__}, not a string; set text_field")
-    utf8(text, where)
-    return text
+    utf8(text or "", where)
+    return text or ""
 
 
 def check_field(text_field: str, fields: list[str], *, where: str) -> None:

@@ -19,13 +19,11 @@ _ENDLESS = 1 << 40
 
 
 class Loader(Iterator[np.ndarray | Batch]):
-    """Yields this process's sequences of each global batch: int32 [number of sequences, length], or a `Batch`.
-
-    An epoch cuts the stream into `num_chunks` chunks and visits them in its own order. Global batch s has the sequences
+    """Yields this process's sequences of each global batch: int32 [number of sequences, length], or a `Batch`. An epoch
+    cuts the stream into `num_chunks` chunks and visits them in its own order. Global batch s has the sequences
     s * batch_size to (s + 1) * batch_size - 1 of that order, epoch after epoch. So it depends only on `seed` and s.
-    batches_per_epoch: seldom an integer, since batches cross the ends of epochs.
-    position: global batches consumed, also before a resumption; the whole state.
-    """
+    batches_per_epoch: seldom an integer, since batches cross the ends of epochs. position: global batches consumed,
+    also before a resumption; the whole state."""
 
     def __init__(
         self,
@@ -42,14 +40,14 @@ class Loader(Iterator[np.ndarray | Batch]):
         batch. rows: this process's sequences of each, in this order; by default all. shift: each epoch treats the
         stream as a circle and cuts it from a random token on, so that tokens change their places in chunks. An epoch
         uses each token at most once, and all but len(tokens) % length exactly once. Raises as `check_length`."""
-        streams = stream.streams if isinstance(stream, Mixture) else (stream,)
-        for part in streams:
+        self._streams = stream.streams if isinstance(stream, Mixture) else (stream,)
+        for part in self._streams:
             check_length(part, length)
         self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
-        self._epochs = [_Epochs(part, length, seed, shift) for part in streams]
-        self._choice = stream.order(_ENDLESS) if isinstance(stream, Mixture) else None
+        places = [_places(number, part, length, seed, shift) for number, part in enumerate(self._streams)]
+        self._places = places[0] if len(places) == 1 else grain.MapDataset.mix(places, stream.weights)
         self._length, self._batch_size, self.position = length, batch_size, position
-        self.num_chunks = sum(epochs.num_chunks for epochs in self._epochs)
+        self.num_chunks = sum(len(part) // length for part in self._streams)
         self.batches_per_epoch = self.num_chunks / batch_size
         batches = grain.MapDataset.range(position, _ENDLESS).map(self._make)
         # Threads share the interpreter lock, so one suffices. The default buffer of 500 batches is a gigabyte.
@@ -62,27 +60,19 @@ class Loader(Iterator[np.ndarray | Batch]):
 
     def _make(self, number: int) -> np.ndarray | Batch:
         indices = int(number) * self._batch_size + self._rows
-        if self._choice is None:
-            return self._epochs[0].read(indices)
-        chosen, within = np.array([self._choice[index] for index in indices.tolist()]).T
+        chosen, starts = np.array([self._places[index] for index in indices.tolist()]).T
+        if len(self._streams) == 1:
+            return self._streams[0].read(starts, self._length)
         batch = np.empty((len(indices), self._length), np.int32)
         for stream in np.unique(chosen):
-            batch[chosen == stream] = self._epochs[stream].read(within[chosen == stream])
+            batch[chosen == stream] = self._streams[stream].read(starts[chosen == stream], self._length)
         return batch
 
 
-class _Epochs:
-    """The endless sequences of one stream, by their number."""
-
-    def __init__(self, stream: TokenStream, length: int, seed: int, shift: bool):
-        self._stream, self._length, self._shift = stream, length, shift
-        self.num_chunks = len(stream) // length
-        self._order = grain.MapDataset.range(self.num_chunks).seed(seed).shuffle().repeat()
-        offset = lambda epoch: int(np.random.default_rng((seed, epoch)).integers(len(stream)))  # noqa: E731
-        self._offset = functools.lru_cache(1024)(offset)
-
-    def read(self, indices: np.ndarray) -> np.ndarray | Batch:
-        starts = np.array([self._order[index] for index in indices.tolist()]) * self._length
-        if self._shift:
-            starts += [self._offset(epoch) for epoch in (indices // self.num_chunks).tolist()]
-        return self._stream.read(starts, self._length)
+def _places(number: int, stream: TokenStream, length: int, seed: int, shift: bool) -> grain.MapDataset:
+    """Where the endless sequences of a stream begin, by their number; beside the number of the stream."""
+    count = len(stream) // length
+    offset = lambda epoch: int(np.random.default_rng((seed, epoch)).integers(len(stream))) if shift else 0  # noqa: E731
+    offset = functools.lru_cache(1024)(offset)
+    order = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+    return order.map_with_index(lambda index, chunk: (number, chunk * length + offset(index // count)))

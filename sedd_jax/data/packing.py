@@ -72,8 +72,8 @@ def tokenize(documents: Sequence[str], tokenizer: Tokenizer, *, progress: bool =
 
 
 def progress_bar(description: str, num_bytes: int | None, *, show: bool, initial: int = 0) -> tqdm.tqdm:
-    options = {"unit": "B", "unit_scale": True, "delay": 1}
-    return tqdm.tqdm(total=num_bytes, desc=description, initial=initial, disable=not show, **options)
+    shown = {"disable": not show, "unit": "B", "unit_scale": True, "delay": 1}
+    return tqdm.tqdm(total=num_bytes, desc=description, initial=initial, **shown)
 
 
 def chunks(stream: TokenStream, length: int, *, limit: int | None = None) -> tuple[np.ndarray | Batch, int]:

@@ -1,8 +1,6 @@
-"""A corpus as shards: tokenised once, by several processes, and resumed where it was interrupted.
-
-Neighbouring documents of about `shard_bytes` are a block, and a block becomes a shard. So the output depends only on
-the documents and the plan, shards can be made in any order, and existing ones are kept.
-"""
+"""A corpus as shards: tokenised once, by several processes, and resumed where it was interrupted. Neighbouring
+documents of about `shard_bytes` are a block, and a block becomes a shard. So the output depends only on the documents
+and the plan, shards can be made in any order, and existing ones are kept."""
 
 import concurrent.futures
 import contextlib
@@ -32,10 +30,8 @@ JOURNAL = "progress.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything that determines the output.
-    data, valid_data, text_field, separator: see `corpora.documents`. valid_fraction: see `corpora.read`.
-    tokenizer, tokenizer_path, vocab_size: see `tokenizers.make`.
-    shard_bytes: UTF-8 bytes after which a shard is closed. record_tokens: tokens per record of a shard."""
+    """Everything that determines the output. shard_bytes: UTF-8 bytes after which a shard is closed. record_tokens:
+    tokens per record of a shard. The others: see `corpora.documents`, `corpora.read` and `tokenizers.make`."""
 
     data: str
     valid_data: str | None = None
@@ -161,8 +157,7 @@ def find(plan: Plan, root: pathlib.Path) -> list[Shard]:
 @contextlib.contextmanager
 def begin(plan: Plan, root: pathlib.Path, *, kept: Collection[Shard] = (), cut: int | None = None) -> Iterator[None]:
     """Writes the journal and the tokenizer, removes temporary files of killed processes, and holds `root` meanwhile.
-    cut: see `survey`; needed to train a tokenizer, on the training text, or on evenly spread documents of a long one.
-    """
+    cut: see `survey`; to train a tokenizer, on the training text, or on evenly spread documents of a long one."""
     saved, texts = root / shards.TOKENIZER, list[str]()
     if cut is not None and plan.vocab_size is not None and plan.tokenizer_path is None and not [*saved.glob("*.json")]:
         training = (text for _, text in itertools.takewhile(lambda piece: piece[0][0] == "train", plan.pieces(cut)))
@@ -186,14 +181,9 @@ def finish(plan: Plan, root: pathlib.Path, made: Iterable[Shard]) -> Manifest:
     """Writes the manifest, which makes the directory a corpus."""
     tokenizer = load_tokenizer(root)
     ordered = sorted(made, key=lambda shard: shard.place)
-    manifest = Manifest(
-        fingerprint=tokenizer.fingerprint,
-        kind=plan.tokenizer,
-        vocab_size=tokenizer.vocab_size,
-        record_tokens=plan.record_tokens,
-        shards={split: tuple(shard for shard in ordered if shard.place[0] == split) for split in corpora.SPLITS},
-        made_from=dataclasses.asdict(plan),
-    )
+    listed = {split: tuple(shard for shard in ordered if shard.place[0] == split) for split in corpora.SPLITS}
+    about = {"fingerprint": tokenizer.fingerprint, "kind": plan.tokenizer, "vocab_size": tokenizer.vocab_size}
+    manifest = Manifest(**about, record_tokens=plan.record_tokens, shards=listed, made_from=dataclasses.asdict(plan))
     write_atomically(root / shards.MANIFEST, manifest.to_json())
     (root / JOURNAL).unlink(missing_ok=True)
     return manifest
@@ -201,12 +191,15 @@ def finish(plan: Plan, root: pathlib.Path, made: Iterable[Shard]) -> Manifest:
 
 def _missing(plan: Plan, cut: int, there: dict[str, Shard], kept: dict[str, Shard]) -> Iterator[Block]:
     unseen = set(there)
-    for block in blocks(plan, cut):
-        unseen.discard(block.name)
-        if block.name in there and there[block.name].text != block.digest:
-            raise InputError(f"the text of {block.name} has changed since it was prepared: prepare into another output")
-        if block.name not in kept:
-            yield block
+    # A block does not cross the end of a part of its source.
+    for (split, number), group in itertools.groupby(plan.pieces(cut), key=lambda piece: piece[0]):
+        for block in part_blocks(split, number, (text for _, text in group), plan.shard_bytes):
+            unseen.discard(block.name)
+            if block.name in there and there[block.name].text != block.digest:
+                what = f"the text of {block.name} has changed since it was prepared"
+                raise InputError(f"{what}: prepare into another output")
+            if block.name not in kept:
+                yield block
     if unseen:
         raise InputError(f"the text of {min(unseen)} is gone since it was prepared: prepare into another output")
 
@@ -227,12 +220,6 @@ def survey(plan: Plan, *, progress: bool = False) -> tuple[int, int]:
     return num_bytes, characters[0] if len(characters) > 1 else corpora.cut_of(characters[0], plan.valid_fraction)
 
 
-def blocks(plan: Plan, cut: int) -> Iterator[Block]:
-    """All blocks in order. A block does not cross the end of a part of its source."""
-    for (split, number), group in itertools.groupby(plan.pieces(cut), key=lambda piece: piece[0]):
-        yield from part_blocks(split, number, (text for _, text in group), plan.shard_bytes)
-
-
 def part_blocks(split: str, number: int, texts: Iterable[str], shard_bytes: int) -> Iterator[Block]:
     """The blocks of part `number` of a source."""
     held, count, size = list[str](), 0, 0
@@ -250,16 +237,9 @@ def make_shard(root: pathlib.Path, record_tokens: int, block: Block) -> Shard:
     """Writes the shard of a block, with the tokenizer saved in `root`."""
     stream, path = tokenize(block.texts, load_tokenizer(root)), root / block.name
     shards.write_records(path, stream.tokens, record_tokens)
-    return Shard(
-        name=block.name,
-        tokens=len(stream),
-        documents=stream.num_documents,
-        bytes=stream.num_bytes,
-        characters=sum(map(len, block.texts)),
-        size=path.stat().st_size,
-        sha256=shards.sha256(path),
-        text=block.digest,
-    )
+    counts = {"tokens": len(stream), "documents": stream.num_documents, "bytes": stream.num_bytes}
+    file = {"size": path.stat().st_size, "sha256": shards.sha256(path)}
+    return Shard(block.name, **counts, characters=sum(map(len, block.texts)), **file, text=block.digest)
 
 
 @functools.lru_cache(maxsize=1)

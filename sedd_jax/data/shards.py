@@ -1,9 +1,6 @@
-"""Tokens on disk: ArrayRecord shards with a manifest, read by random access.
-
-A shard is the tokens of neighbouring documents, cut into records of equal length; the last may be shorter. A record is
-little-endian unsigned integers of 16 bits, or 32 for vocabularies above 65536. Shards lie end to end in the order of
-the manifest.
-"""
+"""Tokens on disk: ArrayRecord shards with a manifest, read by random access. A shard is the tokens of neighbouring
+documents, cut into records of equal length; the last may be shorter. A record is little-endian unsigned integers of 16
+bits, or 32 for vocabularies above 65536. Shards lie end to end in the order of the manifest."""
 
 import bisect
 import dataclasses

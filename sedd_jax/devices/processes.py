@@ -1,12 +1,9 @@
-"""Several processes as one run: they join, exchange values, and end together. A process alone needs none of it.
-
-Values go through the key-value store of jax's coordination service, where a process can wait for as long as another
-works. A collective on the devices would time out.
-"""
+"""Several processes as one run: they join, exchange values, and end together. A process alone needs none of it. Values
+go through the key-value store of jax's coordination service, where a process can wait for as long as another works. A
+collective on the devices would time out."""
 
 import contextlib
 import ctypes
-import hashlib
 import json
 import os
 import re
@@ -32,8 +29,6 @@ _DEAD_MS = 60_000
 # Processes that meet the same error each report it themselves, if they do so within this many seconds.
 _GRACE = 3.0
 _LOST = "another process died or cannot be reached; start all of them again: training goes on from its last checkpoint"
-# In the environment of a process that Open MPI or Slurm started; mpirun may start several within one task of Slurm.
-_TASKS = ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 
 _leaving = threading.Event()
 
@@ -62,20 +57,18 @@ def initialise(
     start_timeout: int = 300,
     heartbeat_timeout: int = 100,
 ) -> None:
-    """Joins the other processes of a run; call it before anything touches a device.
-
-    Missing values come from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and then from what jax
-    finds: the metadata of a TPU VM, Slurm, Open MPI. If nothing is found, or num_processes is 1, nothing happens.
-    coordinator: host:port at which process 0 listens. start_timeout: seconds within which all processes have to start.
-    heartbeat_timeout: seconds of silence after which a process counts as dead.
-    Raises InputError for values that are incomplete or do not fit, TrainingError if process 0 does not answer.
-    """
+    """Joins the other processes of a run; call it before anything touches a device. Missing values come from
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and then from what jax finds: a TPU VM, Slurm, Open
+    MPI. If nothing is found, or num_processes is 1, nothing happens. coordinator: host:port at which process 0 listens.
+    start_timeout, heartbeat_timeout: seconds until all have started, and of silence after which one counts as dead.
+    Raises InputError for values that are incomplete or do not fit, TrainingError if process 0 does not answer."""
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or None
     num_processes = _number("JAX_NUM_PROCESSES") if num_processes is None else num_processes
     process_id = _number("JAX_PROCESS_ID") if process_id is None else process_id
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     _check(**given)
-    tasks = next(filter(None, map(os.environ.get, _TASKS)), "")
+    # Of a process that Open MPI or Slurm started; mpirun may start several within one task of Slurm.
+    tasks = os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("SLURM_NTASKS", "")
     if num_processes == 1 or (num_processes is None and tasks == "1"):
         return
     complete = None not in given.values()
@@ -93,10 +86,9 @@ def initialise(
         flags = " ".join(f"--{name}={value}" for name, value in given.items() if value is not None)
         if not flags and not tasks:
             return
-        raise InputError(
-            f"{flags or 'a cluster job of several tasks'}: jax does not find the rest by itself here; give "
-            "--coordinator=host:port, --num_processes and --process_id, or --num_processes=1 for this process alone"
-        ) from error
+        what = f"{flags or 'a cluster job of several tasks'}: jax does not find the rest by itself here"
+        remedy = "give --coordinator=host:port, --num_processes and --process_id, or --num_processes=1 for this one"
+        raise InputError(f"{what}; {remedy}") from error
     except RuntimeError as error:
         raise TrainingError(f"the processes cannot be joined: {error}") from error
     finally:
@@ -109,10 +101,10 @@ def initialise(
 
 
 def _number(name: str) -> int | None:
-    value = os.environ.get(name) or None
-    if value is not None and not value.isdecimal():
+    value = os.environ.get(name, "")
+    if value and not value.isdecimal():
         raise InputError(f"{name}={value!r} in the environment is not a number")
-    return None if value is None else int(value)
+    return int(value) if value else None
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -147,35 +139,23 @@ def _reach(coordinator: str, process_id: int, timeout: int) -> None:
             time.sleep(0.2)
 
 
-_last_words = b""
-
-
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _abort(_: int) -> None:
-    os.write(2, _last_words)
-    os._exit(1)
-
-
 def _on_abort(line: str | None) -> None:
     """Makes an abort print this line and exit with code 1; None restores the abort. When a process is lost, jax prints
     a C++ stack and aborts, from a thread of its own. There a C handler runs, and one in Python would not."""
-    global _last_words
-    _last_words = f"\nerror: {line}\n".encode()
-    libc = ctypes.CDLL(None)
+    global _abort  # C keeps no reference to it
+    libc, words = ctypes.CDLL(None), f"\nerror: {line}\n".encode()
+    _abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: os._exit(bool(os.write(2, words))))
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     libc.signal(signal.SIGABRT, ctypes.cast(_abort, ctypes.c_void_p) if line else None)
 
 
 def _watch() -> None:
     """Ends this process when another one has failed."""
-    try:
+    failure = None
+    # The run is over, or the process that holds the store is gone: jax aborts.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
         failure = json.loads(wait_for("failure"))
-    except jax.errors.JaxRuntimeError:  # the run is over, or the process that holds the store is gone: jax aborts
-        return
-    if failure is None:
-        return
-    time.sleep(_GRACE)
-    if not _leaving.is_set():
+    if failure and not _leaving.wait(_GRACE):
         _leaving.set()
         print(f"\nerror: process {failure['process']}: {failure['line']}", file=sys.stderr, flush=True)
         _exit(failure["code"])
@@ -252,11 +232,9 @@ def from_leader(name: str, make: Callable[[], bytes]) -> bytes:
     """The result of `make` on process 0, for all processes. `name` is used once in a run."""
     if not several():
         return make()
-    client = runtime.global_state.client
     if is_leader():
-        client.key_value_set_bytes(f"sedd_jax/{name}", made := make())
-        return made
-    return client.blocking_key_value_get_bytes(f"sedd_jax/{name}", _PATIENCE_MS)
+        runtime.global_state.client.key_value_set_bytes(f"sedd_jax/{name}", make())
+    return runtime.global_state.client.blocking_key_value_get_bytes(f"sedd_jax/{name}", _PATIENCE_MS)
 
 
 def barrier(name: str) -> None:
@@ -266,21 +244,17 @@ def barrier(name: str) -> None:
 
 
 def compile_together(name: str, function: jax.stages.Wrapped) -> Callable:
-    """The jitted function, which no process runs before all have compiled it. `name` is used once in a run.
-
-    On CPU, the processes have to meet in a program's first collective within 30 seconds, and compilation may take
-    longer: jax lets only process 0 write the compilation cache, so in a later run the others still compile.
-    """
+    """The jitted function, which no process runs before all have compiled it. `name` is used once in a run. On CPU, the
+    processes have to meet in a program's first collective within 30 seconds, and compilation may take longer: jax lets
+    only process 0 write the compilation cache, so in a later run the others still compile."""
     if not several():
         return function
-    compiled = False
+    awaited = [name]
 
     def call(*arguments: Any) -> Any:
-        nonlocal compiled
-        if not compiled:
+        if awaited:
             function.lower(*arguments).compile()  # the call finds this one
-            barrier(name)
-            compiled = True
+            barrier(awaited.pop())
         return function(*arguments)
 
     return call
@@ -288,7 +262,5 @@ def compile_together(name: str, function: jax.stages.Wrapped) -> Callable:
 
 def require_same(name: str, value: str) -> None:
     """Waits for all processes. Raises InputError on all of them unless they have the same value."""
-    if several():
-        digest = hashlib.sha256(value.encode()).hexdigest()
-        if set(all_gather(name, digest)) != {digest}:
-            raise InputError(f"the processes have not all got the same {name}; start all of them on the same")
+    if several() and set(all_gather(name, value)) != {value}:
+        raise InputError(f"the processes have not all got the same {name}; start all of them on the same")

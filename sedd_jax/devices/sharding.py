@@ -1,8 +1,6 @@
-"""Mesh, the one table from logical axes to mesh axes, and placing arrays. One device is a 1 x 1 x 1 mesh.
-
-data: replicas that split the batch. fsdp: splits the batch and every weight along its model width. tensor: splits
-heads, MLP and vocabulary. Each of several TPU slices holds complete replicas: only `data` goes between them.
-"""
+"""Mesh, the one table from logical axes to mesh axes, and placing arrays. One device is a 1 x 1 x 1 mesh. data:
+replicas that split the batch. fsdp: splits the batch and every weight along its model width. tensor: splits heads, MLP
+and vocabulary. Each of several TPU slices holds complete replicas: only `data` goes between them."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from tqdm import tqdm
 
 from sedd_jax.devices import processes
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 
 MESH_AXES = ("data", "fsdp", "tensor")
 LANES = 128  # columns of a TPU's tile
@@ -36,13 +34,9 @@ RULES: Mapping[str, tuple[str, ...]] = {
 def make_mesh(
     *, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = -1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh over the devices, along the connections of the chips.
-
-    data, fsdp, tensor: sizes over all devices; one of them may be -1: what the others leave.
-    slices: number of slices that `data` goes over; -1 for those that the TPU devices belong to, and 1 for others.
-    devices: by default all of JAX.
-    Raises InputError if the sizes do not fit the devices or their slices.
-    """
+    """A mesh over the devices, by default all, along the connections of the chips. data, fsdp, tensor: sizes; one of
+    them may be -1: what the others leave. slices: those that `data` goes over; -1 for what the TPU devices belong to,
+    and 1 for others. Raises InputError if the sizes do not fit the devices or their slices."""
     devices = list(jax.devices() if devices is None else devices)
     sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
     asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
@@ -56,14 +50,13 @@ def make_mesh(
     if shape[0] % slices:
         inside = "since fsdp and tensor stay inside a slice"
         raise InputError(f"{asked}: mesh.data={shape[0]} must be a multiple of the {slices} slices, {inside}")
-    try:
+    unfit = AssertionError, NotImplementedError, ValueError
+    with explained(f"{asked} cannot be laid on these {len(devices)} devices", "give other sizes", *unfit):
         if slices > 1:
             inside, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
             grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
         else:
             grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    except (AssertionError, NotImplementedError, ValueError) as error:
-        raise InputError(f"{asked} cannot be laid on these {len(devices)} devices: {error}") from error
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
@@ -179,11 +172,11 @@ def unsharded(abstract: Any, mesh: Mesh) -> list[str]:
 def narrow(width: int, mesh: Mesh) -> list[str]:
     """A line if fsdp leaves less than a TPU's tile of this many columns to a device."""
     parts = mesh.shape["fsdp"]
-    line = (
-        f"mesh.fsdp={parts} leaves {width / parts:.3g} of {width} columns of a weight to a chip, less than a tile's "
-        f"{LANES}: the compiler may send more than needed (docs/tpu.md). Give mesh.data what a smaller fsdp leaves"
-    )
-    return [line] if mesh.devices.flat[0].platform == "tpu" and parts > 1 and width < parts * LANES else []
+    if mesh.devices.flat[0].platform != "tpu" or parts == 1 or width >= parts * LANES:
+        return []
+    left = f"mesh.fsdp={parts} leaves {width / parts:.3g} of {width} columns of a weight to a chip"
+    remedy = "the compiler may send more than needed (docs/tpu.md). Give mesh.data what a smaller fsdp leaves"
+    return [f"{left}, less than a tile's {LANES}: {remedy}"]
 
 
 def batch_axes(place: NamedSharding) -> list[tuple[str, ...]]:
@@ -195,13 +188,10 @@ def batch_axes(place: NamedSharding) -> list[tuple[str, ...]]:
 
 
 def on_shards(function: Callable, places: Mapping[str, NamedSharding], dtype: str, *, outputs: Any = None) -> Callable:
-    """function(weights, *arrays [B, ...]) -> arrays [B, ...], run by every device on its own sequences.
-
-    weights: {name: array} with the shardings `places`. Every device gets them complete, in so far as batch axes of the
-        mesh split them: gathered in `dtype`, that of the products, since this is half the bytes to move. `tensor`
-        splits them as before.
-    outputs: specs of the results if these are not batches, for a B that the mesh divides.
-    """
+    """function(weights, *arrays [B, ...]) -> arrays [B, ...], run by every device on its own sequences. weights: {name:
+    array} with the shardings `places`. Where batch axes of the mesh split them, every device gets them complete, moved
+    in `dtype`, that of the products, as half the bytes; `tensor` splits them as before. outputs: specs of the results
+    if these are not batches, for a B that the mesh divides."""
     mesh = next(iter(places.values())).mesh
     split = {name: batch_axes(place) for name, place in places.items()}
     specs = {name: PartitionSpec(*(axes or None for axes in entries)) for name, entries in split.items()}
@@ -213,8 +203,10 @@ def on_shards(function: Callable, places: Mapping[str, NamedSharding], dtype: st
                 weight = jax.lax.all_gather(weight.astype(dtype), axes, axis=dim, tiled=True).astype(weight.dtype)
         return weight
 
+    def local(weights: Mapping[str, jax.Array], *arrays: Any) -> Any:
+        return function({name: gather(name, weight) for name, weight in weights.items()}, *arrays)
+
     def mapped(weights: Mapping[str, jax.Array], *arrays: Any) -> Any:
-        local = lambda weights, *arrays: function({name: gather(name, weights[name]) for name in weights}, *arrays)  # noqa: E731
         count = len(jax.tree.leaves(arrays)[0])
         if extra := -count % batch_shards(mesh):  # filled up with repeats of the last sequence
             arrays = jax.tree.map(lambda a: a[jnp.minimum(jnp.arange(count + extra), count - 1)], arrays)
@@ -252,13 +244,9 @@ def local_sequences(batch_size: int, mesh: Mesh) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
 
 
-def place_batch(local: np.ndarray, mesh: Mesh) -> jax.Array:
-    """The global batch [B, ...] from this process's part of it: the `local_sequences`, in their order."""
-    shards = batch_shards(mesh)
-    batch_size = len(local) // len(local_sequences(shards, mesh)) * shards
-    numbers = local_sequences(batch_size, mesh)
-    part = lambda index: local[np.isin(numbers, np.arange(batch_size)[index[0]])]  # noqa: E731
-    return jax.make_array_from_callback((batch_size, *local.shape[1:]), batch_sharding(mesh), part)
+def place_batch(local: Any, mesh: Mesh) -> Any:
+    """The global batch, arrays [B, ...], from this process's part of it: the `local_sequences`, in their order."""
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), local)
 
 
 def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
@@ -270,12 +258,9 @@ def map_batches(
     function: Callable[[Any, int], Any], sequences: Any, batch_size: int, *, mesh: Mesh, progress: str | None = None
 ) -> Any:
     """`function(batch, number of its first sequence)` over all sequences, a tree of arrays [N, ...]: a tree of NumPy
-    arrays [N, ...]. The batches are split over the mesh, which is set meanwhile.
-
-    batch_size: sequences per batch, rounded up to a multiple of the parts that the mesh splits. The last batch is
-        filled up with repeats of its last sequence, so that all are of one shape; their results are dropped.
-    progress: the name of a bar on stderr once a second has passed, by the first process; by default none.
-    """
+    arrays [N, ...]. The batches are split over the mesh, which is set meanwhile. batch_size: sequences in each, rounded
+    up to what the mesh splits; the last is filled up with repeats, whose results are dropped, so that all are of one
+    shape. progress: the name of a bar on stderr once a second has passed, by the first process; by default none."""
     count, size, parts = len(jax.tree.leaves(sequences)[0]), whole_shards(batch_size, mesh), []
     options = {"unit": "batch", "delay": 1, "leave": False, "disable": progress is None or not processes.is_leader()}
     with jax.set_mesh(mesh):

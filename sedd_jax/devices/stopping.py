@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -20,13 +20,12 @@ class Stopped(TrainingError):
 
 
 class StopSignals:
-    """SIGTERM and SIGINT, whichever process they reach, and the step after which to stop.
-
-    Several processes agree on the step in the background: a thread of each publishes the last step begun, and holds
-    the process there until it has the others' steps. None can begin the step after the furthest, so all stop there.
+    """SIGTERM and SIGINT, whichever process they reach, and the step after which to stop. They are collected inside a
+    `with`; a second signal acts as it would without us. Several processes agree on the step in the background: a thread
+    of each publishes the last step begun, and holds the process there until it has the others' steps. None can begin
+    the step after the furthest, so all stop there.
     `jax.experimental.multihost_utils.reached_preemption_sync_point` is the same protocol, and does not serve: it knows
-    SIGTERM only, and replaces its handler for good, with one that swallows a second signal.
-    """
+    SIGTERM only, and replaces its handler for good, with one that swallows a second signal."""
 
     def __init__(self):
         self._received = 0
@@ -34,21 +33,28 @@ class StopSignals:
         self._begun = threading.Event()
         self._step = self._last = -1
         self._thread = threading.Thread(target=self._agree, daemon=True)
+        self._previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def __enter__(self) -> "StopSignals":
         if processes.several():
             self._thread.start()
+        for number in self._previous:
+            signal.signal(number, self._receive)
+        return self
 
-    def receive(self, number: int) -> None:
-        """Takes a signal, in its handler."""
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None and processes.several():
+            processes.publish("stop", "0")  # Once any process has come to its end, no signal counts any more.
+            self._begun.set()
+            self._thread.join()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: Any) -> None:
+        signal.signal(number, self._previous[number])
         self._received = number
         if processes.several():
             processes.publish("stop", str(number))
-
-    def close(self) -> None:
-        """Ends the thread. Once any process has closed, no signal counts any more."""
-        if processes.several():
-            processes.publish("stop", "0")
-            self._begun.set()
-            self._thread.join()
 
     def after(self, step: int) -> int:
         """The signal to stop for after this step, 0 for none. Call it after every step in turn, once or more."""
@@ -66,23 +72,3 @@ class StopSignals:
                 with self._lock:
                     self._last = 1 + max(map(int, processes.all_gather("stop after", str(self._step))))
                     self._received = number
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[StopSignals]:
-    """Collects SIGTERM and SIGINT in the object that it gives; a second signal acts as it would without us."""
-    signals = StopSignals()
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def receive(number, _):
-        signal.signal(number, previous[number])
-        signals.receive(number)
-
-    for number in previous:
-        signal.signal(number, receive)
-    try:
-        yield signals
-        signals.close()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,7 +1,5 @@
-"""GPT-2 (Radford et al. 2019), to judge samples: its weights as Hugging Face publishes them, and its logits.
-
-It is not our Transformer: positions are learned, all layers have biases, the head may be tied to the embedding.
-"""
+"""GPT-2 (Radford et al. 2019), to judge samples: its weights as Hugging Face publishes them, and its logits. It is not
+our Transformer: positions are learned, all layers have biases, the head may be tied to the embedding."""
 
 import os
 import re
@@ -24,12 +22,8 @@ from sedd_jax.transformer import attention
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _FILES = ("config.json", *_WEIGHTS, "model-*.safetensors", "vocab.json", "merges.txt", "tokenizer.json")
 # Options of Hugging Face's GPT-2, and the only value that `hidden` implements.
-_FIXED = {
-    "activation_function": "gelu_new",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-}
+_FIXED = {"activation_function": "gelu_new", "scale_attn_weights": True}
+_FIXED |= {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 
 @dataclass(frozen=True)

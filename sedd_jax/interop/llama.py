@@ -1,8 +1,6 @@
-"""LLaMA-shaped models (Touvron et al. 2023, arXiv 2302.13971) in the GGUF files of llama.cpp, to judge samples.
-
-RMS norm, rotary positions, SwiGLU, heads that share keys and values in groups, and no biases. Weights of any
-quantisation that the library `gguf` reads become float32. What is not implemented here is refused by its name.
-"""
+"""LLaMA-shaped models (Touvron et al. 2023, arXiv 2302.13971) in the GGUF files of llama.cpp, to judge samples: RMS
+norm, rotary positions, SwiGLU, heads that share keys and values in groups, and no biases. Weights of any quantisation
+that the library `gguf` reads become float32. What is not implemented here is refused by its name."""
 
 import json
 import math
@@ -16,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.data.tokenizers import Tokenizer
-from sedd_jax.data.tokenizers.huggingface import HuggingFace
+from sedd_jax.data.tokenizers import HuggingFace, Tokenizer
 from sedd_jax.devices.sharding import constrain
 from sedd_jax.errors import InputError, explained
 from sedd_jax.interop.causal import assemble, gathered, look_up, product
@@ -28,14 +25,9 @@ _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, 
 _WORDS = {"smollm": [{"type": "Digits", "individual_digits": True}, _BYTES], "gpt-2": [_BYTES]}
 # Types of tokens: symbols that no text has, and those that are looked for in the text first.
 _ADDED = _CONTROL, _USER_DEFINED = 3, 4
-_SIZES = {
-    "context_length": "n_positions",
-    "embedding_length": "dim",
-    "block_count": "layers",
-    "feed_forward_length": "inner",
-    "attention.head_count": "heads",
-    "attention.head_count_kv": "groups",
-}
+# Their fields and ours.
+_SIZES = {"context_length": "n_positions", "embedding_length": "dim", "block_count": "layers"}
+_SIZES |= {"feed_forward_length": "inner", "attention.head_count": "heads", "attention.head_count_kv": "groups"}
 _NUMBERS = {"attention.layer_norm_rms_epsilon": "epsilon", "rope.freq_base": "base"}
 
 

@@ -1,11 +1,8 @@
-"""Parameters of `Transformer` under the names of the PyTorch implementation, and back.
+"""Parameters of `Transformer` under the names of the PyTorch implementation, and back. That is
+louaaron/Score-Entropy-Discrete-Diffusion, whose names its successors kept. Torch stores a linear layer as [out, in], we
+store [in, *out]. Torch has one entry per block, we stack the blocks."""
 
-That is louaaron/Score-Entropy-Discrete-Diffusion, whose names its successors kept. Torch stores a linear layer as
-[out, in], we store [in, *out]. Torch has one entry per block, we stack the blocks.
-"""
-
-import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +21,7 @@ from sedd_jax.transformer import Transformer
 _ROTARY, _LOGIT_BIAS = "rotary_emb.inv_freq", "logit_bias"
 _CONSTANTS = ("rotary_emb.cos_cached", "rotary_emb.sin_cached", "sampling_eps_min", "sampling_eps_max", _LOGIT_BIAS)
 EMBEDDING, CLASSES, HEAD = "vocab_embed.embedding", "cond_map.embedding_table.weight", "output_layer.linear"
+_SIGMA = "sigma_map.mlp"  # in a network that takes a noise level
 # Names that an uploader has given to SEDD's layers.
 _RENAMED = {"cond_map.mlp.": "sigma_map.mlp.", "mlp.fc1.": "mlp.0.", "mlp.fc2.": "mlp.2."}
 
@@ -37,8 +35,8 @@ _NAMES = {
     "blocks/attention_out/kernel": "blocks.{}.attn_out.weight",
 }
 _LINEAR = {
-    "sigma_in": "sigma_map.mlp.0",
-    "sigma_out": "sigma_map.mlp.2",
+    "sigma_in": f"{_SIGMA}.0",
+    "sigma_out": f"{_SIGMA}.2",
     "modulation": "output_layer.adaLN_modulation",
     "head": HEAD,
     "blocks/modulation": "blocks.{}.adaLN_modulation",
@@ -50,7 +48,6 @@ _NAMES |= {f"{ours}/kernel": f"{theirs}.weight" for ours, theirs in _LINEAR.item
 _NAMES |= {f"{ours}/bias": f"{theirs}.bias" for ours, theirs in _LINEAR.items()}
 # Layers that compute several vectors, and how many: torch has [n * dim] outputs, we have [n, dim].
 _FUSED = {"modulation": 2, "blocks/modulation": 6, "blocks/qkv": 3}
-_CONDITIONING = re.compile("sigma|modulation|classes")
 
 
 def plain(weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,29 +66,17 @@ def is_constant(name: str) -> bool:
     return name.endswith((_ROTARY, *_CONSTANTS)) or name.startswith("teacher")
 
 
-def is_conditioned(weights: Mapping[str, Any]) -> bool:
-    """Whether these weights, under SEDD's names, are of a network that takes a noise level."""
-    return any(name.startswith("sigma_map.") for name in weights)
-
-
-def from_official(weights: Mapping[str, np.ndarray], *, folded: bool = False) -> dict[str, Any]:
-    """Parameters of `Transformer` from arrays under the reference's names. folded: those of `fold`. The rotary table, a
-    constant, may be missing. Raises InputError for a missing or an unknown name; `check_shapes` checks the rest."""
-    blocks, flat = range(len(_blocks(weights))), {}
-
-    def is_there(path: str) -> bool:
-        if folded:
-            return not _CONDITIONING.search(path)
-        return path != "blocks/qkv/bias" and (path != "classes" or CLASSES in weights)
-
-    places = {path: [name.format(i) for i in blocks] for path, name in _NAMES.items() if is_there(path)}
-    _check_names(weights.keys() - {_ROTARY}, {name for names in places.values() for name in names})
-    for path, names in places.items():
-        values = [np.asarray(weights[name]) for name in names]
+def from_official(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Parameters of `Transformer` from arrays under the reference's names, which `check_shapes` has checked, or from
+    those of `fold`. The rotary table, a constant, may be missing."""
+    flat, count = {}, len(_blocks(weights))
+    for path, name in _NAMES.items():
+        values = [np.asarray(weights[name.format(i)]) for i in range(count) if name.format(i) in weights]
         values = [value.T if path.endswith("kernel") else value for value in values]
         if (layer := path.rpartition("/")[0]) in _FUSED:
             values = [value.reshape(*value.shape[:-1], _FUSED[layer], -1) for value in values]
-        flat[path] = np.stack(values) if path.startswith("blocks/") else values[0]
+        if values:
+            flat[path] = np.stack(values) if path.startswith("blocks/") else values[0]
     return unflatten_dict(flat, sep="/")
 
 
@@ -101,9 +86,9 @@ def fold(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     one's bias (so q, k and v have one), a gate into the product before it. In float64, rounded to float32."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     condition = None
-    if is_conditioned(w):
+    if f"{_SIGMA}.0.weight" in w:
         condition = np.repeat([1.0, 0.0], 128)  # cosines, then sines, of 0
-        for layer in ("sigma_map.mlp.0", "sigma_map.mlp.2"):
+        for layer in (f"{_SIGMA}.0", f"{_SIGMA}.2"):
             condition = w.pop(f"{layer}.weight") @ condition + w.pop(f"{layer}.bias")
             condition *= (1 + np.tanh(condition / 2)) / 2  # silu
 
@@ -159,7 +144,7 @@ def check_shapes(weights: Mapping[str, np.ndarray], config: ConfigDict, *, num_s
         what = f"the weights have {len(blocks)} blocks, and n_blocks={model.num_layers} in their config"
         raise InputError(f"{what}; their first name is {min(weights, default=None)!r}")
     # What is yet to be folded may have a modulation, or norms with biases.
-    conditioned = model.time_conditioning or is_conditioned(weights)
+    conditioned = model.time_conditioning or f"{_SIGMA}.0.weight" in weights
     model, biases = model.clone(time_conditioning=conditioned, qkv_bias=False, parametrisation="score"), {}
     inputs = jax.random.key(0), jnp.zeros((1, 2), jnp.int32), jnp.ones(1)
     shapes = jax.eval_shape(lambda: _to_official(nn.unbox(model.init(*inputs)["params"])))
@@ -171,13 +156,9 @@ def check_shapes(weights: Mapping[str, np.ndarray], config: ConfigDict, *, num_s
         if name in weights and weights[name].shape != shape:
             found = list(weights[name].shape)
             raise InputError(f"{name} is {found}, and {list(shape)} by the config; they are of two models")
-    _check_names(weights.keys() - {_ROTARY}, expected.keys() - {_ROTARY}, biases.keys())
-
-
-def _check_names(found: Set[str], needed: Set[str], optional: Set[str] = frozenset()) -> None:
-    if missing := needed - found:
+    if missing := expected.keys() - weights.keys() - {_ROTARY}:
         raise InputError(f"the weights have no {min(missing)!r}; they are not those of the model in their config")
-    if odd := found - needed - optional:
+    if odd := weights.keys() - expected.keys() - biases.keys():
         raise InputError(f"the weights have {min(odd)!r}, which the model in their config does not have")
 
 

@@ -1,7 +1,5 @@
-"""The configs of the PyTorch implementations of SEDD and its family as ours, and SEDD's back.
-
-Hydra composes theirs. A run saves it as `.hydra/config.yaml`, a published model as `config.json`.
-"""
+"""The configs of the PyTorch implementations of SEDD and its family as ours, and SEDD's back. Hydra composes theirs. A
+run saves it as `.hydra/config.yaml`, a published model as `config.json`."""
 
 import json
 import math
@@ -40,13 +38,6 @@ _ALIASES |= {"duo_base": "duo", "distillation": "duo"}
 _FIXED = {"mlp_ratio": 4, "parametrisation": "score", "time_conditioning": True, "time_input": "sigma"}
 
 
-class _Loader(yaml.SafeLoader):
-    """Without aliases, ten of which can stand for gigabytes."""
-
-    def fetch_alias(self) -> None:
-        raise yaml.YAMLError("it has an alias, which is not supported")
-
-
 def read(path: Path, family: str = "auto") -> tuple[str, ConfigDict]:
     """(family, our config) from a file of theirs, JSON or YAML; see `from_official_config`. Raises InputError."""
     with explained(f"{path} cannot be read", "check the path", OSError), path.open("rb") as file:
@@ -55,8 +46,11 @@ def read(path: Path, family: str = "auto") -> tuple[str, ConfigDict]:
     with explained(f"{path} is not a config", "get a sound copy", Exception):
         if len(text) == 1 << 18:  # theirs have some thousand
             raise ValueError("it is longer than 256 KiB")
-        text = text.decode("utf-8-sig")
-        config = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
+        text, is_json = text.decode("utf-8-sig"), path.suffix == ".json"
+        # Ten aliases can stand for gigabytes.
+        if not is_json and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it has an alias, which is not supported")
+        config = json.loads(text) if is_json else yaml.safe_load(text)
         if not isinstance(config, dict):
             raise ValueError("no fields")
     try:
@@ -151,10 +145,8 @@ def from_official_config(official: Mapping[str, Any], family: str = "sedd") -> C
         if first("p_uniform") and level("p_uniform") != 0:
             raise InputError(f"p_uniform={official['p_uniform']}: masks and uniform noise at once are not supported")
     config = ConfigDict({section: {} for section in ("optim", "train", "mesh", "eval", "sampling")})
-    config.graph = {"kind": kind}
     config.noise = {"kind": schedule} | {ours: level(theirs) for ours, theirs in names.items()}
-    config.model = model | {"attention": "auto"}
-    config.data = data
+    config.update({"graph": {"kind": kind}, "model": model | {"attention": "auto"}, "data": data})
     build(noise.make, "noise", config)
     return config
 
@@ -173,15 +165,11 @@ def to_official_config(config: ConfigDict, *, vocab_size: int) -> dict[str, Any]
     if scale_by_sigma and not absorbing:
         raise InputError("model.scale_by_sigma=True: the official implementation only has it for the absorbing graph")
     levels = {name: getattr(schedule, name) for name in ("sigma_min", "sigma_max") if hasattr(schedule, name)}
+    model = {theirs: config.model[ours] for ours, theirs in _SIZES.items()} | {"length": config.data.length}
+    model |= {"scale_by_sigma": scale_by_sigma, "dropout": config.model.get("dropout", 0.1)}
     return {
         "tokens": vocab_size,
         "graph": {"type": "absorb" if absorbing else "uniform", "file": "data", "report_all": False},
         "noise": {"type": config.noise.kind} | levels,
-        "model": {
-            "type": "ddit",
-            **{theirs: config.model[ours] for ours, theirs in _SIZES.items()},
-            "length": config.data.length,
-            "scale_by_sigma": scale_by_sigma,
-            "dropout": config.model.get("dropout", 0.1),
-        },
+        "model": {"type": "ddit"} | model,
     }

@@ -1,9 +1,7 @@
 """Checkpoints of the PyTorch implementations of SEDD and its family: found on disk or on the hub, read, and written.
-
-Four layouts: a Hugging Face folder (config.json and weights, in one file or in shards), such a folder on the hub by
-its id, and of training runs `checkpoint.pth` (SEDD, RADD) or Lightning's `.ckpt` (MDLM, Duo, UDLM). A run's averaged
-weights (EMA) are read. They are a list in the order of the model's parameters.
-"""
+Four layouts: a Hugging Face folder (config.json and weights, in one file or in shards), such a folder on the hub by its
+id, and of training runs `checkpoint.pth` (SEDD, RADD) or Lightning's `.ckpt` (MDLM, Duo, UDLM). A run's averaged
+weights (EMA) are read. They are a list in the order of the model's parameters."""
 
 import json
 import os
@@ -39,16 +37,13 @@ def load(
     path: PathLike, *, family: str = "auto", config_file: PathLike | None = None, revision: str | None = None
 ) -> tuple[dict, ConfigDict]:
     """(parameters of `Transformer` as float32 arrays, a config in our sections) of a published or trained model.
-
     `make_experiment(config, config.data.vocab_size).model` is its network. Of a network that takes no noise level, the
     modulation is folded into the other weights. `config.data` has the length and the vocabulary, but no corpus and no
     tokenizer. `config.train.steps` is the number of updates, if the file has it.
     path: a folder with weights (Hugging Face's or a training run's), a file of weights, or an id on the hub.
-    family: one of `official_config.FAMILIES`; 'auto': what the config says.
-    config_file: config.json or .hydra/config.yaml, if it is not beside the weights.
-    revision: of the id on the hub; by default its newest.
-    Raises InputError if something is absent, damaged, of another kind, or asks for code to be run. None is ever run.
-    """
+    family: one of `official_config.FAMILIES`; 'auto': what the config says. config_file: config.json or
+    .hydra/config.yaml, if it is not beside the weights. revision: of the id on the hub; by default its newest.
+    Raises InputError if something is absent, damaged, of another kind, or asks for code to be run. None is ever run."""
     file = _find_weights(path, revision)
     family, config = official_config.read(_find_config(file) if config_file is None else Path(config_file), family)
     weights, steps = _read(file)
@@ -67,8 +62,10 @@ def load(
             tables = (official.EMBEDDING, f"{official.HEAD}.weight", f"{official.HEAD}.bias")
             weights |= {name: weights[name][:num_states] for name in tables if name in weights}
         official.check_shapes(weights, config, num_states=num_states)
-        weights, folded = as_float32(weights), not config.model.get("time_conditioning", True)
-        params = official.from_official(as_float32(official.fold(weights)) if folded else weights, folded=folded)
+        weights = as_float32(weights)
+        if not config.model.get("time_conditioning", True):
+            weights = as_float32(official.fold(weights))
+        params = official.from_official(weights)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     return jax.tree.map(jnp.asarray, params), config
@@ -77,9 +74,7 @@ def load(
 load_official = partial(load, family="sedd")
 
 
-def save_official(
-    path: PathLike, params: Mapping[str, Any], config: ConfigDict, *, format: str = "safetensors"
-) -> None:
+def save_official(path: PathLike, params: Mapping, config: ConfigDict, *, format: str = "safetensors") -> None:
     """Writes a Hugging Face folder at a new path: config.json, and model.safetensors or pytorch_model.bin (format
     'torch'), without the constant rotary table. Raises InputError for an unknown format, a model that the official
     implementation does not have, weights that are not finite, or a path that is not free."""

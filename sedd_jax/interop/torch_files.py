@@ -1,7 +1,5 @@
-"""Files of `torch.save` (its zip format, torch 1.6 and later), read and written without torch.
-
-An archive holds one pickle, whose tensors refer by key to storages: members that are raw little-endian numbers.
-"""
+"""Files of `torch.save` (its zip format, torch 1.6 and later), read and written without torch. An archive holds one
+pickle, whose tensors refer by key to storages: members that are raw little-endian numbers."""
 
 import contextlib
 import functools
@@ -140,14 +138,11 @@ class _Opcodes(dict):
 
 class _Reader(pickle._Unpickler):
     """A pickle is a program that may call what it names. This reader allows what `torch.save` writes for weights.
-
-    Opcodes: plain values, lists, tuples, dicts (with keys that are str or int), names, calls, storages. Not allowed
-    are objects, sets, byte arrays and extension codes, among others.
-    Names: the keys of _NAMES. They stand for functions and dtypes of ours, so no other function can be called.
-    The state of an object (BUILD) is dropped, so nothing of ours can be changed.
-    The unpickler in C has fixed opcodes, hashes any key (a deeply nested tuple overflows its stack), and allocates as
-    much memory as an index in the file asks for.
-    """
+    Opcodes: plain values, lists, tuples, dicts (with keys that are str or int), names, calls, storages; not objects,
+    sets, byte arrays and extension codes, among others. Names: the keys of _NAMES, which stand for functions and dtypes
+    of ours, so no other function can be called. The state of an object (BUILD) is dropped, so nothing of ours can be
+    changed. The unpickler in C has fixed opcodes, hashes any key (a deeply nested tuple overflows its stack), and
+    allocates as much memory as an index in the file asks for."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _NAMES:

@@ -1,10 +1,8 @@
-"""Checkpoints that are complete or not used: Orbax writes them, a manifest of hashes verifies them at restore.
-
-Orbax commits a step atomically, but trusts the disk when it reads: it does not notice flipped bytes, casts another
-dtype silently, and takes an empty folder for the newest step. So each checkpoint has a record with the dtype, shape and
-hash of every leaf. The devices compute the hashes, of the arrays before they are saved and after they are restored, so
-they cover the path from device to device, on any two meshes.
-"""
+"""Checkpoints that are complete or not used: Orbax writes them, a manifest of hashes verifies them at restore. Orbax
+commits a step atomically, but trusts the disk when it reads: it does not notice flipped bytes, casts another dtype
+silently, and takes an empty folder for the newest step. So each checkpoint has a record with the dtype, shape and hash
+of every leaf. The devices compute the hashes, of the arrays before they are saved and after they are restored, so they
+cover the path from device to device, on any two meshes."""
 
 import contextlib
 import functools
@@ -42,16 +40,16 @@ class Restored(NamedTuple):
     config: dict
 
 
-class Checkpoints:
-    """The checkpoints of one run, in one directory. Every process of the run makes the same calls."""
+class Checkpoints(contextlib.ExitStack):
+    """The checkpoints of one run, in one directory, to be used in a `with`, whose end waits for a save in progress.
+    Every process of the run makes the same calls."""
 
     def __init__(self, directory: epath.PathLike, *, keep_last: int = 3, keep_period: int = 0, read_only: bool = False):
         """Opens the directory, a local path or bucket URL with one folder per step. Raises InputError if it is a file.
-
-        keep_last: number of newest checkpoints that stay; with 1 there is none to fall back on.
-        keep_period: steps divisible by this stay for good; 0 for no others.
-        read_only: leaves the directory exactly as it is, or absent; `save` is then an error.
-        """
+        keep_last: number of newest checkpoints that stay; with 1 there is none to fall back on. keep_period: steps
+        divisible by this stay for good; 0 for no others. read_only: leaves the directory exactly as it is, or absent;
+        `save` is then an error."""
+        super().__init__()
         path = epath.Path(directory)
         # Tensorstore takes no relative paths, and a bucket URL counts as absolute but would not survive `absolute`.
         self._directory = path if path.is_absolute() else path.absolute()
@@ -66,15 +64,8 @@ class Checkpoints:
         policy = policies.AnyPreservationPolicy(kept)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, **writing, **metadata)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
-
-    def __enter__(self) -> "Checkpoints":
-        self._stack = contextlib.ExitStack()
-        self._stack.enter_context(_no_stray_reports("Event loop is closed|RESOURCE_EXHAUSTED|TensorStore|No space"))
-        self._stack.callback(self.close)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+        self.enter_context(_no_stray_reports("Event loop is closed|RESOURCE_EXHAUSTED|TensorStore|No space"))
+        self.callback(self._saving()(self._manager.close))
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending, damaged or not: Orbax passes over what is not a folder."""
@@ -85,11 +76,6 @@ class Checkpoints:
         """Waits for a save in progress. Raises TrainingError for one that failed, of a full disk say."""
         with self._saving():
             self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Waits as `wait` does, and ends the threads that save."""
-        with self._saving():
-            self._manager.close()
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
@@ -105,11 +91,9 @@ class Checkpoints:
             raise TrainingError(f"{what}, and once this is mended the same command goes on from the newest") from error
 
     def save(self, step: int, state: Any, *, position: int, config: Mapping[str, Any]) -> None:
-        """Saves in the background; `state` may be donated or deleted as soon as this returns.
-
-        state: tree of jax arrays on any mesh. position, config: see `Restored`.
-        Raises ValueError if the step is saved already, TrainingError if this save or the one before failed.
-        """
+        """Saves in the background; `state` may be donated or deleted as soon as this returns. state: tree of jax arrays
+        on any mesh. position, config: see `Restored`. Raises ValueError if the step is saved already, TrainingError if
+        this save or the one before failed."""
         if self._read_only:
             raise InputError(f"{self._directory} is open read-only: open it for writing to save step {step}")
         hashes = jax.device_get(jax.tree.map(fingerprint, _by_path(state)))
@@ -121,19 +105,15 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, abstract_state: Any, *, log: Callable[[str], None], partial: bool = False) -> Restored | None:
-        """The newest sound checkpoint, or None if there are no checkpoints at all.
-
-        Newer, damaged ones move to the folder `<directory>-damaged` beside this one, so that their steps can be saved
-        again and nothing is lost; but not if `read_only`, or if no checkpoint is sound.
-        abstract_state: tree of `jax.ShapeDtypeStruct` with the sharding for each leaf, on any mesh.
-        log: called with one line per damaged checkpoint.
-        partial: `abstract_state` is a dict with a part of what was saved, and only that is read and verified. What was
-            saved in bfloat16 comes back in the dtype that is asked for.
-        Raises InputError if a checkpoint is sound but of another model than `abstract_state`, or if none is sound.
-        """
+        """The newest sound checkpoint, or None if there are no checkpoints at all. Newer, damaged ones move to the
+        folder `<directory>-damaged` beside this one, so that their steps can be saved again and nothing is lost; but
+        not if `read_only`, or if no checkpoint is sound.
+        abstract_state: tree of `jax.ShapeDtypeStruct` with the sharding for each leaf, on any mesh. With `partial` it
+        is a dict with a part of what was saved, and only that is read and verified; what was saved in bfloat16 comes
+        back in the dtype that is asked for. log: called with one line per damaged checkpoint. Raises InputError if a
+        checkpoint is sound but of another model than `abstract_state`, or if none is sound."""
         self.wait()
-        damaged: dict[int, str] = {}
-        restored = None
+        damaged, restored = dict[int, str](), None
         with _no_stray_reports():
             for step in reversed(self.steps()):
                 try:
@@ -190,12 +170,7 @@ class Checkpoints:
             for step in steps:
                 names = (f"{step}-{copies}" if copies else f"{step}" for copies in itertools.count())
                 free = next(name for name in names if not (aside / name).exists())
-                try:
-                    (self._directory / str(step)).rename(aside / free)
-                except OSError:
-                    with contextlib.suppress(OSError):  # which refuses to remove a folder that is not empty
-                        aside.rmdir()
-                    raise
+                (self._directory / str(step)).rename(aside / free)
         multihost_utils.sync_global_devices("damaged checkpoints moved aside")
         self._manager.reload()
 
@@ -276,15 +251,12 @@ def _layout(tree: Any) -> dict[str, dict]:
 
 def _require_same_layout(manifest: dict[str, dict], abstract_state: Any, folder: epath.Path, partial: bool) -> None:
     here = _layout(abstract_state)
+    show = lambda leaf: f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]" if leaf else "absent"  # noqa: E731
     for path in here if partial else here | manifest:
-        wanted, saved = (_show(layout.get(path)) for layout in (here, manifest))
+        wanted, saved = (show(layout.get(path)) for layout in (here, manifest))
         if wanted != saved:
             what = f"{path} is {saved} in the checkpoint {folder} but {wanted} in this run"
             raise InputError(f"{what}: use the config it was saved with, or another workdir")
-
-
-def _show(leaf: Mapping[str, Any] | None) -> str:
-    return "absent" if leaf is None else f"{leaf['dtype']}[{','.join(map(str, leaf['shape']))}]"
 
 
 def _crc(record: Mapping[str, Any]) -> int:

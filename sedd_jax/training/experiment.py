@@ -3,13 +3,11 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -18,11 +16,9 @@ from sedd_jax.config import build
 from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError, check_fields
 from sedd_jax.network import Network, guided
-from sedd_jax.noise import Noise
-from sedd_jax.rates import Graph
 from sedd_jax.score_entropy import Objective, ScoreEntropy, ScoreFn
+from sedd_jax.training import state
 from sedd_jax.training.options import EvalOptions, SamplingOptions, TrainOptions
-from sedd_jax.training.state import TrainState, abstract_params, abstract_state, init_state, make_optimizer
 from sedd_jax.training.step import TrainStep, make_train_step
 from sedd_jax.transformer import Transformer, attention
 from sedd_jax.typing import PRNGKey
@@ -36,11 +32,11 @@ class Experiment:
     """A config as objects, except for the data, and jitted functions of the parameters on the mesh. With the objective
     'ar' the model is causal, and graph and noise are not used."""
 
-    graph: Graph
-    noise: Noise
+    graph: rates.Graph
+    noise: noise.Noise
     objective: Objective
     model: Transformer
-    optimizer: optax.GradientTransformation
+    optimizer: state.Optimizer
     mesh: Mesh
     train: TrainOptions = field(compare=False)
     eval: EvalOptions = field(compare=False)
@@ -56,22 +52,22 @@ class Experiment:
         def apply(method, params, *arguments, **options):
             return self.model.apply({"params": params}, *arguments, **options, method=method)
 
-        places = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(self.model, self.mesh)["head"])
+        places = jax.tree.map(lambda leaf: leaf.sharding, state.abstract_params(self.model, self.mesh)["head"])
         network = Network(
-            features=partial(apply, "features", params, labels=labels),
+            features=functools.partial(apply, "features", params, labels=labels),
             log_score=lambda head, *arguments: apply("log_score", {"head": head}, *arguments),
             head=params["head"],
             timeless=not self.model.time_conditioning,
-            on_shards=partial(sharding.on_shards, places=places, dtype=self.model.dtype),
+            on_shards=functools.partial(sharding.on_shards, places=places, dtype=self.model.dtype),
         )
         return network if guidance == 1 else guided(network, self.network(params), guidance)
 
-    def abstract_state(self) -> TrainState:
+    def abstract_state(self) -> state.TrainState:
         """Shapes, dtypes and shardings of the state."""
-        return abstract_state(self.model, self.optimizer, self.mesh)
+        return state.abstract_state(self.model, self.optimizer, self.mesh)
 
-    def init_state(self, key: PRNGKey) -> TrainState:
-        return init_state(key, self.model, self.optimizer, self.mesh)
+    def init_state(self, key: PRNGKey) -> state.TrainState:
+        return state.init_state(key, self.model, self.optimizer, self.mesh)
 
     def train_step_fn(self) -> TrainStep:
         """(state, key, tokens [B, L]) -> (next state, metrics): see `make_train_step`."""
@@ -80,9 +76,7 @@ class Experiment:
 
     def unsharded(self) -> list[str]:
         """The weights that the mesh should split and does not, or too finely: see `sharding.unsharded`, `narrow`."""
-        inputs = jnp.zeros((1, 2), jnp.int32), jnp.ones(1)
-        plain = self.model.clone(attention="plain")  # other kernels may not accept this length
-        boxed = jax.eval_shape(plain.init, jax.random.key(0), *inputs)["params"]
+        boxed = jax.eval_shape(lambda: state.init_params(jax.random.key(0), self.model))
         return sharding.unsharded(boxed, self.mesh) + sharding.narrow(self.model.dim, self.mesh)
 
     def head_share(self, sigma: Any = None) -> np.ndarray:
@@ -98,59 +92,47 @@ class Experiment:
     @_once
     def bound_fn(self, num_times: int, estimator: str = "auto") -> Callable[..., likelihood.Estimate]:
         """(params, key, tokens [B, L], number of the first sequence, given=None, never=None, labels=None) ->
-        `likelihood.Bound`, or for a causal model the likelihood itself.
-
-        num_times, estimator: those of `likelihood.bound`; with 'orders' it is `likelihood.orders`.
-        """
+        `likelihood.Bound`, or for a causal model the likelihood itself. num_times, estimator: those of
+        `likelihood.bound`; with 'orders' it is `likelihood.orders`."""
         if estimator == "orders":
             likelihood.check_orders(self.graph)
 
-        @jax.named_scope("exact")
-        def exact(params, key, tokens, first_index, given=None, never=None, labels=None):
-            # A causal model sees nothing that is behind a position.
-            targets, _ = likelihood.roles(tokens, given, never)
-            return likelihood.Exact(autoregressive.nats(self.network(params), tokens, targets))
-
         def bound(params, key, tokens, first_index, given=None, never=None, labels=None):
+            if self.model.causal:  # which sees nothing that is behind a position
+                with jax.named_scope("exact"):
+                    targets, _ = likelihood.roles(tokens, given, never)
+                    return likelihood.Exact(autoregressive.nats(self.network(params), tokens, targets))
             process, options = (self.network(params, labels), self.graph, self.noise), {"given": given, "never": never}
             options |= {"first_index": first_index}
             if estimator == "orders":
                 return likelihood.orders(key, *process, tokens, num_orders=num_times, **options)
             return likelihood.bound(key, *process, tokens, num_times=num_times, estimator=estimator, **options)
 
-        return jax.jit(exact if self.model.causal else bound, out_shardings=sharding.replicated(self.mesh))
+        return jax.jit(bound, out_shardings=sharding.replicated(self.mesh))
 
     @_once
     def sample_fn(self, sampler: SamplingOptions, steps: int | None = None) -> jax.stages.Wrapped:
-        """(params, key, (given [B, L], values [B, L]), steps, number of the first sequence) -> `sampling.Sample`.
-
-        With (given, values, `sampling.Rules`) and an `Automaton` as the last argument, the rules are kept.
-        steps: compiles for this number alone; then steps and number are no arguments. The AR baseline only truncates.
-        """
+        """(params, key, (given [B, L], values [B, L]), steps, number of the first sequence) -> `sampling.Sample`. With
+        (given, values, `sampling.Rules`) and an `Automaton` as the last argument, the rules are kept. steps: compiles
+        for this number alone; then steps and number are no arguments. The AR baseline only truncates."""
         if not self.model.causal:
             sampler.check(self.graph, steps or 1)
 
-        def generate(params, key, clamp, steps, first_index):
+        def draw(params, key, clamp, steps, first_index, *automaton):
+            if not self.model.causal:
+                return sampling.simulate(**self._process(sampler, params, key, clamp, steps, first_index, *automaton))
             step_fn = lambda *args: self.model.apply({"params": params}, *args, method="next_logits")  # noqa: E731
             cache, options = self.model.empty_cache(*clamp[1].shape), {"truncation": sampler.truncation}
             return autoregressive.simulate(key, step_fn, cache, clamp, first_index=first_index, **options)
 
-        def draw(*arguments):
-            return sampling.simulate(**self._process(sampler, *arguments))
-
-        chosen = generate if self.model.causal else draw
-        fixed = chosen if steps is None else lambda params, key, clamp: chosen(params, key, clamp, steps, 0)
+        fixed = draw if steps is None else lambda params, key, clamp: draw(params, key, clamp, steps, 0)
         return jax.jit(fixed, out_shardings=sharding.replicated(self.mesh))
 
     @_once
     def event_fns(self, sampler: SamplingOptions) -> tuple[jax.stages.Wrapped, ...]:
-        """The events of `sample_fn` one at a time, each after the same arguments as there. start(...) ->
-        `sampling.State`. advance(..., state, number) -> the state after event `number`, from 1. length(...) -> how
-        many."""
-
-        def process(*arguments):
-            return sampling.make_process(**self._process(sampler, *arguments))
-
+        """The events of `sample_fn` one at a time, after the same arguments: start(...) -> `sampling.State`,
+        advance(..., state, number) -> the state after event `number`, from 1, and length(...) -> how many there are."""
+        process = lambda *arguments: sampling.make_process(**self._process(sampler, *arguments))  # noqa: E731
         events = (
             lambda *arguments: process(*arguments).start(),
             lambda *arguments: sampling.advance(process(*arguments[:-2]), *arguments[-2:]),
@@ -158,16 +140,14 @@ class Experiment:
         )
         return tuple(jax.jit(event, out_shardings=sharding.replicated(self.mesh)) for event in events)
 
-    def _process(
-        self, sampler: SamplingOptions, params, key, clamp, steps, first_index, automaton=None
-    ) -> dict[str, Any]:
+    def _process(self, sampler: SamplingOptions, params, key, clamp, steps, first_index, automaton=None) -> dict:
         """The arguments of `sampling.make_process`."""
         network = self.network(params, sampler.label, sampler.guidance)
-        process = {"key": key, "score_fn": network, "graph": self.graph, "noise": self.noise}
+        process = {"key": key, "score_fn": network, "graph": self.graph, "noise": self.noise, "shape": clamp[1].shape}
         options = {"steps": steps, "sampler": sampler, "clamp": clamp[:2], "first_index": first_index}
         if automaton is not None:
             options["constraint"] = sampling.Constraint(automaton, clamp[2])
-        return process | options | {"shape": clamp[1].shape}
+        return process | options
 
     def map_batches(self, function: Callable[..., Any], sequences: Any, batch_size: int, **options: Any) -> Any:
         """`sharding.map_batches` on the mesh; no batch is larger than all sequences take."""
@@ -184,23 +164,22 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     schedule = build(noise.make, "noise", config)
     mesh = build(sharding.make_mesh, "mesh", config, devices=devices)
     # parent and name are fields of every Flax module, and not for a config to set.
-    num_states = vocab_size if causal else graph.num_states
-    given = {"num_states": num_states, "causal": causal, "to_score": None}
+    given = {"num_states": vocab_size if causal else graph.num_states, "causal": causal, "to_score": None}
     model = build(Transformer, "model", config, **given, parent=None, name=None)
-    if model.parametrisation != "score":
-        model = model.clone(to_score=getattr(graph, f"score_of_{model.parametrisation}"))
-    if model.scale_by_sigma is None:
-        model = model.clone(scale_by_sigma=isinstance(graph, rates.Absorbing))
-    platform = mesh.devices.flat[0].platform
+    platform, absorbing = mesh.devices.flat[0].platform, isinstance(graph, rates.Absorbing)
     sizes = {"length": config.data.length, "head_dim": model.dim // model.num_heads}
-    model = model.clone(attention=attention.choose(model.attention, platform=platform, dtype=model.dtype, **sizes))
+    model = model.clone(
+        to_score=getattr(graph, f"score_of_{model.parametrisation}", None),
+        scale_by_sigma=absorbing if model.scale_by_sigma is None else model.scale_by_sigma,
+        attention=attention.choose(model.attention, platform=platform, dtype=model.dtype, **sizes),
+    )
     if model.num_heads % mesh.shape["tensor"]:
         raise InputError(f"mesh.tensor={mesh.shape['tensor']} must divide model.num_heads={model.num_heads}")
-    optimizer = build(make_optimizer, "optim", config)
+    optimizer = build(state.make_optimizer, "optim", config)
     if model.lora_rank and config.optim.get("kind") == "muon":
         raise InputError("optim.kind='muon' is for the products themselves; with model.lora_rank choose 'adamw'")
     # Scores depend on the noise level. Those of the absorbing graph do by a known factor alone.
-    known = model.parametrisation != "score" or (isinstance(graph, rates.Absorbing) and model.scale_by_sigma)
+    known = model.parametrisation != "score" or (absorbing and model.scale_by_sigma)
     if not (causal or model.time_conditioning or known):
         needs = "needs model.parametrisation='mean', or graph.kind='absorbing' with model.scale_by_sigma=True"
         raise InputError(f"model.time_conditioning=False {needs}: other scores depend on the noise level")
@@ -208,20 +187,13 @@ def make_experiment(config: ConfigDict, vocab_size: int, devices: Sequence[jax.D
     options.check_label(model.num_classes)
     data = config.data
     given = data.get("prompt_field") or (data.get("label_field") and data.tail == "unknown")
-    if given and not (causal or isinstance(graph, rates.Absorbing)):
+    if given and not (causal or absorbing):
         what = f"data.prompt_field={data.prompt_field!r}, data.tail={data.tail!r} need graph.kind='absorbing'"
         raise InputError(f"{what}: where any token may be noise, no prompt is clean and no position unknown")
     if not causal:
         options.check(graph, options.steps)
-    return Experiment(
-        graph=graph,
-        noise=schedule,
-        objective=autoregressive.CrossEntropy() if causal else ScoreEntropy(graph, schedule),
-        model=model,
-        optimizer=optimizer,
-        mesh=mesh,
-        # The config of converted weights need not have the options of their training.
-        train=build(TrainOptions, "train", config) if "train" in config else TrainOptions(),
-        eval=build(EvalOptions, "eval", config),
-        sampling=options,
-    )
+    # The config of converted weights need not have the options of their training.
+    train = build(TrainOptions, "train", config) if "train" in config else TrainOptions()
+    sections = {"train": train, "eval": build(EvalOptions, "eval", config), "sampling": options}
+    loss = autoregressive.CrossEntropy() if causal else ScoreEntropy(graph, schedule)
+    return Experiment(graph, schedule, loss, model, optimizer, mesh, **sections)

@@ -1,7 +1,7 @@
 """FLOPs of a training step, and how many the devices can do."""
 
 import functools
-import time
+import timeit
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,10 @@ from sedd_jax.transformer import Transformer
 
 
 def flops_per_token(model: Transformer, length: int, head_share: float = 1.0) -> float:
-    """FLOPs of the matrix products of a forward pass, per token: 2 per weight, and attention's 4 L dim per layer.
-
-    head_share: of the positions that go through the head. With the absorbing graph the others add nothing to the loss.
-    Of a causal model's attention half: its queries have (L + 1) / 2 keys on average.
-    The embedding is a look-up and the conditioning is per sequence: neither counts.
-    """
+    """FLOPs of the matrix products of a forward pass, per token: 2 per weight, and attention's 4 L dim per layer, or
+    half of that for a causal model, whose queries have (L + 1) / 2 keys on average. The embedding is a look-up and the
+    conditioning is per sequence: neither counts. head_share: of the positions that go through the head. With the
+    absorbing graph the others add nothing to the loss."""
     keys = (length + 1) // 2 if model.causal else length
     weights = model.num_layers * (4 + 2 * model.mlp_ratio) * model.dim**2 + head_share * model.dim * model.num_states
     return 2 * weights + 4 * model.num_layers * keys * model.dim
@@ -27,16 +25,12 @@ def train_flops_per_token(model: Transformer, length: int, head_share: float = 1
     return 3 * flops_per_token(model, length, head_share)
 
 
-def matmul_rate(size: int = 1536, dtype: str = "float32", seconds: float = 0.3) -> float:
+def matmul_rate(size: int = 1536, dtype: str = "float32") -> float:
     """FLOP/s of a square matrix product on one device, measured."""
-    a = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul)
-    product(a, a).block_until_ready()
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        product(a, a).block_until_ready()
-        count += 1
-    return 2 * size**3 * count / (time.perf_counter() - start)
+    product = functools.partial(jax.jit(jnp.matmul), *[jnp.ones((size, size), dtype)] * 2)
+    product().block_until_ready()
+    count, seconds = timeit.Timer(lambda: product().block_until_ready()).autorange()
+    return 2 * size**3 * count / seconds
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import time
 from functools import partial
 from typing import Any
 
@@ -14,32 +15,27 @@ from ml_collections import ConfigDict
 
 from sedd_jax import config as configuration
 from sedd_jax import likelihood, lock, sampling
-from sedd_jax.config import build
 from sedd_jax.data import dataset, tokenizers
 from sedd_jax.data.dataset import Dataset
 from sedd_jax.data.loader import Loader
 from sedd_jax.data.packing import chunks, mean_length, tokens_per_byte
 from sedd_jax.devices import processes, sharding
 from sedd_jax.devices.processes import say
-from sedd_jax.devices.stopping import Stopped, StopSignals, stop_signals
+from sedd_jax.devices.stopping import Stopped, StopSignals
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.training import flops, origin
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.experiment import Experiment, make_experiment
-from sedd_jax.training.report import Report, Stopwatch
+from sedd_jax.training.report import Report
 from sedd_jax.training.state import merged, split
 from sedd_jax.training.trained import load_base
 from sedd_jax.typing import as_batch
 
 
-def train(
-    config: ConfigDict, workdir: epath.Path, init: str | None = None, init_rows: str | None = None
-) -> dict[str, Any]:
-    """Trains in workdir, or resumes the training there. Returns the figures of the final line.
-
-    init, init_rows: what a new run begins from, see `origin.read`; by default random weights.
-    Raises InputError before anything is written, TrainingError for a loss that is not finite or a stop signal.
-    """
+def train(config: ConfigDict, workdir: epath.Path, init: str | None = None, init_rows: str | None = None) -> dict:
+    """Trains in workdir, or resumes the training there. Returns the figures of the final line. init, init_rows: what a
+    new run begins from, see `origin.read`; by default random weights. Raises InputError before anything is written,
+    TrainingError for a loss that is not finite or a stop signal."""
     config = origin.resumed(config, workdir, init)
     configuration.check_same_experiment(config, workdir)
     on_leader = partial(processes.from_leader, "tokenizer")
@@ -47,7 +43,7 @@ def train(
     begun = configuration.has_checkpoint(workdir)
     known = workdir if begun else epath.Path(init or workdir)
     directory = known if configuration.has_checkpoint(known) else None
-    data = build(dataset.load, "data", config, directory=directory, on_leader=on_leader)
+    data = configuration.build(dataset.load, "data", config, directory=directory, on_leader=on_leader)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
     data.tokenizer.padding = experiment.graph.vocab_size - data.tokenizer.vocab_size
     if data.num_classes > (known := experiment.model.num_classes):
@@ -72,7 +68,7 @@ def train(
         kept = {"keep_last": options.keep_last, "keep_period": options.keep_period}
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **kept))
         stack.enter_context(jax.set_mesh(experiment.mesh))
-        signals = stack.enter_context(stop_signals())
+        signals = stack.enter_context(StopSignals())
         loop = Loop(config, workdir, data, experiment, checkpoints, params)
         # Nothing waits once more for a bucket that does not answer.
         stack.push(lambda _, error, trace: None if isinstance(error, OSError) else loop.report.flush())
@@ -122,29 +118,30 @@ class Loop:
         self.sample = together("sample", experiment.sample_fn(experiment.sampling))
         of_token = partial(flops.train_flops_per_token, experiment.model, data.length)
         self.flops_per_token, self.flops_per_token_full = of_token(experiment.head_share().mean()), of_token()
-        self.report, self.watch = Report(workdir, step=self.step if restored else -1), Stopwatch()
-        self.losses: list[float] = []
-        self.results: dict[str, float] = {}
+        self.report = Report(workdir, step=self.step if restored else -1)
+        self.losses, self.results = list[float](), dict[str, float]()
+        # Of steps alone: the first, with its compilation, does not count, nor do evaluation and checkpoints.
+        self.seconds, self.last = list[float](), math.inf
 
     def run(self, signals: StopSignals) -> dict[str, Any]:
         """The remaining steps. Returns the figures of the last one; raises TrainingError as `train` does."""
         say(self._summary())
-        for line in [*self.experiment.unsharded(), tokenizers.lossy_warning(self.data.tokenizer)]:
-            if line:
-                say(f"warning: {line}")
+        for line in filter(None, [*self.experiment.unsharded(), tokenizers.lossy_warning(self.data.tokenizer)]):
+            say(f"warning: {line}")
         if self.step or "init" in self.config:  # of what a run begins from, or was stopped before
             self._measure(*self.report.has(self.step))
         with self.report.bar(step=self.step, steps=self.options.steps) as self.bar:
-            in_flight: tuple[int, dict] | None = None
+            in_flight = None
             while self.step < self.options.steps:
-                batch = jax.tree.map(partial(sharding.place_batch, mesh=self.experiment.mesh), next(self.loader))
+                batch = sharding.place_batch(next(self.loader), self.experiment.mesh)
                 self.state, values = self.train_step(self.state, self.train_key, batch, *self.frozen)
                 self.step += 1
                 # Reads the metrics of the step before while this one runs, so that the device never waits.
-                self._finish(in_flight)
+                if in_flight:
+                    self._finish(*in_flight)
                 in_flight = self.step, values
-                if signals.after(self.step) or any(map(self._is_due, ("log", "eval", "sample", "checkpoint"))):
-                    self._finish(in_flight)
+                if signals.after(self.step) or self.options.due(self.step):
+                    self._finish(*in_flight)
                     in_flight = None
                     # A signal that comes during the pause waits for the next step, which is then saved.
                     number = signals.after(self.step)
@@ -154,52 +151,46 @@ class Loop:
         self.checkpoints.wait()
         return self.report.final(self.step)
 
-    def _is_due(self, what: str) -> bool:
-        return self.options.is_due(what, self.step)
-
-    def _finish(self, in_flight: tuple[int, dict] | None) -> None:
+    def _finish(self, step: int, values: dict[str, jax.Array]) -> None:
         """Waits for a step and reads its metrics. Raises TrainingError if they are not finite."""
-        if in_flight is None:
-            return
-        step, values = in_flight
         loss, self.grad_norm = (float(values[name]) for name in ("loss", "grad_norm"))
         if not (math.isfinite(loss) and math.isfinite(self.grad_norm)):
             last = [f"of step {number}" for number in self.checkpoints.steps()[-1:]] or ["none"]
             what = f"at step {step} the loss is {loss} and the gradient norm {self.grad_norm}; the last good checkpoint"
             raise TrainingError(f"{what} in {self.workdir} is {last[0]}; try a lower optim.lr in a new workdir")
         self.losses.append(loss)
-        self.watch.tick()
+        now = time.perf_counter()
+        self.seconds += [now - self.last] if self.last < now else []
+        self.last = now
         self.bar.update()
         self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False, **self.results)
 
     def _pause(self, stopping: bool) -> None:
         """The events that are due after a step, with no step in flight."""
-        if self._is_due("log"):
+        due = self.options.due(self.step)
+        if "log" in due:
             self._write_log()
-        if self._is_due("checkpoint") or stopping:
+        if "checkpoint" in due or stopping:
             self.report.flush()
             self.checkpoints.save(self.step, self.state, position=self.loader.position, config=self.config.to_dict())
         self._measure(evaluated=stopping, sampled=stopping)
-        self.watch.skip()
+        self.last = time.perf_counter()
 
     def _measure(self, evaluated: bool, sampled: bool) -> None:
         """The bound and the samples, where they are due and not there."""
-        if self._is_due("eval") and not evaluated:
+        due = self.options.due(self.step)
+        if "eval" in due and not evaluated:
             self._evaluate()
-        if self._is_due("sample") and not sampled:
+        if "sample" in due and not sampled:
             self._sample()
 
     def _write_log(self) -> None:
-        rate = self.watch.steps_per_second() * self.options.batch_size * self.data.length
-        self.report.entry(
-            self.step,
-            train_loss=float(np.mean(self.losses)),
-            grad_norm=self.grad_norm,
-            tokens_per_second=rate,
-            mfu=rate * self.flops_per_token / self.peak,
-            mfu_full=rate * self.flops_per_token_full / self.peak,
-        )
+        rate = len(self.seconds) / (sum(self.seconds) or math.nan) * self.options.batch_size * self.data.length
+        figures = {"train_loss": float(np.mean(self.losses)), "grad_norm": self.grad_norm, "tokens_per_second": rate}
+        mfu = {"mfu": rate * self.flops_per_token / self.peak, "mfu_full": rate * self.flops_per_token_full / self.peak}
+        self.report.entry(self.step, **figures, **mfu)
         self.losses.clear()
+        self.seconds.clear()
 
     def _evaluate(self) -> None:
         params = merged(*self.frozen, self.state.ema)

@@ -37,20 +37,18 @@ class TrainOptions:
         spans |= dict.fromkeys(("steps", "eval_every", "sample_every", "keep_period"), "[0, 2^31)")
         check_fields("train", vars(self), **spans, seed="[0, 2^32)", ema_decay="[0, 1)")
 
-    def is_due(self, what: str, step: int) -> bool:
-        """Whether `what` ('log', 'eval', 'sample' or 'checkpoint') is due after this step; all are after the last."""
-        every = getattr(self, f"{what}_every")
-        return bool(every) and (step == self.steps or step % every == 0)
+    def due(self, step: int) -> set[str]:
+        """Which of 'log', 'eval', 'sample' and 'checkpoint' are due after this step; all are after the last."""
+        every = {what: getattr(self, f"{what}_every") for what in ("log", "eval", "sample", "checkpoint")}
+        return {what for what, steps in every.items() if steps and (step == self.steps or step % steps == 0)}
 
     def check(self, mesh: Mesh) -> None:
         """Raises InputError if nothing can be trained with these options on the mesh."""
         check_fields("train", vars(self), steps="[1, 2^31)")
         shards = batch_shards(mesh)
         if self.batch_size % (shards * self.microbatches):
-            raise InputError(
-                f"train.batch_size={self.batch_size} must be a multiple of {shards} batch shards (mesh.data x "
-                f"mesh.fsdp) times train.microbatches={self.microbatches}"
-            )
+            parts = f"{shards} batch shards (mesh.data x mesh.fsdp) times train.microbatches={self.microbatches}"
+            raise InputError(f"train.batch_size={self.batch_size} must be a multiple of {parts}")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
-"""What a run begins from if not from random numbers: the averaged weights of another one (`train --init`).
-
-config.json, and with it every checkpoint's record, says in the section `init` where they lay and what they were.
-"""
+"""What a run begins from if not from random numbers: the averaged weights of another one (`train --init`). config.json,
+and with it every checkpoint's record, says in the section `init` where they lay and what they were."""
 
 import dataclasses
 import os
@@ -44,15 +42,15 @@ def read(
     init: str, rows: str | None, config: ConfigDict, experiment: Experiment, tokenizer: Tokenizer
 ) -> tuple[dict[str, Any], str]:
     """Weights of a workdir, or of what `interop.load` reads, for the model of `experiment`; and their fingerprint.
-
     rows: 'mean' gives tokens that the source does not know the mean of its rows (Hewitt 2021); others keep their
-        scores.
-    Raises InputError for another graph, network or vocabulary than the run's.
-    """
-    if not configuration.has_checkpoint(epath.Path(init)):
-        source = _elsewhere(init, tokenizer, experiment)
-    else:
+    scores. Raises InputError for another graph, network or vocabulary than the run's."""
+    if configuration.has_checkpoint(epath.Path(init)):
         source = load_trained(epath.Path(init), log=say, mesh=dict(experiment.mesh.shape))
+    else:
+        params, theirs = interop.load(init)  # which come without a tokenizer
+        if experiment.model.lora_rank:
+            raise InputError(f"--init={init}: adapters need a workdir to refer to; make one with convert")
+        source = Trained(theirs, make_converted(theirs, tokenizer), tokenizer, params, 0)
     pairs = {"objective": [c.get("objective", "sedd") for c in (source.config, config)]}
     pairs |= {f"graph.{name}": [c.graph.get(name, 0) for c in (source.config, config)] for name in ("kind", "padding")}
     names = [field.name for field in dataclasses.fields(experiment.model) if field.name not in _FREE]
@@ -75,14 +73,6 @@ def read(
     return _with_rows(source, new), source.fingerprint
 
 
-def _elsewhere(init: str, tokenizer: Tokenizer, experiment: Experiment) -> Trained:
-    """Weights of another implementation, which come without a tokenizer: see `interop.load`."""
-    params, config = interop.load(init)
-    if experiment.model.lora_rank:
-        raise InputError(f"--init={init}: adapters need a workdir to refer to; make one with convert")
-    return Trained(config, make_converted(config, tokenizer), tokenizer, params, 0)
-
-
 def _with_rows(source: Trained, new: int) -> dict[str, Any]:
     """The parameters with rows for `new` tokens. What is behind them, padding and MASK, stays there."""
     old, model = source.tokenizer.vocab_size, source.experiment.model
@@ -101,6 +91,5 @@ def _with_rows(source: Trained, new: int) -> dict[str, Any]:
 def begin(state: TrainState, params: dict[str, Any]) -> TrainState:
     """A fresh state with these parameters, where it has them."""
     given, fresh = flatten_dict(params), flatten_dict(state.params)
-    placed = {path: jax.device_put(given.get(path, leaf), leaf.sharding) for path, leaf in fresh.items()}
-    params = unflatten_dict(placed)
+    params = unflatten_dict({path: jax.device_put(given.get(path, x), x.sharding) for path, x in fresh.items()})
     return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))

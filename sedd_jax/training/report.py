@@ -12,33 +12,7 @@ from etils import epath
 from tqdm import tqdm
 
 from sedd_jax.devices import processes
-from sedd_jax.devices.processes import say
 from sedd_jax.files import Log, make_folder, plot, write_atomically
-
-
-class Stopwatch:
-    """Steps per second of training proper: compilation, evaluation and checkpoints do not count."""
-
-    def __init__(self):
-        self._seconds, self._steps, self._last = 0.0, 0, None
-
-    def tick(self) -> None:
-        """A step is done. The very first one, with its compilation, only starts the clock."""
-        now = time.perf_counter()
-        if self._last is not None:
-            self._seconds += now - self._last
-            self._steps += 1
-        self._last = now
-
-    def skip(self) -> None:
-        """Leaves out the time since the last tick."""
-        self._last = time.perf_counter()
-
-    def steps_per_second(self) -> float:
-        """Since the last call; NaN if no step was timed."""
-        rate = self._steps / self._seconds if self._seconds else float("nan")
-        self._seconds, self._steps = 0.0, 0
-        return rate
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, int | float | None]]:
@@ -51,7 +25,7 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, int | float | None]]:
             if isinstance(entry, dict) and isinstance(entry.get("step"), int):
                 entries.append(entry)
     if len(entries) < len(lines) - 1:
-        say(f"{path}: {len(lines) - len(entries)} damaged lines are dropped")
+        processes.say(f"{path}: {len(lines) - len(entries)} damaged lines are dropped")
     return entries
 
 
@@ -60,11 +34,11 @@ class Report:
 
     def __init__(self, workdir: epath.Path, *, step: int):
         """Entries and samples after `step`, whose steps will be done again, are removed."""
-        self._workdir, self._events = workdir, None
+        self._workdir, self._samples, self._events = workdir, workdir / "samples", None
         if processes.is_leader():
             kept = [entry for entry in read_metrics(workdir) if entry["step"] <= step]
             self._metrics = Log(workdir / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept).encode())
-            for path in (workdir / "samples").iterdir() if (workdir / "samples").exists() else []:
+            for path in self._samples.iterdir() if self._samples.exists() else []:
                 if path.stem.isdigit() and int(path.stem) > step:
                     path.unlink()
             self._events = _Events(workdir / "tensorboard", step=step)
@@ -79,13 +53,9 @@ class Report:
     def samples(self, step: int, texts: list[str]) -> None:
         if self._events:
             text = "".join(f"=== sample {i} at step {step} ===\n{text}\n" for i, text in enumerate(texts))
-            path = self._samples(step)
-            make_folder(path.parent)
-            write_atomically(path, text)
+            make_folder(self._samples)
+            write_atomically(self._samples / f"{step}.txt", text)
             self._events.add(step, "text", {"samples": text})
-
-    def _samples(self, step: int) -> epath.Path:
-        return self._workdir / "samples" / f"{step}.txt"
 
     def has(self, step: int) -> tuple[bool, bool]:
         """Whether the evaluation and the samples of a step are there: the same answer on all processes."""
@@ -93,10 +63,9 @@ class Report:
         def look() -> bytes:
             entries = read_metrics(self._workdir)
             evaluated = any(entry["step"] == step and "eval_nats_per_token" in entry for entry in entries)
-            return json.dumps([evaluated, self._samples(step).exists()]).encode()
+            return json.dumps([evaluated, (self._samples / f"{step}.txt").exists()]).encode()
 
-        evaluated, sampled = json.loads(processes.from_leader("reported", look))
-        return evaluated, sampled
+        return tuple(json.loads(processes.from_leader("reported", look)))
 
     def bar(self, *, step: int, steps: int) -> tqdm:
         shown = {"file": sys.stderr, "dynamic_ncols": True, "disable": not processes.is_leader()}
@@ -105,7 +74,7 @@ class Report:
 
     def final(self, step: int) -> dict[str, Any]:
         """Draws the plot and returns the values of the last step, also of a run that is done already."""
-        final: dict[str, Any] = {"step": step, "train_loss": None, "eval_bits_per_byte": None}
+        final = {"step": step, "train_loss": None, "eval_bits_per_byte": None}
         if self._events:
             self.flush()
             entries = read_metrics(self._workdir)

@@ -80,15 +80,12 @@ def make_optimizer(
     floor: float = 0.0,
 ) -> Optimizer:
     """AdamW behind a clip of the global gradient norm. The defaults are those of the reference implementation.
-
     kind: 'muon' takes Muon (Liu et al., arXiv 2502.16982) for the products of the blocks, at the scale of AdamW's
         updates, so that one lr serves both, and AdamW for all other parameters.
     weight_decay, decayed: of all parameters, or of 'kernels' alone, the weights of products (with Muon, those of the
-        blocks), and not of biases, norms and embeddings.
-    decay, decay_steps, floor: of the learning rate; see `learning_rate`.
+        blocks), and not of biases, norms and embeddings. decay, decay_steps, floor: see `learning_rate`.
     mu_dtype: of the first moment, 'float32' or 'bfloat16', which does not resolve the updates of the second.
-    clip: of the gradient of nats per sequence, so that 1 takes effect in almost every step.
-    """
+    clip: of the gradient of nats per sequence, so that 1 takes effect in almost every step."""
     allowed = dict.fromkeys(("lr", "eps"), "(0, inf)") | dict.fromkeys(("b1", "b2"), "[0, 1)")
     allowed |= {"clip": "(0, inf]", "floor": "[0, 1]"}  # an infinite clip is none
     allowed |= dict.fromkeys(("weight_decay", "warmup_steps"), "[0, inf)")
@@ -100,22 +97,20 @@ def make_optimizer(
     shared = {"eps": eps, "weight_decay": weight_decay, "mu_dtype": mu_dtype}
     if kind == "muon":
         of_adam = {"adam_b1": b1, "adam_b2": b2, "adam_weight_decay": weight_decay if decayed == "all" else 0.0}
-        of_muon = {"muon_weight_dimension_numbers": _block_products, "consistent_rms": 0.2}
-        update = optax.contrib.muon(rate, **shared, **of_adam, **of_muon)
+        # Kernels [layers, in, ..., out] of the blocks, but for those of the conditioning.
+        axes, products = optax.contrib.MuonDimensionNumbers(1, -1), r"^(?!.*modulation).*blocks.*kernel"
+        of_muon = {"muon_weight_dimension_numbers": functools.partial(_chosen, products, axes, None)}
+        update = optax.contrib.muon(rate, **shared, **of_adam, **of_muon, consistent_rms=0.2)
     else:
-        update = optax.adamw(rate, b1, b2, mask=_are_kernels if decayed == "kernels" else None, **shared)
+        kernels = functools.partial(_chosen, "kernel|lora_", True, False) if decayed == "kernels" else None
+        update = optax.adamw(rate, b1, b2, mask=kernels, **shared)
     return optax.chain(clip_by_global_norm(clip), update)
 
 
-def _are_kernels(params: Any) -> Any:
-    return jax.tree.map_with_path(lambda path, _: bool(re.search("kernel|lora_", jax.tree_util.keystr(path))), params)
-
-
-def _block_products(params: Any) -> Any:
-    """Muon's matrices: kernels [layers, in, ..., out] of the blocks, but for those of the conditioning."""
-    axes, chosen = optax.contrib.MuonDimensionNumbers(1, -1), re.compile(r"^(?!.*modulation).*blocks.*kernel")
-    matched = lambda path: chosen.match(jax.tree_util.keystr(path))  # noqa: E731
-    return jax.tree.map_with_path(lambda path, _: axes if matched(path) else None, params)
+def _chosen(pattern: str, inside: Any, outside: Any, params: Any) -> Any:
+    """For each parameter one of two values: whether its path has a match."""
+    named = lambda path: re.search(pattern, jax.tree_util.keystr(path))  # noqa: E731
+    return jax.tree.map_with_path(lambda path, _: inside if named(path) else outside, params)
 
 
 def split(params: Any) -> tuple[Any, Any]:
@@ -140,13 +135,14 @@ def folded(params: Any, scale: float) -> Any:
     return unflatten_dict(flat)
 
 
-def _init_params(key: PRNGKey, model: nn.Module) -> Any:
-    # Parameters do not depend on the length, nor on the attention kernel, which may not accept this one.
+def init_params(key: PRNGKey, model: nn.Module) -> Any:
+    """Parameters in Flax's boxes. They depend neither on the length nor on the attention kernel, which may not accept
+    this one."""
     return model.clone(attention="plain").init(key, jnp.zeros((1, 2), jnp.int32), jnp.ones(1))["params"]
 
 
 def _init(key: PRNGKey, model: nn.Module, optimizer: Optimizer) -> TrainState:
-    params = _init_params(key, model)
+    params = init_params(key, model)
     params = split(params)[0] if model.lora_rank else params
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
@@ -160,7 +156,7 @@ def abstract_state(model: nn.Module, optimizer: Optimizer, mesh: Mesh) -> TrainS
 @functools.lru_cache(maxsize=4)
 def abstract_params(model: nn.Module, mesh: Mesh) -> Any:
     """Those of all parameters, also of frozen ones."""
-    return _abstract(jax.eval_shape(lambda: _init_params(jax.random.key(0), model)), mesh)
+    return _abstract(jax.eval_shape(lambda: init_params(jax.random.key(0), model)), mesh)
 
 
 def _abstract(boxed: Any, mesh: Mesh) -> Any:

@@ -37,10 +37,8 @@ def split_microbatches(tree: Any, num: int) -> Any:
 def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places: dict[str, NamedSharding]) -> Callable:
     """(parameters of the head, features [B, L, D], noised, tokens) -> (loss, gradients by the first two): those of
     `score_entropy.loss_and_grads`, in nats per sequence, the mean over the batch. places: shardings of the parameters.
-
     Every device computes its own sequences, in as many chunks as it has noised positions. It exchanges the parameters
-    of the head before and their gradient after, nothing else.
-    """
+    of the head before and their gradient after, nothing else."""
     batch_axes = sharding.RULES["batch"]
     split = {name: sharding.batch_axes(place) for name, place in places.items()}
     specs = {name: PartitionSpec(*(axes or None for axes in entries)) for name, entries in split.items()}
@@ -52,7 +50,7 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
                 parts = jax.lax.all_to_all(grad.astype(model.gradient_dtype), axes, dim, dim, tiled=True)
                 parts = parts.reshape(*grad.shape[:dim], jax.lax.axis_size(axes), -1, *grad.shape[dim + 1 :])
                 grad = parts.sum(dim, dtype=grad.dtype)
-                rest = rest - set(axes)
+                rest -= set(axes)
         return jax.lax.psum(grad, tuple(rest))
 
     def local(head, features, noised, tokens):
@@ -73,12 +71,9 @@ def make_train_step(
     model: Transformer, objective: Objective, optimizer: Optimizer, mesh: Mesh, *, decay: float, microbatches: int = 1
 ) -> TrainStep:
     """`step(state, key, batch)` -> (next state, metrics); the state is donated. batch: tokens [B, L], or a `Batch`.
-    With adapters a fourth argument has the frozen parameters.
-
-    key: the run's key. The step folds its own number into it, so it depends on the state, this key and its batch only.
-    metrics: `loss` in nats per token (for score entropy, an estimate of the diffusion part of the bound), `grad_norm`
-        of the gradient of nats per sequence, before the clip.
-    """
+    With adapters a fourth argument has the frozen parameters. key: the run's. The step folds its own number into it, so
+    it depends on the state, this key and its batch only. metrics: `loss` in nats per token (for score entropy, an
+    estimate of the diffusion part of the bound), `grad_norm` of the gradient of nats per sequence, before the clip."""
     whole, abstract = abstract_params(model, mesh), abstract_state(model, optimizer, mesh)
     places, whole = jax.tree.map(lambda leaf: leaf.sharding, (abstract, whole))
     head_loss = make_head_loss(model, objective, mesh, whole["head"])

@@ -13,9 +13,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from sedd_jax import config as configuration
-from sedd_jax.config import build
 from sedd_jax.data import tokenizers
-from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.devices import sharding
 from sedd_jax.errors import InputError, require_finite
 from sedd_jax.training.checkpoint import Checkpoints
@@ -23,7 +21,7 @@ from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.state import folded, merged
 
 
-def make_converted(config: ConfigDict, tokenizer: Tokenizer) -> Experiment:
+def make_converted(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Experiment:
     """`make_experiment` for weights that `interop.load` reads, on one device. config gets the tokenizer's vocabulary,
     and as `graph.padding` what the model has beyond it: tables are padded by a token, or to a multiple of 128. Raises
     InputError if the tokenizer's vocabulary is not the model's, or the config does not make a model."""
@@ -41,7 +39,7 @@ class Trained:
 
     config: ConfigDict
     experiment: Experiment
-    tokenizer: Tokenizer
+    tokenizer: tokenizers.Tokenizer
     params: Any
     step: int
 
@@ -62,20 +60,17 @@ class Trained:
 
 
 def load_trained(workdir: epath.Path, *, log: Callable[[str], None], mesh: Mapping[str, int] | None = None) -> Trained:
-    """The averaged weights of the newest sound checkpoint of a workdir, split over all devices.
-
-    mesh: sizes of the mesh. By default those of the training, since weights that had to be split there would not fit
-        whole here; where these sizes do not fit the devices, see `sharding.fitting_mesh`.
-    Raises InputError if workdir holds no run, no checkpoint, or another tokenizer or config than the run's, for sizes
-    that do not fit, and TrainingError for weights that are not finite.
-    """
+    """The averaged weights of the newest sound checkpoint of a workdir, split over all devices. mesh: its sizes, by
+    default those of the training, since weights that had to be split there would not fit whole here; where these do not
+    fit the devices, see `sharding.fitting_mesh`. Raises InputError if workdir holds no run, no checkpoint, or another
+    tokenizer or config than the run's, for sizes that do not fit, and TrainingError for weights that are not finite."""
     config = configuration.load(workdir)
     tokenizer = tokenizers.load(workdir)
     configuration.check_same_tokenizer(tokenizer.fingerprint, workdir)
     # The mesh and kernels of the training run may not fit this machine.
     config.update({"model": {"attention": "auto"}})
     config.mesh = config.get("mesh", ConfigDict())
-    config.mesh = ConfigDict(mesh or dict(build(sharding.fitting_mesh, "mesh", config).shape))
+    config.mesh = ConfigDict(mesh or dict(configuration.build(sharding.fitting_mesh, "mesh", config).shape))
     experiment = make_experiment(config, tokenizer.vocab_size)
     tokenizer.padding = experiment.graph.vocab_size - tokenizer.vocab_size
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
@@ -106,13 +101,11 @@ def load_base(config: ConfigDict, workdir: epath.Path, **options: Any) -> Traine
 
 
 def write_workdir(
-    workdir: epath.Path, params: Any, config: ConfigDict, tokenizer: Tokenizer, *, dtype: str = "float32"
+    workdir: epath.Path, params: Any, config: ConfigDict, tokenizer: tokenizers.Tokenizer, *, dtype: str = "float32"
 ) -> None:
     """Writes config.json, the tokenizer and a checkpoint with `params` as averages, in `dtype`: all that is read later.
-
     config: with all sections. `train.steps`, if it is there, is the number of updates behind the parameters; see
-    `make_converted` for the rest, and for what it raises.
-    """
+    `make_converted` for the rest, and for what it raises."""
     make_converted(config, tokenizer)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         averages = {"ema": jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)}

@@ -32,9 +32,9 @@ def make(
     vocab_size: needed to train; otherwise None or the size of the given vocabulary.
     path: of the vocabulary: a SentencePiece model file; a directory with GPT-2's two files, or one of them; a
         `tokenizer.json`, its directory, or the name of a repository in the local Hugging Face cache.
-    texts: without a `path`, the training text of SentencePiece.
-    directory: without a `path`, a directory where `save` may have put a tokenizer, which is then used again.
-    on_leader: calls a function on the first process and returns its result on all, so that only one trains."""
+    texts: without a `path`, the training text of SentencePiece. directory: without a `path`, where `save` may have put
+    a tokenizer, which is then used again. on_leader: calls a function on the first process and returns its result on
+    all, so that only one trains."""
     if kind not in KINDS:
         raise InputError(f"tokenizer kind {kind!r}: give one of {', '.join(KINDS)}")
     cls = _CLASSES[kind]

@@ -28,14 +28,11 @@ _PROBES = (_PROBE, "word", "".join(chr(code) for span in _RANGES for code in ran
 
 class Tokenizer(abc.ABC):
     """Text to ids and back. Ids run from 0 to `vocab_size` - 1. A subclass is constructed from the contents of FILES.
-
     KIND: its name in a config. FILES: names of the files that `save` writes, none for a fixed alphabet.
     contents: of FILES, or of the first ones, if the others have nothing to add.
-    eot: the id that ends a document; None for an alphabet without one. `encode` never returns it, even for text that
-        spells it.
+    eot: the id that ends a document, or None. `encode` never returns it, even for text that spells it.
     lossless: whether every encoded text is decoded exactly. A loss costs no bits: see `lossy_warning`.
-    padding: ids from `vocab_size` on that a model has besides; `decode` shows their numbers.
-    """
+    padding: ids from `vocab_size` on that a model has besides; `decode` shows their numbers."""
 
     KIND: str
     FILES: tuple[str, ...] = ()

@@ -1,14 +1,12 @@
-"""A Hugging Face `tokenizer.json`: any pipeline, with an end of text among its special tokens.
-
-Files are taken from the local cache too, where `hf download` and other programs leave them. Nothing is downloaded.
-"""
+"""A Hugging Face `tokenizer.json`: any pipeline, with an end of text among its special tokens. Files are taken from the
+local cache too, where `hf download` and other programs leave them. Nothing is downloaded."""
 
 import functools
 import itertools
 import json
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import tokenizers as library
@@ -16,8 +14,6 @@ from etils import epath
 
 from sedd_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer, piece_bytes
 from sedd_jax.errors import InputError, explained
-
-T = TypeVar("T")
 
 # Names of the end of text; the first that the file has is taken.
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
@@ -144,7 +140,7 @@ class HuggingFace(Pipeline):
             found += ids
         return found
 
-    def _if_sound(self, use: Callable[[], T]) -> T:
+    def _if_sound(self, use: Callable[[], Any]) -> Any:
         try:
             return use()
         except (InputError, KeyboardInterrupt, SystemExit, MemoryError):
