@@ -27,17 +27,17 @@ flags.DEFINE_integer("record_tokens", preparation.Plan.record_tokens, "Tokens pe
 
 def make_shards(root: pathlib.Path, num_tokens: int, record_tokens: int, per_shard: int = 1 << 24) -> None:
     plan = preparation.Plan("random", record_tokens=record_tokens)
-    preparation.begin(plan, root)
     generator = np.random.default_rng(0)
     made = []
-    for split, total in (("train", num_tokens), ("valid", 100_000)):
-        for number, start in enumerate(range(0, total, per_shard)):
-            tokens = generator.integers(256, size=min(per_shard, total - start), dtype=np.uint16)
-            path = root / f"{split}-{number:05d}-00000.array_record"
-            shards.write_records(path, tokens, record_tokens)
-            size, digest = path.stat().st_size, shards.sha256(path)
-            made.append(shards.Shard(path.name, len(tokens), 1, len(tokens), len(tokens), size, digest, ""))
-    preparation.finish(plan, root, made)
+    with preparation.begin(plan, root):
+        for split, total in (("train", num_tokens), ("valid", 100_000)):
+            for number, start in enumerate(range(0, total, per_shard)):
+                tokens = generator.integers(256, size=min(per_shard, total - start), dtype=np.uint16)
+                path = root / f"{split}-{number:05d}-00000.array_record"
+                shards.write_records(path, tokens, record_tokens)
+                size, digest = path.stat().st_size, shards.sha256(path)
+                made.append(shards.Shard(path.name, len(tokens), 1, len(tokens), len(tokens), size, digest, ""))
+        preparation.finish(plan, root, made)
 
 
 def resident_megabytes() -> float:
