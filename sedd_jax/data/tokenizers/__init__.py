@@ -40,9 +40,7 @@ def make(
     cls = _CLASSES[kind]
     if not cls.FILES:
         if path is not None:
-            raise InputError(
-                f"tokenizer path {path!r}: the kind {kind!r} takes none; leave it out, or give another kind"
-            )
+            raise InputError(f"tokenizer path {path!r}: the kind {kind!r} takes none; leave it out, or change the kind")
         tokenizer = cls()
     elif path is None and directory is not None and (epath.Path(directory) / DESCRIPTION_FILE).exists():
         tokenizer = load(directory)
