@@ -5,9 +5,9 @@
     python -m sedd_jax.train --config=configs/small.py --workdir=DIR
 
 /data/gpt2 holds GPT-2's two files, encoder.json and vocab.bpe; the default is the Hugging Face cache.
-Hardware: 8 A100 and up, or 16 TPU v5e (with --config.train.microbatches=2 --config.mesh.data=1 --config.mesh.fsdp=-1:
-8.5 GB per chip, docs/benchmarks.md); 170 M parameters, 524,288 tokens per step. Hours: 16 on 8 H100, 39 on 16 v5e,
-estimates (docs/recipes.md). Not run on this hardware.
+Hardware: 8 A100 and up, or 16 TPU v5e (--config.mesh.fsdp=8 --config.train.microbatches=4 --config.model.remat=dots:
+3.1 GB per chip, docs/tpu.md); 170 M parameters, 524,288 tokens per step. Hours: 16 on 8 H100, 39 on 16 v5e, estimates
+(docs/recipes.md). Not run on this hardware.
 Smoke form, two minutes on a laptop: --config=configs/small.py:smoke
 Expect zero-shot perplexities (Lou et al., table 1, absorbing): LAMBADA 50.92, WikiText-2 41.84, PTB 114.24,
 WikiText-103 40.62, One Billion Words 79.29.

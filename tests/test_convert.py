@@ -379,7 +379,7 @@ def test_bad_files_are_one_line_and_exit_code_2(tmp_path, folder):
         ({"graph": {"type": "star"}}, "graph.type='star'"),
         ({"graph": "absorb"}, "graph.type is missing"),
         ({"noise": {"type": "cosine"}}, "noise.kind='cosine'"),
-        ({"noise": {"type": "geometric", "sigma_min": 20, "sigma_max": 1}}, "noise.sigma_min=20"),
+        ({"noise": {"type": "geometric", "sigma_min": 20, "sigma_max": 1}}, "noise.sigma_max=1.0 must be above 20"),
         ({"noise": {"type": "geometric", "sigma_min": float("nan"), "sigma_max": 1}}, "noise.sigma_min=nan"),
         (official_config("absorb", dropout="inf"), "model.dropout='inf'"),
         ({"noise": {"type": "geometric", "sigma_min": "low", "sigma_max": 1}}, "noise.sigma_min='low'"),

@@ -47,9 +47,6 @@ DEVICES = {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_cpu_collective_timeout_seconds=600 "
     "--xla_cpu_collective_call_terminate_timeout_seconds=600 " + QUICK_TO_COMPILE,
-    # The first process compiles for both.
-    "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
-    "JAX_SHARE_BINARY_BETWEEN_HOSTS_TIMEOUT_MS": "400000",
 }
 
 

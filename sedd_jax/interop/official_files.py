@@ -54,7 +54,8 @@ def load(
         rows = next(iter(weights[official.EMBEDDING].shape), 0) if official.EMBEDDING in weights else 0
         if "vocab_size" not in config.data:
             config.data.vocab_size = max(rows - absorbing, 2)
-        if np.ndim(table := weights.get(official.CLASSES, 0)):
+        # Where the modulation is folded, it does not depend on a class.
+        if config.model.get("time_conditioning", True) and np.ndim(table := weights.get(official.CLASSES, 0)):
             config.model.num_classes = len(table) - 1  # the last one is for no class
         num_states = config.data.vocab_size + absorbing
         if family == "gidd" and rows == -(-num_states // 128) * 128:
