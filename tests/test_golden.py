@@ -1,14 +1,17 @@
 """Numbers of the PyTorch implementation (tests/golden/README.md), from its weights through `interop`."""
 
 import pathlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
-from sedd_jax.interop.official import from_official, to_official
+from sedd_jax.errors import InputError
+from sedd_jax.interop.official import check_shapes, from_official, to_official
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.score_entropy import Noised, denoising_loss
@@ -138,3 +141,14 @@ def test_weights_there_and_back_are_bit_exact(golden):
     back = to_official(from_official(weights))
     assert back.keys() == weights.keys()
     assert all(back[name].tobytes() == weights[name].tobytes() for name in weights)
+
+
+def test_foreign_weights_are_refused(golden):
+    graph, _, figures, _, _ = golden
+    weights, model = under(figures, "param/"), {"num_layers": 2, "dim": 64, "num_heads": 4, "cond_dim": 32}
+    check = partial(check_shapes, config=ConfigDict({"model": model}), num_states=graph.num_states)
+    check(weights)
+    with pytest.raises(InputError, match="norm_final"):
+        check({name: value for name, value in weights.items() if "norm_final" not in name})
+    with pytest.raises(InputError, match="extra"):
+        check(weights | {"extra": np.zeros(1)})

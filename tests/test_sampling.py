@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import toy
-from running import make_config
+from etils import epath
+from running import train_here, write_text
 
 from sedd_jax import sampling
 from sedd_jax.errors import InputError, TrainingError
@@ -17,7 +18,7 @@ from sedd_jax.network import as_network, guided
 from sedd_jax.noise import Geometric, LogLinear
 from sedd_jax.rates import Absorbing, Uniform
 from sedd_jax.sampling.sampler import Truncation
-from sedd_jax.training.experiment import make_experiment
+from sedd_jax.training.trained import load_trained
 
 P0 = toy.data_distribution()
 CASES = {
@@ -466,18 +467,18 @@ def test_the_most_that_truncation_allows(options, shares):
 
 
 @pytest.mark.parametrize(("graph", "law"), [("absorbing", "mean"), ("uniform", "plugin")])
-def test_a_timeless_network_is_trained_and_called_only_when_a_token_has_changed(graph, law):
+def test_a_timeless_network_is_trained_and_called_only_when_a_token_has_changed(graph, law, tmp_path):
+    text = write_text(tmp_path / "text.txt")
     fields = {"parametrisation": law, "time_conditioning": False, "qkv_bias": True}
-    config = make_config(graph__kind=graph, **{f"model__{name}": value for name, value in fields.items()})
-    experiment = make_experiment(config, 256, jax.devices()[:1])
-    key, tokens = jax.random.key(0), jnp.tile(jnp.arange(32, dtype=jnp.int32), (8, 1))
-    sample_fn = experiment.sample_fn(experiment.sampling)
+    fields = {f"model__{name}": value for name, value in fields.items()}
+    final = train_here(tmp_path / "run", data__source=str(text), train__steps=2, graph__kind=graph, **fields)
+    assert 0 < final["eval_bits_per_byte"] < 50
+    trained = load_trained(epath.Path(tmp_path / "run"), log=pytest.fail)
+    sample_fn = trained.experiment.sample_fn(trained.experiment.sampling)
     given = jnp.arange(32) >= 3
     clamp = jnp.tile(given, (2, 1)), jnp.zeros((2, 32), jnp.int32)
-    with jax.set_mesh(experiment.mesh):
-        state, metrics = experiment.train_step_fn()(experiment.init_state(key), key, tokens)
-        drawn = sample_fn(state.params, key, clamp, 256, 0)
-    assert 0 < metrics["loss"] < 50 and metrics["grad_norm"] > 0
+    with jax.set_mesh(trained.experiment.mesh):
+        drawn = sample_fn(trained.params, jax.random.key(0), clamp, 256, 0)
     # Six holes; on the uniform graph a token may change more than once, and ends change seldom.
     assert drawn.calls <= (6 + 1 if graph == "absorbing" else 128)
     assert (drawn.tokens[:, 3:] == 0).all() and (drawn.tokens < 256).all()

@@ -1,6 +1,8 @@
 """Eight devices in any arrangement compute what one device does, and hold only their share."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,7 +12,7 @@ import optax
 import pytest
 from etils import epath
 from jax.sharding import AxisType, PartitionSpec
-from running import close, make_config
+from running import ENVIRONMENT, ROOT, close, make_config
 
 from sedd_jax import config as configuration
 from sedd_jax.aot.costs import collectives
@@ -79,6 +81,36 @@ def assert_same_training(found, expected):
         difference = np.concatenate([np.abs(a - b).ravel() for a, b in pairs])
         assert difference.max() <= 6 * 3e-4
         assert np.mean(difference > 1e-5) < 1e-3
+
+
+LOWERED = """
+import hashlib, sys
+sys.path.insert(0, "tests")
+import jax
+from running import make_config
+from sedd_jax.aot import report
+
+experiment = report.make_experiment(make_config(mesh__data=2, mesh__fsdp=4), 256)
+with jax.set_mesh(experiment.mesh):
+    text = experiment.train_step_fn().lower(*report._train(experiment, 32).arguments).as_text()
+print(hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+def test_every_process_makes_the_same_program():
+    """Whatever order its sets of names have: with these two seeds those of the mesh's axes differ."""
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOWERED],
+            cwd=ROOT,
+            env=ENVIRONMENT | flags | {"PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+        )
+        for seed in "23"
+    ]
+    first, second = (process.communicate(timeout=300)[0] for process in started)
+    assert len(first) == 65 and first == second
 
 
 def test_muon_trains_on_a_mesh_as_on_one_device():

@@ -110,24 +110,26 @@ def gathered(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
 
 def summed(
     function: Callable[..., jax.Array], shape: tuple[int, ...], names: tuple[str | None, ...], *arrays: jax.Array
-):
+) -> jax.Array:
     """function(*arrays [B, ...]), a sum over sequences, [*shape], that is split like a weight with these logical axes.
 
     Every device computes it for its own sequences, and they exchange the parts. By itself a TPU's compiler would cut a
     product of activations into a piece for each device, and read all activations for each.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = {axis for axis in RULES["batch"] if not mesh.empty and axis not in mesh.manual_axes and mesh.shape[axis] > 1}
+    axes = [axis for axis in RULES["batch"] if not mesh.empty and axis not in mesh.manual_axes and mesh.shape[axis] > 1]
     if not axes or len(arrays[0]) % _parts(mesh, RULES["batch"]):
         return constrain(function(*arrays), *names)
-    split = [axes.intersection(_split(size, name, mesh) or ()) for size, name in zip(shape, names, strict=True)]
+    # Lists and not sets, whose order is another one in each process: the program must be the same in all.
+    places = [_split(size, name, mesh) or () for size, name in zip(shape, names, strict=True)]
+    split = [[axis for axis in axes if axis in place] for place in places]
 
     def local(*arrays: jax.Array) -> jax.Array:
         total = function(*arrays)
         for dim, entry in enumerate(split):
             if entry:
                 total = jax.lax.psum_scatter(total, tuple(entry), scatter_dimension=dim, tiled=True)
-        return jax.lax.psum(total, tuple(axes.difference(*split)))
+        return jax.lax.psum(total, tuple(axis for axis in axes if axis not in sum(split, [])))
 
     made, given = PartitionSpec(*(tuple(entry) or None for entry in split)), PartitionSpec(RULES["batch"])
     options = {"mesh": mesh, "axis_names": set(RULES["batch"]), "check_vma": False}

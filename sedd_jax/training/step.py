@@ -44,13 +44,13 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
     specs = {name: PartitionSpec(*(axes or None for axes in entries)) for name, entries in split.items()}
 
     def reduce(name, grad):
-        rest = {axis for axis in batch_axes if mesh.shape[axis] > 1}
+        rest = [axis for axis in batch_axes if mesh.shape[axis] > 1]
         for dim, axes in enumerate(split[name]):
             if axes:  # Moved in gradient_dtype and summed in float32.
                 parts = jax.lax.all_to_all(grad.astype(model.gradient_dtype), axes, dim, dim, tiled=True)
                 parts = parts.reshape(*grad.shape[:dim], jax.lax.axis_size(axes), -1, *grad.shape[dim + 1 :])
                 grad = parts.sum(dim, dtype=grad.dtype)
-                rest -= set(axes)
+                rest = [axis for axis in rest if axis not in axes]
         return jax.lax.psum(grad, tuple(rest))
 
     def local(head, features, noised, tokens):
