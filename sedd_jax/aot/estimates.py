@@ -23,6 +23,7 @@ from sedd_jax.network import chunk_size
 from sedd_jax.rates import Absorbing
 from sedd_jax.sampling.sampler import END_TIME, GRID_METHODS, grid_time
 from sedd_jax.training.experiment import Experiment
+from sedd_jax.training.step import loss_rows
 
 DRAWS = 256
 
@@ -47,7 +48,8 @@ def training(experiment: Experiment, length: int) -> dict[str, Loop]:
     options, shards = experiment.train, sharding.batch_shards(experiment.mesh)
     # Sequences as `split_microbatches` deals them out.
     parts = experiment.head_share().reshape(-1, options.microbatches).T.reshape(options.microbatches, shards, -1)
-    return {"loss": _loop(parts, length, chunk_size(parts.shape[-1] * length), options.microbatches)}
+    rows = loss_rows(experiment.mesh, parts.shape[-1] * length)
+    return {"loss": _loop(parts, length, rows, options.microbatches)}
 
 
 def evaluation(experiment: Experiment, length: int, batch_size: int) -> dict[str, Loop]:

@@ -34,6 +34,11 @@ def split_microbatches(tree: Any, num: int) -> Any:
     return jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, num, *a.shape[1:]), 1, 0), tree)
 
 
+def loss_rows(mesh: Mesh, positions: int) -> int:
+    """Positions per chunk of the loss. They are more on a TPU, which moves the head and its gradient for each chunk."""
+    return chunk_size(positions, 8 if mesh.devices.flat[0].platform == "tpu" else 16)
+
+
 def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places: dict[str, NamedSharding]) -> Callable:
     """(parameters of the head, features [B, L, D], noised, tokens) -> (loss, gradients by the first two): those of
     `score_entropy.loss_and_grads`, in nats per sequence, the mean over the batch. places: shardings of the parameters.
@@ -56,7 +61,7 @@ def make_head_loss(model: Transformer, objective: Objective, mesh: Mesh, places:
     def local(head, features, noised, tokens):
         output = lambda head, *inputs: model.apply({"params": {"head": head}}, *inputs, method="log_score")  # noqa: E731
         with jax.named_scope("loss"):
-            inputs, rows = (head, features, noised, tokens), chunk_size(tokens.size)
+            inputs, rows = (head, features, noised, tokens), loss_rows(mesh, tokens.size)
             loss, (d_head, d_features) = loss_and_grads(output, objective, *inputs, rows=rows)
         return jax.lax.psum(loss, batch_axes), ({name: reduce(name, grad) for name, grad in d_head.items()}, d_features)
 

@@ -6,6 +6,7 @@ Shapes, but for `fused`: q, k, v and the result are [B, L, H, D], of one dtype.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.devices.sharding import LANES, spec
@@ -16,10 +17,11 @@ Heads = Float[Array, "b l h d"]
 Projections = Float[Array, "b l 3 e"]  # q, k and v of all heads, one behind the other
 
 
-def angles(length: int, head_dim: int, start: Int[Array, ""] | int = 0) -> Float[Array, "l c"]:
-    """Of rotary position embeddings, base 10000, for positions from `start` on and the first half of the features."""
-    frequency = 10000.0 ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    return (start + jnp.arange(length, dtype=jnp.float32))[:, None] * frequency
+def angles(length: int, head_dim: int, start: Int[Array, ""] | int = 0) -> Float[Array | np.ndarray, "l c"]:
+    """Of rotary position embeddings, base 10000, for positions from `start` on and the first half of the features. By
+    NumPy where it can: a constant's sines are constants, others XLA takes anew for each head of each sequence."""
+    frequency = np.float32(10000) ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    return (start + np.arange(length, dtype=np.float32))[:, None] * frequency
 
 
 def rotary(x: Heads, start: Int[Array, ""] | int = 0) -> Heads:

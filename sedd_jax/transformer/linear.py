@@ -55,7 +55,8 @@ def _product_backward(axes, _, gradient_dtype, operands: tuple[Array, Array], gr
 
     def d_kernel(x: Array, gradient: Array) -> Array:
         if x.shape[-1] * kernel.shape[0] > kernel.size:
-            return jnp.moveaxis(_dot(gradient, x, (rows, rows), gradient_dtype), -1, 0)
+            # The barrier keeps XLA from turning the product round again.
+            return jnp.moveaxis(jax.lax.optimization_barrier(_dot(gradient, x, (rows, rows), gradient_dtype)), -1, 0)
         return _dot(x, gradient, (rows, rows), gradient_dtype)
 
     # Devices sum what comes out of the product, in its dtype.
