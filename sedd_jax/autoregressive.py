@@ -1,8 +1,7 @@
 """The autoregressive (AR) baseline: cross-entropy, exact likelihood, and text from left to right.
 
 p(x) = p(x_1) p(x_2 | x_1) ... p(x_L | x_1 .. x_L-1), with which the paper compares score entropy models (section 5.3).
-Takes logits as arrays or functions; does not know the network.
-"""
+Takes logits as arrays or functions; does not know the network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """What the commands have in common: flags, one final JSON line on stdout, errors in one line, exit codes.
 
-Exit code 0: done. 1: the run cannot go on. 2: bad input, nothing was done. 128 + n: stopped by signal n, work saved.
-"""
+Exit code 0: done. 1: the run cannot go on. 2: bad input, nothing was done. 128 + n: stopped by signal n, work saved."""
 
 import contextlib
 import difflib

@@ -2,8 +2,7 @@
 
 Both get the same sequences and, where they are diffusion models, the same noise, so most of what makes one text dearer
 than another cancels: the error of the difference is that of the paired values, and smaller than the errors of the two.
-The last line of stdout is JSON; `difference` is the other model's figure minus that of --workdir.
-"""
+The last line of stdout is JSON; `difference` is the other model's figure minus that of --workdir."""
 
 import dataclasses
 from typing import Any

@@ -5,8 +5,7 @@ chip, FLOPs, collectives against the least possible, and the least time of a ste
 pip install 'sedd_jax[aot]'. The report goes to stderr, one JSON line to stdout. Exit code 1: does not fit a chip.
 
 --plan --topology=v5e:4x4,v6e:16x16 --price=v5e:1.2,v6e:2.7 searches mesh, microbatches and remat for each of these, and
-prints what to append to a command, the fastest first. What is compiled is kept, and the same command continues.
-"""
+prints what to append to a command, the fastest first. What is compiled is kept, and the same command continues."""
 
 import hashlib
 import importlib.metadata
@@ -19,8 +18,7 @@ from absl import flags
 from etils import epath
 
 from sedd_jax import cli
-from sedd_jax.aot import plan
-from sedd_jax.aot import report as aot
+from sedd_jax.aot import plan, report as aot
 from sedd_jax.config import flatten
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError, TrainingError

@@ -8,8 +8,7 @@ folder on the hub, or a training run (checkpoint.pth or Lightning's .ckpt, and .
 weights it takes: of SEDD ('official' is the same), MDLM, RADD, Duo, UDLM or GIDD; see docs/family.md. It needs no torch
 and runs no code of a file. `evaluate --data=..`, `sample`, `frontier`, `judge` and `compare` accept the new workdir.
 --to writes the averaged weights of a workdir as a Hugging Face folder of SEDD, or as a small workdir of their own that
-holds nothing else (adapters merged with what they adapt). One JSON line on stdout.
-"""
+holds nothing else (adapters merged with what they adapt). One JSON line on stdout."""
 
 from typing import Any
 

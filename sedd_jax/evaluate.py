@@ -5,8 +5,7 @@ that do not overlap; for an autoregressive (AR) model, the likelihood itself. On
 bits per token, perplexity, each with its standard error.
 
 --suite=zeroshot --corpora=NAME=SOURCE,... --output=DIR evaluates on lambada, wikitext2, ptb, wikitext103 and lm1b (the
-given ones) by the published protocol, and writes a table (docs/evaluation.md). The same command continues it.
-"""
+given ones) by the published protocol, and writes a table (docs/evaluation.md). The same command continues it."""
 
 import dataclasses
 from typing import Any

@@ -1,7 +1,6 @@
 """Text from a file of sedd_jax.export, without sedd_jax: python FILE 'It [[9]] here.' --steps=64, for 9 tokens to fill.
 
-This is __main__.py in the file. It needs jax, numpy, flatbuffers, and for subwords tokenizers or sentencepiece.
-"""
+This is __main__.py in the file. It needs jax, numpy, flatbuffers, and for subwords tokenizers or sentencepiece."""
 
 import argparse
 import functools

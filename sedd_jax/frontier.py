@@ -4,8 +4,7 @@ Generates --num texts by each of --methods, with each number of --steps, at each
 likely a judge finds them (--judge: a GPT-2, a GGUF file, or the workdir of an AR baseline), how diverse they are, and
 what they cost; with --references also MAUVE. Without a judge, the figure is the model's own bound: how likely the model
 finds its samples. That says nothing about the data. Writes results.{json,csv,md,png} into --output, and every point
-with its texts into points/ there. The same command continues where it stopped, and longer lists add points.
-"""
+with its texts into points/ there. The same command continues where it stopped, and longer lists add points."""
 
 import dataclasses
 import itertools

@@ -1,7 +1,6 @@
 """A run as a model of lm-evaluation-harness 0.4 (github.com/EleutherAI/lm-evaluation-harness), by its interface `LM`.
 
-A likelihood is the bound given the context (of an AR baseline, exact), and text is infilled behind the context.
-"""
+A likelihood is the bound given the context (of an AR baseline, exact), and text is infilled behind the context."""
 
 import dataclasses
 from typing import Any

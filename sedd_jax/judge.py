@@ -4,8 +4,7 @@ Figures are per token of the judge, and of each sample only the tokens that the 
 token of a sample is not judged, as in the papers that quote GPT-2's perplexity. Read generative perplexity beside the
 entropy and the distinct n-grams: repetitive text is likely text.
 --references=FILE adds MAUVE of the samples against real texts (extra 'mauve'). Its paper takes 5000 of each, and
-figures compare only at equal numbers and lengths.
-"""
+figures compare only at equal numbers and lengths."""
 
 import json
 from typing import Any

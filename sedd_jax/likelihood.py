@@ -4,8 +4,7 @@
             + integral over t of sigma'(t) E_{x_t} score_entropy(x_t, x0)      diffusion (theorem 3.6)
             + E_{x_d} [ -log p(x0 | x_d) ] at t = 0                            reconstruction
 
-With the true scores the last two add up to -log p(x0), if x_1 is independent of x0.
-"""
+With the true scores the last two add up to -log p(x0), if x_1 is independent of x0."""
 
 from collections.abc import Callable
 from functools import partial

@@ -2,8 +2,7 @@
 
 Its own command line (extra `lm-eval`), which knows the model `sedd_jax` here: the run in a workdir, a diffusion model
 or an AR baseline. --model_args takes workdir, draws (of noise per text), seed, and options of sampling such as steps.
-Likelihoods of a diffusion model are the bound given the context, so they need the absorbing graph.
-"""
+Likelihoods of a diffusion model are the bound given the context, so they need the absorbing graph."""
 
 import sys
 

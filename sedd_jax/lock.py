@@ -6,8 +6,7 @@ that finds one watches it, and takes over if it does not change.
 
 Limits: NFS mounted with `nolock` or `local_lock` shows no host the locks of another. A killed holder's lease costs the
 next start half a minute. Two starts on a bucket within two seconds may both go on, and a holder suspended, or cut off,
-for longer than half a minute does not notice that another took over.
-"""
+for longer than half a minute does not notice that another took over."""
 
 import contextlib
 import errno

@@ -2,8 +2,7 @@
 
 Type a text with holes as for `sample --template`, watch it come about, move steps, temperature, sampler and seed, click
 a token for its alternatives, and copy the command that gives the same text. Only this machine reaches the page, at
-127.0.0.1; it loads nothing from elsewhere. Visitors wait for one another. Ctrl-C ends it.
-"""
+127.0.0.1; it loads nothing from elsewhere. Visitors wait for one another. Ctrl-C ends it."""
 
 import contextlib
 import functools

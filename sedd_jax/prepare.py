@@ -2,8 +2,7 @@
 
 Tokenises a corpus once, so that training reads it by random access (--config.data.source=shards:DIR), in memory that
 does not grow with it. The same command continues an interrupted one, checks the shards, and replaces damaged ones.
-One JSON line on stdout: tokens, documents, bytes and characters of each part.
-"""
+One JSON line on stdout: tokens, documents, bytes and characters of each part."""
 
 import dataclasses
 import os
@@ -13,8 +12,7 @@ from typing import Any
 from absl import flags
 
 from sedd_jax import cli
-from sedd_jax.data import preparation
-from sedd_jax.data.preparation import Plan
+from sedd_jax.data.preparation import Plan, prepare
 from sedd_jax.devices.stopping import Stopped
 
 flags.DEFINE_string("data", None, "What to read: a file or glob, tfds:NAME, hf:PATH, embedded; see docs/data.md.")
@@ -37,7 +35,7 @@ def main() -> dict[str, Any]:
         cli.required(name)
     plan = Plan(**{field.name: values[field.name].value for field in dataclasses.fields(Plan)})
     try:
-        manifest, kept = preparation.prepare(plan, values.output, workers=values.workers, progress=True)
+        manifest, kept = prepare(plan, values.output, workers=values.workers, progress=True)
     except KeyboardInterrupt as error:
         raise Stopped(signal.SIGINT, "with the finished shards kept") from error
     shards = {"shards": sum(map(len, manifest.shards.values())), "shards_kept": kept}

@@ -6,8 +6,7 @@ distribution b. Hence exp(sigma Q) = e^-sigma I + (1 - e^-sigma) b 1^T, and Q is
 
 Shapes: tokens x are [*shape], typically [B, L]; log-scores are [*shape, N] with N = num_states, in natural log, and 0
 at the current token; a noise level broadcasts against the tokens, so it is a scalar or [B, 1]. Results are float32.
-Equations: Lou, Meng, Ermon, arXiv 2310.16834; derivations in docs/mathematics.md.
-"""
+Equations: Lou, Meng, Ermon, arXiv 2310.16834; derivations in docs/mathematics.md."""
 
 import abc
 from collections.abc import Callable

@@ -6,8 +6,7 @@ chooses first, and [[4-9:/a|b+/]] for a text that keeps a rule, docs/constrained
 the length it was trained with; the part behind a template is sampled too, and cut off. --templates=FILE fills each of
 its templates --num times. In a template [[eot]] is the end of a text; \\[[ and \\]] are brackets of the text itself;
 \\\\[[3]] is a backslash and a hole. The AR baseline (objective 'ar') writes left to right, so it takes a prefix only.
-Texts go to stdout, then one JSON line; with --output also to a file for `python -m sedd_jax.judge`.
-"""
+Texts go to stdout, then one JSON line; with --output also to a file for `python -m sedd_jax.judge`."""
 
 import dataclasses
 import json

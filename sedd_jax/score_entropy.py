@@ -1,7 +1,6 @@
 """The training loss: denoising score entropy integrated over the noise levels (DWDSE, equation 10).
 
-`loss_and_grads` computes any `Objective` in chunks; score entropy is one.
-"""
+`loss_and_grads` computes any `Objective` in chunks; score entropy is one."""
 
 import math
 from collections.abc import Callable

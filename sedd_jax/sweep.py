@@ -5,8 +5,7 @@ The same command continues where it stopped, and uses points that were trained e
 stderr, results.{json,csv,md,png} in DIR and one JSON line on stdout. Exit code 1: points failed (the others were run).
 With --print_commands it runs nothing and prints the commands of the points that are not done, one per line.
 
-A sweep file has CONFIG, the path of its config relative to the file, and get_sweep(), a list of overrides.
-"""
+A sweep file has CONFIG, the path of its config relative to the file, and get_sweep(), a list of overrides."""
 
 import contextlib
 import json
@@ -18,16 +17,14 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from sedd_jax import cli, files, lock
-from sedd_jax import config as configuration
+from sedd_jax import cli, config as configuration, files, lock
 from sedd_jax.devices.processes import say
 from sedd_jax.devices.stopping import Stopped
 from sedd_jax.errors import InputError, TrainingError
@@ -43,8 +40,7 @@ BITS = "eval_bits_per_byte"
 FIGURES = ("train_loss", BITS, f"{BITS}_stderr", "eval_nats_per_token", "tokens_per_second", "mfu")
 
 
-@dataclass(frozen=True)
-class Trial:
+class Trial(NamedTuple):
     """One point, begun or not. arguments: those of its training command."""
 
     name: str

@@ -1,8 +1,7 @@
 """Trains a model: python -m sedd_jax.train --config=configs/tiny.py --workdir=DIR [--config.a.b=value ...]
 
 Goes on by itself where DIR holds the same run. --init=OTHER begins a new run from the averaged weights of a trained
-model. Progress goes to stderr, one JSON line with the result to stdout.
-"""
+model. Progress goes to stderr, one JSON line with the result to stdout."""
 
 from typing import Any
 

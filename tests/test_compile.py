@@ -11,8 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from running import make_config, run
 
-from sedd_jax.aot import costs, estimates
-from sedd_jax.aot import report as aot
+from sedd_jax.aot import costs, estimates, report as aot
 from sedd_jax.aot.estimates import least_traffic, roofline
 from sedd_jax.aot.hlo import Program
 from sedd_jax.devices import chips, sharding

@@ -16,8 +16,7 @@ import scipy.special
 import tokenizers as library
 from etils import epath
 from running import run, train_here, write_text
-from tiny_llama import TOKENS, write_llama
-from tiny_llama import reference_logits as llama_logits
+from tiny_llama import TOKENS, reference_logits as llama_logits, write_llama
 
 from sedd_jax.data.tokenizers import Bytes
 from sedd_jax.devices import sharding

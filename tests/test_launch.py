@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import ENVIRONMENT as HERE
-from running import QUICK_TO_COMPILE, ROOT, arguments, losses, saved_states, write_text
+from running import ENVIRONMENT as HERE, QUICK_TO_COMPILE, ROOT, arguments, losses, saved_states, write_text
 
 LAUNCH = ROOT / "launch"
 TRAIN = ("train", "--config=configs/small.py", "--workdir=gs://bucket/a b")

@@ -5,8 +5,7 @@ Loops through noised positions in chunks end with the data. Each stands in a nam
 are averages of whole chunks, at the noise levels of the schedule; a sampler has those too, if its scores are right.
 
 docs/tpu.md derives the bytes that one chip sends, by mesh axis. Sources: Rajbhandari et al. 2020 (ZeRO), section 7;
-Shoeybi et al. 2019 (Megatron-LM), section 3; Patarasuk and Yuan 2009 for the rings.
-"""
+Shoeybi et al. 2019 (Megatron-LM), section 3; Patarasuk and Yuan 2009 for the rings."""
 
 import math
 from functools import partial
@@ -99,19 +98,12 @@ def roofline(chip: Chip, *, flops: float, traffic: float, sent: float, useful: f
     """Seconds of one run on one chip: `step_seconds` if computing, HBM and links work at once and at their peaks (the
     least that is possible), `step_seconds_serial` if they take turns. mfu: the share of the peak for
     useful FLOPs; mfu_full: with the head at every position."""
-    parts = {
-        "compute_seconds": flops / chip.flops,
-        "memory_seconds": traffic / chip.memory_bandwidth,
-        "link_seconds": sent / chip.link_bandwidth,
-    }
+    parts = {"compute_seconds": flops / chip.flops, "memory_seconds": traffic / chip.memory_bandwidth}
+    parts["link_seconds"] = sent / chip.link_bandwidth
     longest, together = max(parts.values()), sum(parts.values())
-    return parts | {
-        "step_seconds": longest,
-        "step_seconds_serial": together,
-        "mfu": useful / chip.flops / longest,
-        "mfu_serial": useful / chip.flops / together,
-        "mfu_full": full / chip.flops / longest,
-    }
+    shares = {"mfu": useful / longest, "mfu_serial": useful / together, "mfu_full": full / longest}
+    seconds = {"step_seconds": longest, "step_seconds_serial": together}
+    return parts | seconds | {name: share / chip.flops for name, share in shares.items()}
 
 
 def least_traffic(

@@ -1,14 +1,12 @@
 """A compiled program, parsed from its optimised HLO text: instructions, and how often each is executed.
 
 The text (`jax.stages.Compiled.as_text`) is that of one device. The module's objects in jaxlib give names, opcodes and
-operands only: neither shapes nor attributes, such as trip counts.
-"""
+operands only: neither shapes nor attributes, such as trip counts."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z\d]*)\[([\d,]*)\](?:\{([^}]*)\})?")
@@ -48,8 +46,7 @@ class Array(NamedTuple):
         return math.prod(dims) * bits // 8
 
 
-@dataclass(frozen=True)
-class Instruction:
+class Instruction(NamedTuple):
     name: str
     root: bool
     arrays: tuple[Array, ...]
@@ -77,8 +74,7 @@ class Program:
     """The computations of one HLO module, and how often each is executed per run of the whole.
 
     num_devices: of the module. trips: iterations of the loops whose end depends on the data, by the innermost named
-    scope that they stand in. loop_of: the scope of such a loop around a computation.
-    """
+    scope that they stand in. loop_of: the scope of such a loop around a computation."""
 
     def __init__(self, text: str, num_devices: int, *, trips: Mapping[str, int | float] | None = None):
         self.num_devices, self._trips = num_devices, trips or {}
@@ -153,17 +149,13 @@ def _closing(text: str) -> int:
     return len(text)
 
 
-def _arrays(shape: str) -> tuple[Array, ...]:
-    found = _ARRAY.findall(shape)
-    return tuple(Array(dtype, tuple(map(int, filter(None, dims.split(",")))), layout) for dtype, dims, layout in found)
-
-
 def _instruction(name: str, root: bool, text: str) -> Instruction:
     end = _closing(text) if text.startswith("(") else text.index(" ")
-    shape, rest = text[:end], text[end:].lstrip()
+    found, rest = _ARRAY.findall(text[:end]), text[end:].lstrip()
+    arrays = tuple(Array(kind, tuple(map(int, filter(None, dims.split(",")))), layout) for kind, dims, layout in found)
     opening = rest.index("(")
     arguments = opening + _closing(rest[opening:])
-    return Instruction(name, root, _arrays(shape), rest[:opening], rest[opening + 1 : arguments - 1], rest[arguments:])
+    return Instruction(name, root, arrays, rest[:opening], rest[opening + 1 : arguments - 1], rest[arguments:])
 
 
 def _behind_copies(computation: Computation, name: str) -> Instruction:

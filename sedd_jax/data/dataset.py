@@ -9,7 +9,6 @@ from etils import epath
 
 from sedd_jax.data import corpora, mixture, records, shards, tokenizers
 from sedd_jax.data.packing import TokenStream, check_length, tokenize
-from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.errors import InputError
 
 # Documents, or their tokens.
@@ -20,7 +19,7 @@ Part = tuple[str, ...] | tuple[records.Record, ...] | TokenStream
 class Dataset:
     """length: tokens per sequence. shift: see `Loader`."""
 
-    tokenizer: Tokenizer
+    tokenizer: tokenizers.Tokenizer
     train: TokenStream | mixture.Mixture
     valid: TokenStream
     length: int
@@ -107,13 +106,13 @@ def load(
     return Dataset(chosen, mixed, stream(valid), length, shift and not isinstance(mixed, records.Records))
 
 
-def _tokenizer_of(prepared: list[shards.Shards], kind: str, vocab_size: int | None, path: str | None) -> Tokenizer:
+def _tokenizer_of(prepared: list[shards.Shards], kind: str, size: int | None, path: str | None) -> tokenizers.Tokenizer:
     first = prepared[0].tokenizer
     if any(other.tokenizer.fingerprint != first.fingerprint for other in prepared):
         raise InputError("the shards of this mixture were made with different tokenizers: prepare them with one")
-    if kind != prepared[0].manifest.kind or vocab_size not in (None, first.vocab_size):
+    if kind != prepared[0].manifest.kind or size not in (None, first.vocab_size):
         made_with = f"{prepared[0].manifest.kind!r} of {first.vocab_size} tokens"
-        raise InputError(f"tokenizer {kind!r}, vocab_size={vocab_size}, but these shards were made with {made_with}")
-    if path is not None and tokenizers.make(kind, vocab_size=vocab_size, path=path).fingerprint != first.fingerprint:
+        raise InputError(f"tokenizer {kind!r}, vocab_size={size}, but these shards were made with {made_with}")
+    if path is not None and tokenizers.make(kind, vocab_size=size, path=path).fingerprint != first.fingerprint:
         raise InputError(f"tokenizer path {path!r} is not the tokenizer that made the shards: leave it out")
     return first

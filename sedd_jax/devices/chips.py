@@ -4,11 +4,10 @@ cloud.google.com/tpu/docs, the page of each version ("Peak compute per chip (bf1
 chip as two devices, each with half of it. GPUs: NVIDIA's data sheets, SXM boards, without sparsity, NVLink one way; an
 A100 is taken to be the one with 80 GB."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Chip:
+class Chip(NamedTuple):
     """flops: dense bfloat16, per second. memory: bytes (decimal GB: what a runtime keeps for itself is in the rest).
     memory_bandwidth, link_bandwidth: bytes per second; the latter sent, over all links of the chip together."""
 

@@ -4,8 +4,7 @@ WikiText, the Penn Treebank and the One Billion Word Benchmark have spaces aroun
 tokenizers, which rules undo before models of plain text are tested on them (Radford et al. 2019, sec. 3.1). These are
 SEDD's (arXiv 2310.16834), which later papers share, in the same order and with those that look wrong: figures can only
 be compared on the same text. Most remove spaces. A few replace text: the number sign N of the Penn Treebank becomes 1
-(in WikiText also the N of a compass), <unk> becomes a question mark, and curly quotes become straight.
-"""
+(in WikiText also the N of a compass), <unk> becomes a question mark, and curly quotes become straight."""
 
 import functools
 import re

@@ -5,9 +5,8 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,6 @@ from jax.sharding import Mesh
 
 from sedd_jax.autoregressive import nats
 from sedd_jax.data import tokenizers
-from sedd_jax.data.tokenizers import END_OF_TEXT, Tokenizer
 from sedd_jax.devices import sharding
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError, explained, require_finite
@@ -28,13 +26,12 @@ from sedd_jax.training.trained import load_trained
 from sedd_jax.transformer import attention
 
 
-@dataclass(frozen=True)
-class Judge:
+class Judge(NamedTuple):
     """length: the most tokens it reads at once. mesh: its devices. nats: jitted, (tokens [B, L], lengths [B]) -> [B],
     -log p of each token but the first, given those before it, summed over the first tokens of each sequence, as many as
     its length. features: jitted, (tokens, lengths) -> [B, D], the last hidden state at the last of them."""
 
-    tokenizer: Tokenizer
+    tokenizer: tokenizers.Tokenizer
     length: int
     mesh: Mesh
     nats: Callable[[Any, Any], jax.Array]
@@ -115,11 +112,11 @@ def read_samples(path: epath.Path, *, flag: str = "samples") -> list[str]:
     return texts
 
 
-def encode(text: str, tokenizer: Tokenizer) -> np.ndarray:
+def encode(text: str, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
     """Ids; <|endoftext|> is the end of a text and not its letters, if the tokenizer has an end of text."""
     if tokenizer.eot is None:
         return tokenizer.encode(text)
-    parts = [part for document in text.split(END_OF_TEXT) for part in (tokenizer.encode(document), [tokenizer.eot])]
+    parts = [part for each in text.split(tokenizers.END_OF_TEXT) for part in (tokenizer.encode(each), [tokenizer.eot])]
     return np.concatenate(parts[:-1]).astype(np.int32)
 
 

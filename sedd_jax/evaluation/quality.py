@@ -1,8 +1,7 @@
 """Diversity of samples, and their perplexity under a judge.
 
 Text that repeats itself has a low perplexity, and so has text sampled from truncated probabilities. So the perplexity
-is read beside the diversity (Zheng et al. 2024, arXiv 2409.02908, section 4.2).
-"""
+is read beside the diversity (Zheng et al. 2024, arXiv 2409.02908, section 4.2)."""
 
 from collections.abc import Sequence
 

@@ -1,16 +1,14 @@
 """The five test sets on which the papers compare models that have not been trained on them.
 
 Protocol (docs/evaluation.md): each document is taken back to plain text and closed by the end-of-text token. All are
-laid end to end and cut into chunks of the model's length that do not overlap.
-"""
+laid end to end and cut into chunks of the model's length that do not overlap."""
 
 import dataclasses
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -23,8 +21,7 @@ from sedd_jax.training.options import EvalOptions
 from sedd_jax.training.trained import Trained
 
 
-@dataclass(frozen=True)
-class TestSet:
+class TestSet(NamedTuple):
     """split: a text of the source into documents. plain: a document's plain text. published: perplexities of MODELS."""
 
     title: str

@@ -2,15 +2,14 @@
 
 [[12]] is a hole of 12 tokens, [[~5]] one of as many tokens as about 5 words take, [[3-12]] one whose length the model
 chooses first. [[4:/a|b+/]] is one whose text keeps a rule, see `rules`. [[eot]] is the end of a text, as a given token.
-Brackets of the text itself are written \\[[ and \\]]; a backslash before brackets is \\\\, elsewhere it is itself.
-"""
+Brackets of the text itself are written \\[[ and \\]]; a backslash before brackets is \\\\, elsewhere it is itself."""
 
 import functools
 import os
 import pathlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -27,8 +26,7 @@ MARK = re.compile(rf"(?as)\\(\\(?=\\*(?:\[\[|\]\]))|\[\[|\]\])|\[\[(?:(~?)(\d+)(
 ESTIMATE_WORDS = 10_000  # words of the embedded corpus, enough for two digits of tokens per word
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """tokens: ids [L], FREE in holes. shown: how many of them belong to the text; the rest is sampled and cut off.
     holes: tokens in each hole of the template, in order. starts, rules: where it starts, and the rule for its text or
     "". ranges: (least, most) tokens of each, equal if the template says how many."""

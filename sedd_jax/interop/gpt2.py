@@ -4,9 +4,8 @@ our Transformer: positions are learned, all layers have biases, the head may be 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +25,7 @@ _FIXED = {"activation_function": "gelu_new", "scale_attn_weights": True}
 _FIXED |= {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """The names of Hugging Face's config.json. n_positions: the longest sequence."""
 
     vocab_size: int

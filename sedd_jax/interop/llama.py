@@ -6,8 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +30,7 @@ _SIZES |= {"feed_forward_length": "inner", "attention.head_count": "heads", "att
 _NUMBERS = {"attention.layer_norm_rms_epsilon": "epsilon", "rope.freq_base": "base"}
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """n_positions: the longest sequence. groups: of heads with the same keys and values. base: of the rotary angles."""
 
     vocab_size: int

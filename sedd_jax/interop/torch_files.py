@@ -11,9 +11,8 @@ import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -22,8 +21,7 @@ from etils import epath
 from sedd_jax.errors import InputError, explained
 
 
-@dataclass(frozen=True)
-class Storage:
+class Storage(NamedTuple):
     """A run of numbers in the member `key` of the archive. size: how many."""
 
     key: str
@@ -31,8 +29,7 @@ class Storage:
     size: int
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A view of a storage. Offset and strides count numbers. They need not fit the storage: `TorchFile.read` checks."""
 
     storage: Storage
@@ -41,8 +38,7 @@ class Tensor:
     strides: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class TorchFile:
+class TorchFile(NamedTuple):
     """tree: the saved object, with a `Tensor` for each tensor. root: the folder of all members in the archive."""
 
     path: Path

@@ -1,8 +1,7 @@
 """Text by running the Markov chain backwards, all positions in parallel, with any positions given.
 
 Nothing here knows of training or of the network. `sampler` has the options, `process` the reverse process, `methods`
-its steps, and `constrained` the rules for a text.
-"""
+its steps, and `constrained` the rules for a text."""
 
 # ruff: noqa: F401 (names for users)
 

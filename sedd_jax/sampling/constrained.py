@@ -5,8 +5,7 @@ s; the chance that the rest of it ends in an accepting state is b_i(s) = sum ove
 and the mass Z of the constraint the product of the b of all holes at their starts. A text drawn forwards by
 pi_i(a) b_i+1(move(s, a)) / b_i(s) follows the product law given the constraint. The sampler keeps those of its tokens
 whose turn it is. By their mass Z' then, a sample's weight grows by Z / Z', so that its mean is the probability of the
-constraint, and weighted samples follow the law of the unconstrained sampler given it (docs/constrained.md).
-"""
+constraint, and weighted samples follow the law of the unconstrained sampler given it (docs/constrained.md)."""
 
 from typing import Any, NamedTuple
 

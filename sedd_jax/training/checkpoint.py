@@ -24,8 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers as policies
-from orbax.checkpoint import type_handlers
+from orbax.checkpoint import checkpoint_managers as policies, type_handlers
 
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.files import system_error

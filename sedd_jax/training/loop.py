@@ -13,14 +13,12 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from sedd_jax import config as configuration
-from sedd_jax import likelihood, lock, sampling
+from sedd_jax import config as configuration, likelihood, lock, sampling
 from sedd_jax.data import dataset, tokenizers
 from sedd_jax.data.dataset import Dataset
 from sedd_jax.data.loader import Loader
 from sedd_jax.data.packing import chunks, mean_length, tokens_per_byte
 from sedd_jax.devices import processes, sharding
-from sedd_jax.devices.processes import say
 from sedd_jax.devices.stopping import Stopped, StopSignals
 from sedd_jax.errors import InputError, TrainingError
 from sedd_jax.training import flops, origin
@@ -59,7 +57,7 @@ def train(config: ConfigDict, workdir: epath.Path, init: str | None = None, init
     elif experiment.model.lora_rank:
         if "init" not in config:
             raise InputError(f"model.lora_rank={experiment.model.lora_rank} needs --init, the model to adapt")
-        params = load_base(config, workdir, log=say, mesh=dict(experiment.mesh.shape)).params
+        params = load_base(config, workdir, log=processes.say, mesh=dict(experiment.mesh.shape)).params
     # Nobody writes before all processes have passed the checks; nobody continues before all is written.
     processes.require_same("config", json.dumps(config.to_dict(), sort_keys=True))
     processes.require_same("data", data.fingerprint)
@@ -82,7 +80,7 @@ def _write_record(config: ConfigDict, workdir: epath.Path, data: Dataset, stack:
     configuration.check_same_experiment(config, workdir)
     configuration.check_same_data(data.fingerprint, workdir)
     if (workdir / "config.json").exists() and not configuration.has_checkpoint(workdir):
-        say(f"{workdir} is of a start that came to no checkpoint: this one begins afresh, and its files are replaced")
+        processes.say(f"{workdir} is of a start that came to no checkpoint: this one begins afresh and replaces it")
     data.tokenizer.save(workdir)
     configuration.save(config, workdir, data.fingerprint, data.tokenizer.fingerprint)
     return b"written"
@@ -98,9 +96,9 @@ class Loop:
         self.options, self.checkpoints, self.peak = experiment.train, checkpoints, flops.peak_flops()
         keys = jax.random.split(jax.random.key(self.options.seed), 4)
         init_key, self.train_key, self.eval_key, self.sample_key = keys
-        restored = checkpoints.restore(experiment.abstract_state(), log=say)
+        restored = checkpoints.restore(experiment.abstract_state(), log=processes.say)
         if restored:
-            say(f"resuming after step {restored.step} in {workdir}")
+            processes.say(f"resuming after step {restored.step} in {workdir}")
         self.state = restored.state if restored else experiment.init_state(init_key)
         if params is not None and not restored:
             self.state = origin.begin(self.state, params)
@@ -125,9 +123,9 @@ class Loop:
 
     def run(self, signals: StopSignals) -> dict[str, Any]:
         """The remaining steps. Returns the figures of the last one; raises TrainingError as `train` does."""
-        say(self._summary())
+        processes.say(self._summary())
         for line in filter(None, [*self.experiment.unsharded(), tokenizers.lossy_warning(self.data.tokenizer)]):
-            say(f"warning: {line}")
+            processes.say(f"warning: {line}")
         if self.step or "init" in self.config:  # of what a run begins from, or was stopped before
             self._measure(*self.report.has(self.step))
         with self.report.bar(step=self.step, steps=self.options.steps) as self.bar:

@@ -12,8 +12,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from sedd_jax import config as configuration
-from sedd_jax import interop
+from sedd_jax import config as configuration, interop
 from sedd_jax.data.tokenizers import Tokenizer
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError
