@@ -45,16 +45,17 @@ def define_path(name: str, text: str, *, output: bool = False) -> None:
     flags.DEFINE(_Parser(output_path if output else typed_path), name, None, text)
 
 
-def define_mesh() -> None:
-    """--mesh=AXIS:SIZE,... of a command that reads trained models: a dict, or None for their default."""
-    text = "How the devices are laid out, such as data:2,fsdp:4; by default as for the training, where that fits."
+def define_model(text: str = "Directory of a trained model.", name: str = "workdir") -> None:
+    """--workdir and --mesh=AXIS:SIZE,... of a command that reads a trained model: a dict, or None for its default."""
+    define_path(name, text)
+    mesh = "How the devices are laid out, such as data:2,fsdp:4; by default as for the training, where that fits."
 
     def parse(argument: str) -> dict[str, int]:
         if not re.fullmatch(r"((^|,)(data|fsdp|tensor):(-1|\d{1,6}))+", argument):
             raise InputError("give AXIS:SIZE,... of data, fsdp and tensor, such as data:2,fsdp:4")
         return {axis: int(size) for axis, size in (part.split(":") for part in argument.split(","))}
 
-    flags.DEFINE(_Parser(parse), "mesh", None, text)
+    flags.DEFINE(_Parser(parse), "mesh", None, mesh)
 
 
 class _Parser(flags.ArgumentParser):
@@ -84,8 +85,8 @@ def given(*names: str) -> dict[str, Any]:
     return {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].value is not None}
 
 
-def workdir() -> epath.Path:
-    return epath.Path(required("workdir"))
+def path(name: str = "workdir") -> epath.Path:
+    return epath.Path(required(name))
 
 
 def config() -> ConfigDict:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from etils import epath
 
 from sedd_jax import cli
 from sedd_jax.data.packing import chunks, mean_length, tokens_per_byte
@@ -20,8 +19,7 @@ from sedd_jax.likelihood import standard_errors, summarise
 from sedd_jax.training.trained import load_trained
 from sedd_jax.typing import as_batch
 
-cli.define_path("workdir", "Directory of a trained model.")
-cli.define_mesh()
+cli.define_model()
 cli.define_processes()
 cli.define_path("other", "Directory of the model to compare it with, of the same tokenizer and length.")
 flags.DEFINE_string("data", None, "As for evaluate; by default the validation part of the training data of --workdir.")
@@ -32,8 +30,8 @@ flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound
 
 
 def main() -> dict[str, Any]:
-    values, workdir = flags.FLAGS, cli.workdir()
-    places = {"workdir": workdir, "other": epath.Path(cli.required("other"))}
+    values, workdir = flags.FLAGS, cli.path()
+    places = {"workdir": workdir, "other": cli.path("other")}
     models = {name: load_trained(place, log=say, mesh=values.mesh) for name, place in places.items()}
     one, other = models.values()
     if one.tokenizer.fingerprint != other.tokenizer.fingerprint or one.length != other.length:

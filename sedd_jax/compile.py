@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from etils import epath
 
 from sedd_jax import cli
 from sedd_jax.aot import plan, report as aot
@@ -35,7 +34,7 @@ cli.define_path("output", "With --plan: directory of what is compiled, for the s
 
 
 def make_plan(topologies: list[str], **target: Any) -> dict[str, Any]:
-    output, price = epath.Path(cli.required("output")), dict(text.partition(":")[::2] for text in flags.FLAGS.price)
+    output, price = cli.path("output"), dict(text.partition(":")[::2] for text in flags.FLAGS.price)
     versions = {topology: topology.partition(":")[0] for topology in topologies}
     for version, text in price.items():
         if version not in versions.values() or not text.replace(".", "", 1).isdecimal():

@@ -18,23 +18,17 @@ _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a t
 
 # What may differ when a run is resumed: where and how long it runs and what it reports, not what it computes.
 _TRAIN = ("steps", "microbatches", "keep_last", "keep_period", "log_every", "eval_every", "sample_every")
-_MODEL = ("model.attention", "model.remat", "model.gradient_dtype")
-MAY_CHANGE = ("mesh", "eval", "sampling", *_MODEL, *(f"train.{name}" for name in (*_TRAIN, "checkpoint_every")))
+MAY_CHANGE = ("mesh", "eval", "sampling", "model.attention", "model.remat", "model.gradient_dtype")
+MAY_CHANGE += tuple(f"train.{name}" for name in (*_TRAIN, "checkpoint_every"))
 # Where the data lies. What it is, its fingerprint says (`check_same_data`).
 PLACES = ("data.source", "data.valid_source", "data.tokenizer_path", "init.source")
 
 # Fields that older runs do not have, with the values that they ran with.
-NEWER = flatten_dict(
-    {
-        "objective": "sedd",
-        "graph": {"padding": 0},
-        "model": {"parametrisation": "score", "time_conditioning": True, "time_input": "sigma", "qkv_bias": False}
-        | {"num_classes": 0, "lora_rank": 0, "lora_alpha": 16.0, "residual_dtype": "float32"},
-        "data": {"prompt_field": None, "label_field": None, "tail": "eot"},
-        "optim": {"kind": "adamw", "decayed": "all", "decay": "none", "decay_steps": 0, "floor": 0.0},
-    },
-    sep=".",
-)
+_OPTIM = {"kind": "adamw", "decayed": "all", "decay": "none", "decay_steps": 0, "floor": 0.0}
+_DATA = {"prompt_field": None, "label_field": None, "tail": "eot"}
+_MODEL = {"parametrisation": "score", "time_conditioning": True, "time_input": "sigma", "qkv_bias": False}
+_MODEL |= {"num_classes": 0, "lora_rank": 0, "lora_alpha": 16.0, "residual_dtype": "float32"}
+NEWER = {"objective": "sedd", "graph": {"padding": 0}, "model": _MODEL, "data": _DATA, "optim": _OPTIM}
 
 
 def build(constructor: Callable[..., T], section: str, config: ConfigDict, **given: Any) -> T:
@@ -80,8 +74,8 @@ def save(config: ConfigDict, workdir: epath.Path, data: str, tokenizer: str | No
 
 def load(workdir: epath.Path) -> ConfigDict:
     """The config that a run was started with. Raises InputError if workdir holds no run."""
-    config = _read(workdir / "config.json", remedy="restore it from a checkpoint's record or a backup")
-    if config is None:
+    remedy = "restore it from a checkpoint's record or a backup"
+    if not (config := read_json(workdir / "config.json", remedy=remedy, absent=True)):
         raise InputError(f"--workdir={workdir} holds no run (no config.json); give the directory of a trained model")
     return ConfigDict(config)
 
@@ -115,7 +109,7 @@ def check_same_model(config: ConfigDict, recorded: dict[str, Any], workdir: epat
 
 def _differences(one: ConfigDict, other: ConfigDict, free: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
     """(field, its value in one config, in the other) where they differ, but for the fields that are free to."""
-    configs = NEWER | flatten(one), NEWER | flatten(other)
+    configs = [flatten_dict(NEWER, sep=".") | flatten(config) for config in (one, other)]
     for field in sorted(set().union(*configs)):
         values = [config.get(field) for config in configs]
         if values[0] != values[1] and not field.startswith(free):
@@ -137,10 +131,4 @@ def check_same_data(fingerprint: str, workdir: epath.Path, remedy: str = "choose
 
 
 def _data_record(workdir: epath.Path) -> dict[str, Any]:
-    return _read(workdir / "data.json", remedy="restore it from a backup") or {}
-
-
-def _read(path: epath.Path, *, remedy: str) -> dict[str, Any] | None:
-    """The JSON object in a file of a run; None if it is absent, which a link to itself is not."""
-    with contextlib.suppress(FileNotFoundError):
-        return read_json(path, remedy=remedy)
+    return read_json(workdir / "data.json", remedy="restore it from a backup", absent=True)

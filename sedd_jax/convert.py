@@ -10,12 +10,9 @@ and runs no code of a file. `evaluate --data=..`, `sample`, `frontier`, `judge` 
 --to writes the averaged weights of a workdir as a Hugging Face folder of SEDD, or as a small workdir of their own that
 holds nothing else (adapters merged with what they adapt). One JSON line on stdout."""
 
-from typing import Any
-
 import jax
 import optax
 from absl import flags
-from etils import epath
 from ml_collections import ConfigDict
 
 from sedd_jax import cli
@@ -41,12 +38,12 @@ flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the matrix products (--from), 
 flags.DEFINE_enum("format", "safetensors", FORMATS, "Of the weights that --to writes.")
 
 
-def main() -> dict[str, Any]:
+def main() -> dict:
     values = flags.FLAGS
     reading, writing = values["from"].value, values["to"].value
     if (reading is None) == (writing is None):
         raise InputError("give one of --from=auto and --to=official; see --help")
-    source, output = cli.required("input"), check_free(cli.required("output"))
+    source, output = cli.path("input"), check_free(cli.required("output"))
     if reading:
         family = "sedd" if reading == "official" else reading
         params, config = load(source, family=family, config_file=values.model_config, revision=values.revision)
@@ -58,7 +55,7 @@ def main() -> dict[str, Any]:
             say(f"the model has {padding} state{'s' * (padding > 1)} without text, shown as <|{tokenizer.vocab_size}|>")
         step = config.train.get("steps", 0)
     else:
-        trained = load_trained(epath.Path(source), log=say)
+        trained = load_trained(source, log=say)
         params, config, step = jax.device_get(trained.params), trained.config, trained.step
         if writing == "official":
             save_official(output, params, config, format=values.format)

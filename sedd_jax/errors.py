@@ -21,14 +21,16 @@ class TrainingError(RuntimeError):
 
 @contextlib.contextmanager
 def explained(subject: str, remedy: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turns errors of these kinds into an InputError of one line: "subject: reason; remedy"."""
+    """Turns errors of these kinds into an InputError of one line: "subject: reason; remedy", without an empty remedy.
+    An InputError passes as it is, unless it is among the kinds."""
     try:
         yield
-    except InputError:
-        raise
     except kinds as error:
+        if isinstance(error, InputError) and InputError not in kinds:
+            raise
         lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
-        raise InputError(f"{subject}: {lines[0] if lines else type(error).__name__}; {remedy}") from error
+        reason = "; ".join(filter(None, (lines[0] if lines else type(error).__name__, remedy)))
+        raise InputError(f"{subject}: {reason}") from error
 
 
 def utf8(text: str, where: str = "text") -> bytes:

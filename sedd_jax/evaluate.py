@@ -8,10 +8,8 @@ bits per token, perplexity, each with its standard error.
 given ones) by the published protocol, and writes a table (docs/evaluation.md). The same command continues it."""
 
 import dataclasses
-from typing import Any
 
 from absl import flags
-from etils import epath
 
 from sedd_jax import cli
 from sedd_jax.data import tokenizers
@@ -21,8 +19,7 @@ from sedd_jax.evaluation import perplexity, zeroshot
 from sedd_jax.likelihood import ESTIMATORS
 from sedd_jax.training.trained import load_trained
 
-cli.define_path("workdir", "Directory of a trained model.")
-cli.define_mesh()
+cli.define_model()
 cli.define_processes()
 flags.DEFINE_string("data", None, "File, glob, shards:DIR, tfds:NAME ...; by default the validation part of training.")
 flags.DEFINE_integer("num_times", None, "Draws per sequence; by default eval.num_times.", lower_bound=1)
@@ -37,8 +34,8 @@ flags.DEFINE_enum("estimator", None, ESTIMATORS, "How the bound is estimated; by
 flags.DEFINE_integer("orders", 8, "With --estimator=orders: random orders per sequence.", lower_bound=1)
 
 
-def main() -> dict[str, Any]:
-    values, workdir = flags.FLAGS, cli.workdir()
+def main() -> dict:
+    values, workdir = flags.FLAGS, cli.path()
     if values.suite and values.data is not None:
         raise InputError(f"--suite has its own data; leave --data={values.data} out and give --corpora")
     if values.prompts and (values.suite or values.data is not None):
@@ -55,9 +52,9 @@ def main() -> dict[str, Any]:
         say(f"--orders={values.orders}: {values.orders * trained.length} network calls for each batch of sequences")
     options = dataclasses.replace(trained.experiment.eval, num_sequences=values.num_sequences or 0, **given)
     if values.prompts:
-        return perplexity.summary_given(trained, epath.Path(values.prompts), options, seed=values.seed)
+        return perplexity.summary_given(trained, cli.path("prompts"), options, seed=values.seed)
     if values.suite:
-        sources, output = zeroshot.parse(values.corpora), epath.Path(cli.required("output"))
+        sources, output = zeroshot.parse(values.corpora), cli.path("output")
         figures = zeroshot.evaluate(trained, sources, output, options, seed=values.seed)
         return {"suite": values.suite, "corpora": figures, "step": trained.step, "output": str(output)}
     stream = perplexity.stream_for(trained, workdir, values.data)

@@ -2,8 +2,7 @@
 
 FILE is a zip of programs (jax.export), weights, the tokenizer, about.json (shapes, arguments, defaults) and a reader,
 sedd_jax/exported.py, that does without this package. Nothing is pickled. Seed, steps, temperature and given tokens are
-arguments; the other options of `sample` are fixed here. Texts are those of `sample` with --num at a time, bit for bit.
-"""
+arguments; the other options of `sample` are fixed. Texts are those of `sample` with --num at a time, bit for bit."""
 
 import dataclasses
 import io
@@ -12,7 +11,6 @@ import pathlib
 import zipfile
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,9 +64,9 @@ def programs(trained: Trained, options: SamplingOptions, platforms: Sequence[str
         return {"program": make(False).serialize(), "program.temperature": make(True).serialize()}
 
 
-def main() -> dict[str, Any]:
+def main() -> dict:
     values, output = flags.FLAGS, cli.required("output")
-    trained = load_trained(cli.workdir(), log=say)
+    trained = load_trained(cli.path(), log=say)
     options = dataclasses.replace(trained.experiment.sampling, **cli.given(*(option.name for option in OPTIONS)))
     options.check(trained.experiment.graph, options.steps)
     options.check_label(trained.experiment.model.num_classes)

@@ -135,10 +135,13 @@ def read_text(path: epath.PathLike, flag: str) -> str:
         return path.read_text(encoding="utf-8")
 
 
-def read_json(path: epath.PathLike, *, remedy: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises InputError, which ends with the remedy, if the file does not hold one."""
-    with explained(f"{path} is damaged", remedy, TypeError, ValueError, RecursionError):
+def read_json(path: epath.PathLike, *, remedy: str, absent: bool = False) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError, which ends with the remedy, if the file does not hold one. absent:
+    whether the file may be, and {} is returned then; a link to itself is not absent."""
+    fine, damages = [FileNotFoundError] * absent, (TypeError, ValueError, RecursionError)
+    with explained(f"{path} is damaged", remedy, *damages), contextlib.suppress(*fine):
         return dict(json.loads(epath.Path(path).read_bytes()))
+    return {}
 
 
 def make_folder(path: epath.Path) -> None:
@@ -182,6 +185,7 @@ def plot(path: epath.PathLike, *, size: tuple[float, float], dpi: int = 150) -> 
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+    axes.grid(alpha=0.3, which="both")
     try:
         yield figure, axes
         figure.savefig(page := io.BytesIO(), format="png", dpi=dpi)

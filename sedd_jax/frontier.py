@@ -8,7 +8,6 @@ with its texts into points/ there. The same command continues where it stopped, 
 
 import dataclasses
 import itertools
-import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -45,8 +44,7 @@ COLUMNS: results.Columns = {
     "distinct-2": results.number("distinct_2", ".3f"),
 }
 
-cli.define_path("workdir", "Directory of a trained diffusion model.")
-cli.define_mesh()
+cli.define_model("Directory of a trained diffusion model.")
 flags.DEFINE_list("methods", ["analytic"], "METHOD or METHOD:GRID, as in analytic,analytic:cosine,first_hitting.")
 flags.DEFINE_list("steps", ["8", "16", "32", "64", "128"], "Numbers of reverse steps.")
 flags.DEFINE_list("temperatures", ["1"], "Below 1 narrows the distribution, a bias.")
@@ -100,8 +98,7 @@ def make_measure(trained: Trained, values: flags.FlagValues) -> Callable[[TokenR
 def plot(path: epath.Path, table: Sequence[dict[str, Any]], measured_by: str) -> None:
     """Bits per token against entropy: a line per sampler and temperature, a mark per number of steps."""
     with files.plot(path, size=(7.0, 5.0), dpi=130) as (page, axes):
-        sampler = operator.itemgetter("method", "grid", "temperature")
-        for (method, grid, temperature), group in itertools.groupby(table, sampler):
+        for (method, grid, temperature), group in itertools.groupby(table, lambda line: [line[f] for f in FIELDS[:3]]):
             lines = [line for line in group if line["bits_per_token"] is not None]
             spots = [(line["unigram_entropy"], line["bits_per_token"]) for line in lines]
             if spots and method == DATA:
@@ -112,12 +109,11 @@ def plot(path: epath.Path, table: Sequence[dict[str, Any]], measured_by: str) ->
                 for spot, line in zip(spots, lines, strict=True):
                     axes.annotate(f"{line['steps']}", spot, xytext=(3, 3), textcoords="offset points", fontsize=7)
         axes.set(xlabel="unigram entropy of a text, nats", ylabel=f"bits per token, by {measured_by}")
-        axes.grid(alpha=0.3)
         page.legend(loc="outside lower center", fontsize="small", ncols=2)
 
 
 def main() -> dict[str, Any]:
-    values, workdir = flags.FLAGS, cli.workdir()
+    values, workdir = flags.FLAGS, cli.path()
     output = epath.Path(values.output) if values.output else workdir / "frontier"
     trained = load_trained(workdir, log=say, mesh=values.mesh)
     experiment, length = trained.experiment, trained.length

@@ -15,7 +15,6 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from sedd_jax.data.tokenizers import END_OF_TEXT
 from sedd_jax.devices.processes import say
-from sedd_jax.devices.sharding import map_batches
 from sedd_jax.errors import InputError, explained, require_finite
 from sedd_jax.evaluation import perplexity
 from sedd_jax.files import typed_path
@@ -58,7 +57,7 @@ class Run(LM):
         nats, windows = self._nats(pairs)
         count = jax.jit(self._count_mistaken)
         run = lambda batch, first: count(self._trained.params, batch)  # noqa: E731
-        mistaken = map_batches(run, windows, self._options.batch_size, mesh=self._experiment.mesh)
+        mistaken = self._experiment.map_batches(run, windows, self._options.batch_size)
         return [(-float(cost), bool(wrong == 0)) for cost, wrong in zip(nats, mistaken, strict=True)]
 
     def loglikelihood_rolling(self, requests: Requests, disable_tqdm: bool = False) -> list[float]:
@@ -81,7 +80,8 @@ class Run(LM):
         for number, (context, asked) in enumerate(request.args for request in requests):
             count, stops = min(int(asked.get("max_gen_toks", 256)), self._length), asked.get("until") or []
             how = {"temperature": float(asked.get("temperature", 1))} if asked.get("do_sample") else {"top_k": 1}
-            given = _end(self._encode(context), self._length - count)
+            given = self._encode(context)
+            given = given[max(0, len(given) + count - self._length) :]  # the end of a long context
             stops = [stops] if isinstance(stops, str) else stops
             groups.setdefault(dataclasses.replace(self._sampling, **how), []).append((number, given, count, stops))
         for options, group in groups.items():
@@ -100,7 +100,7 @@ class Run(LM):
         for context, text in pairs:
             if (room := self._length - len(text)) < 0:
                 raise InputError(f"a text has {len(text)} tokens, the model's windows {self._length}; drop this task")
-            ids = np.concatenate([_end(context, room), text]).astype(np.int32)
+            ids = np.concatenate([context[max(0, len(context) - room) :], text]).astype(np.int32)
             counts = len(ids) - len(text), len(text), self._length - len(ids)
             rows.append((np.pad(ids, (0, counts[2])), np.repeat(range(3), counts)))
         tokens, role = (np.stack(part) for part in zip(*rows, strict=True))
@@ -118,8 +118,3 @@ class Run(LM):
         asked = ~(batch.given | batch.never)
         wrong = lambda score, sigma, x, x0: jnp.float32(probs(x, score, sigma).argmax(-1) != x0)  # noqa: E731
         return sum_over_positions(experiment.network(params), x, sigma, asked, wrong, batch.tokens)
-
-
-def _end(tokens: Any, count: int) -> Any:
-    """The last tokens, at most so many."""
-    return tokens[max(0, len(tokens) - count) :]

@@ -7,10 +7,8 @@ entropy and the distinct n-grams: repetitive text is likely text.
 figures compare only at equal numbers and lengths."""
 
 import json
-from typing import Any
 
 from absl import flags
-from etils import epath
 
 from sedd_jax import cli
 from sedd_jax.evaluation.judging import judge_samples, load_judge, make_mauve, read_samples
@@ -18,18 +16,17 @@ from sedd_jax.files import write_atomically
 from sedd_jax.training.options import MOST
 
 cli.define_path("samples", "Samples as `sample` writes them (JSON lines with a field 'text') or prints them.")
-cli.define_path("model", "A GPT-2 (folder, or hub id such as openai-community/gpt2-large), GGUF file, or AR workdir.")
+cli.define_model("A GPT-2 (folder, or hub id such as openai-community/gpt2-large), GGUF file, or AR workdir.", "model")
 cli.define_path("tokenizer_path", "Folder of GPT-2's vocabulary; by default that of --model.")
 cli.define_path("references", "File of real texts, like --samples, for MAUVE.")
 flags.DEFINE_integer("batch_size", 8, "Samples per network call.", lower_bound=1, upper_bound=MOST)
-cli.define_mesh()
 cli.define_path("output", "File for the figures as well, JSON.", output=True)
 
 
-def main() -> dict[str, Any]:
+def main() -> dict:
     values = flags.FLAGS
-    texts = read_samples(epath.Path(cli.required("samples")))
-    references = values.references and read_samples(epath.Path(values.references), flag="references")
+    texts = read_samples(cli.path("samples"))
+    references = values.references and read_samples(cli.path("references"), flag="references")
     judge = load_judge(cli.required("model"), values.tokenizer_path, mesh=values.mesh)
     result = judge_samples(judge, texts, values.batch_size) | {"model": values.model}
     if references:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.categorical import fine_uniform
-from sedd_jax.errors import InputError, require_finite
+from sedd_jax.errors import InputError, check_fields, require_finite
 from sedd_jax.network import Network, as_network, sum_over_positions
 from sedd_jax.noise import Noise
 from sedd_jax.rates import Absorbing, Graph
@@ -45,8 +45,9 @@ class Exact(NamedTuple):
 
 
 class Weighted(NamedTuple):
-    """Estimates of -log p(x0) from `orders`, one entry per sequence, in nats per sequence.
-    total: -log of the mean probability over the orders. mean: the mean of -log, which is above it."""
+    """Estimates of -log p(x0) by random orders, one entry per sequence, in nats per sequence. total: -log of the mean
+    probability over the orders, which is above -log p(x0) on average and falls with their number (Burda et al., arXiv
+    1509.00519). mean: the mean of -log, which is above it."""
 
     total: PerSequence
     mean: PerSequence
@@ -69,28 +70,29 @@ def bound(
     estimator: str = "auto",
     given: Mask | None = None,
     never: Mask | None = None,
-) -> Bound:
+) -> Bound | Weighted:
     """Estimates the bound of each sequence from num_times draws, with one network call per draw. Log-scores exist only
     for some noised positions at a time (`sum_over_positions`).
     first_index: index of the first sequence in its data set. The noise of a sequence depends only on the key and its
         index, so batches of any size on any mesh give the same estimates up to rounding.
     estimator: 'time' draws noise levels, stratified in time; 'count', for the absorbing graph, how many positions are
         masked, which varies less and leaves nothing to the prior; 'auto' is 'count' where it can be. 'published' is the
-        figure of SEDD's code, which is no bound: the diffusion part alone, as a mean over t in [0.001, 1].
+        figure of SEDD's code, which is no bound: the diffusion part alone, as a mean over t in [0.001, 1]. 'orders',
+        for the absorbing graph, is `Weighted`: by num_times random orders of unmasking, with L network calls for each.
     given, never: [B, L], for the absorbing graph: bounds -log p(the others | given ones), those of `never` unknown.
     Raises InputError for an estimator or a condition that the graph does not have."""
     absorbing, conditional = isinstance(graph, Absorbing), given is not None or never is not None
-    if estimator not in ESTIMATORS[:-1]:
-        raise InputError(f"estimator={estimator!r} is unknown; choose one of {', '.join(ESTIMATORS[:-1])}")
-    if not absorbing and (conditional or estimator == "count"):
-        raise InputError("a bound given some tokens, or by count, needs the absorbing graph: others have no clean ones")
+    check_fields("eval", {"estimator": estimator}, estimator=ESTIMATORS)
+    if not absorbing and (conditional or estimator in ("count", "orders")):
+        what = "a bound given some tokens, by count or by orders, needs the absorbing graph"
+        raise InputError(f"{what}: in others any token may be noise, and changes more than once")
     if estimator in ("time", "published") and conditional:
         raise InputError(f"estimator={estimator!r} is of whole sequences; with given tokens choose 'count'")
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_index + jnp.arange(len(tokens)))
-    network = as_network(score_fn)
-    if absorbing and estimator in ("auto", "count"):
-        return _by_count(keys, network, graph, noise, tokens, num_times, *roles(tokens, given, never))
-    return _by_time(keys, network, graph, noise, tokens, num_times, 1e-3 if estimator == "published" else 0.0)
+    process = keys, as_network(score_fn), graph, noise, tokens, num_times
+    if absorbing and estimator in ("auto", "count", "orders"):
+        return (_by_orders if estimator == "orders" else _by_count)(*process, *roles(tokens, given, never))
+    return _by_time(*process, 1e-3 if estimator == "published" else 0.0)
 
 
 def _levels(keys: Keys, index: Any, targets: Mask) -> tuple[Float[Array, "b l"], Int[Array, "b l"]]:
@@ -104,8 +106,7 @@ def _by_count(
     keys: Keys, network: Network, graph: Absorbing, noise: Noise, tokens: Tokens, num: int, targets: Mask, hidden: Mask
 ) -> Bound:
     """With n targets: the mean over k = 1..n of (n / k) E[ sum over the k masked ones of (e^sigma - 1) score_entropy ].
-    docs/mathematics.md, section 6. Positions turn to MASK at uniform levels; the first k of them, and the level of the
-    k-th, have just the law of k masked positions and their noise."""
+    The first k positions by uniform levels, and the level of the k-th, have the law of k masked ones and of noise."""
     count, shares = targets.sum(-1), jax.vmap(lambda k: stratified_times(jax.random.fold_in(k, 0), num))(keys)
 
     @jax.named_scope("diffusion")
@@ -124,25 +125,10 @@ def _by_count(
     return Bound(prior=nothing, diffusion=mean, reconstruction=nothing, stderr=jnp.sqrt(variance))
 
 
-def orders(
-    key: PRNGKey,
-    score_fn: ScoreFn | Network,
-    graph: Graph,
-    noise: Noise,
-    tokens: Tokens,
-    *,
-    num_orders: int,
-    first_index: Int[Array, ""] | int = 0,
-    given: Mask | None = None,
-    never: Mask | None = None,
+def _by_orders(
+    keys: Keys, network: Network, graph: Absorbing, noise: Noise, tokens: Tokens, num: int, targets: Mask, hidden: Mask
 ) -> Weighted:
-    """The likelihood of unmasking one token at a time, from num_orders random orders: num_orders * L network calls.
-    That is what first-hitting samples from with as many calls as tokens: p(x) = E over orders of the product of p(token
-    | tokens before it). `total` is above -log p(x) on average, and falls with num_orders (Burda et al., arXiv
-    1509.00519). Arguments as for `bound`."""
-    check_orders(graph)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_index + jnp.arange(len(tokens)))
-    network, (targets, hidden) = as_network(score_fn), roles(tokens, given, never)
+    """By p(x) = E over orders of the product of p(token | tokens before it): the law of first-hitting with L calls."""
 
     def draw(index):
         levels, rank = _levels(keys, index, targets)
@@ -158,13 +144,8 @@ def orders(
         masked = jnp.where(targets | hidden, graph.mask, tokens)
         return jax.lax.fori_loop(0, tokens.shape[1], reveal, (masked, jnp.zeros(len(tokens))))[1]
 
-    costs = jax.lax.map(draw, jnp.arange(num_orders))
-    return Weighted(total=-jax.nn.logsumexp(-costs, axis=0, b=1 / num_orders), mean=costs.mean(0))
-
-
-def check_orders(graph: Graph) -> None:
-    if not isinstance(graph, Absorbing):
-        raise InputError("the likelihood by orders needs the absorbing graph: elsewhere tokens change more than once")
+    costs = jax.lax.map(draw, jnp.arange(num))
+    return Weighted(total=-jax.nn.logsumexp(-costs, axis=0, b=1 / num), mean=costs.mean(0))
 
 
 def _denoising_cost(graph: Graph, log_score: Any, sigma: Any, x: Any, x0: Any) -> Float[Array, "r 1"]:

@@ -35,8 +35,7 @@ from sedd_jax.sampling.sampler import END_TIME
 from sedd_jax.training.options import SamplingOptions
 from sedd_jax.training.trained import Trained, load_trained
 
-cli.define_path("workdir", "Directory of a trained diffusion model.")
-cli.define_mesh()
+cli.define_model("Directory of a trained diffusion model.")
 flags.DEFINE_integer("port", 8000, "Of the page; 0 for any that is free.", lower_bound=0, upper_bound=65535)
 
 # What the page sets, besides the text and the seed. `sample` has flags of the same names.
@@ -60,14 +59,10 @@ class Playground:
         """What the page shows of the model and begins with."""
         trained, defaults = self.trained, self.trained.experiment.sampling
         about = {"workdir": self.workdir, "length": trained.length, "step": trained.step}
-        about |= {"parameters": optax.tree.size(trained.params), "methods": list(filter(self._takes, sampling.METHODS))}
+        absorbing = isinstance(trained.experiment.graph, Absorbing)
+        about["methods"] = sampling.METHODS if absorbing else sampling.GRID_METHODS
+        about["parameters"] = optax.tree.size(trained.params)
         return about | {"defaults": {name: getattr(defaults, name) for name in CONTROLS}}
-
-    def _takes(self, method: str) -> bool:
-        with contextlib.suppress(InputError):
-            SamplingOptions(method=method).check(self.trained.experiment.graph, 1)
-            return True
-        return False
 
     def fill(self, request: dict[str, Any], send: Send) -> None:
         """Sends {spans: [[text, step], ..], number, of} after events, then {tokens, command, seconds, calls}. request:
@@ -115,8 +110,7 @@ class Playground:
 
     @functools.cached_property
     def _conditional(self) -> Callable[..., jax.Array]:
-        """(params, tokens [B, L], position [B]) -> [B, V], p(token at position | all others). On the uniform graph
-        that is by the ratios at the least noise."""
+        """(params, tokens [B, L], position [B]) -> p(token | all others) [B, V]; uniform: at least noise."""
         experiment, vocab_size = self.trained.experiment, self.trained.tokenizer.vocab_size
 
         def conditional(params, tokens, position):
@@ -199,7 +193,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 def main() -> None:
     values = flags.FLAGS
-    trained = load_trained(cli.workdir(), log=say, mesh=values.mesh)
+    trained = load_trained(cli.path(), log=say, mesh=values.mesh)
     if trained.experiment.model.causal:
         raise InputError("the model of this --workdir writes from left to right, and fills no holes; try `sample`")
     with http.server.ThreadingHTTPServer(("127.0.0.1", values.port), Handler) as server:

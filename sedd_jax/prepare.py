@@ -7,7 +7,6 @@ One JSON line on stdout: tokens, documents, bytes and characters of each part.""
 import dataclasses
 import os
 import signal
-from typing import Any
 
 from absl import flags
 
@@ -29,7 +28,7 @@ flags.DEFINE_integer("record_tokens", Plan.record_tokens, "Tokens per record of 
 cli.define_path("output", "Directory of the shards.")
 
 
-def main() -> dict[str, Any]:
+def main() -> dict:
     values = flags.FLAGS
     for name in ("data", "tokenizer", "output"):
         cli.required(name)

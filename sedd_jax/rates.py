@@ -179,8 +179,7 @@ class Absorbing(Graph):
         return super().hazard(x, log_score + log_expm1(_column(sigma)), sigma)
 
     def analytic_probs(self, x: X, log_score: PerState, dsigma: Sigma) -> PerState:
-        # At MASK s_y (e^dsigma - 1) for tokens, and the rest stays; a token stays. So it is an Euler step, which needs
-        # one pass over the states less than the general form.
+        # At MASK s_y (e^dsigma - 1) for tokens, and the rest stays; a token stays: an Euler step, one pass less.
         return self.euler_probs(x, log_score + log_expm1(_column(dsigma)), 1.0)
 
     def score_of_mean(self, logits: PerState, x: X, sigma: Sigma) -> PerState:

@@ -10,10 +10,8 @@ Texts go to stdout, then one JSON line; with --output also to a file for `python
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,8 +28,7 @@ from sedd_jax.generation.trajectory import Frame, Trajectory
 from sedd_jax.training.options import SamplingOptions
 from sedd_jax.training.trained import load_trained
 
-cli.define_path("workdir", "Directory of a trained model.")
-cli.define_mesh()
+cli.define_model()
 cli.define_processes()
 flags.DEFINE_integer("num", None, "How many texts; by default sampling.num of the run's config.")
 flags.DEFINE_integer("steps", None, "Reverse steps; by default sampling.steps of the config.")
@@ -81,13 +78,13 @@ def watch(generator: Generator, trajectory: Trajectory, title: str) -> Generated
     if html:
         write_atomically(html, views.page(trajectory, title="Text by discrete diffusion", text=title))
     if animated:
-        views.gif(trajectory, pathlib.Path(animated))
+        views.gif(trajectory, animated)
     return generated
 
 
 def main() -> dict[str, Any]:
     values = flags.FLAGS
-    trained = load_trained(cli.workdir(), log=processes.say, mesh=values.mesh)
+    trained = load_trained(cli.path(), log=processes.say, mesh=values.mesh)
     causal, tokenizer = trained.experiment.model.causal, trained.tokenizer
     for name in DIFFUSION if causal else ():
         if values[name].value not in (None, False):
@@ -105,8 +102,8 @@ def main() -> dict[str, Any]:
     if not causal:
         options.check(trained.experiment.graph, options.steps, constrained=language is not None)
     possible = [infilling.alternatives(template or "", window, tokenizer, language) for template, window in named]
-    choose = partial(infilling.choose, trained, num=options.num, draws=values.length_draws, seed=values.seed)
-    chosen = list(map(choose, possible))
+    how = {"draws": values.length_draws, "seed": values.seed}
+    chosen = [infilling.choose(trained, windows, options.num, **how) for windows in possible]
     each = [window for windows, _ in chosen for window in windows]
     windows = np.stack([window.tokens for window in each])
     how = "from left to right" if causal else f"by the method {options.method!r} in {options.steps} steps"

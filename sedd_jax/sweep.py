@@ -17,7 +17,6 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -111,7 +110,7 @@ def check_workdir(points: Sequence[Trial], workdir: epath.Path) -> None:
     if (workdir / "config.json").exists():
         raise InputError(f"--workdir={workdir} holds a run of its own; choose another --workdir for the sweep")
     names, record = [point.name for point in points], workdir / "sweep.json"
-    held = files.read_json(record, remedy=f"if {workdir} is of this sweep, remove it") if record.exists() else {}
+    held = files.read_json(record, remedy=f"if {workdir} is of this sweep, remove it", absent=True)
     if others := [name for name in held.get("points", []) if name not in names]:
         raise InputError(f"--workdir={workdir} holds another sweep, with the point {others[0]}; choose another one")
     for point in points:
@@ -188,13 +187,9 @@ def write_results(folder: epath.Path, trials: list[Trial], fields: list[str], st
         table.append(line | {"workdir": str(trial.workdir)})
     columns = {field: lambda line, field=field: str(line[field]) for field in fields}
     columns = columns or {"point": lambda line: line["name"]}
-    columns |= {
-        "bits per byte": results.number(BITS, ".3f"),
-        "training loss": results.number("train_loss", ".3f"),
-        "step": lambda line: f"{line['step']} of {line['steps']}",
-        "tokens/s": results.number("tokens_per_second", ",.0f"),
-        "state": lambda line: line["state"],
-    }
+    columns |= {"bits per byte": results.number(BITS, ".3f"), "training loss": results.number("train_loss", ".3f")}
+    columns["step"] = lambda line: f"{line['step']} of {line['steps']}"
+    columns |= {"tokens/s": results.number("tokens_per_second", ",.0f"), "state": lambda line: line["state"]}
     results.write(folder, table, results.markdown(table, columns))
     plot(folder / "results.png", trials)
     return table
@@ -219,13 +214,12 @@ def plot(path: epath.Path, trials: Sequence[Trial]) -> None:
             if points := [(entry["step"], entry[figure]) for entry in found if entry.get(figure)]:
                 axes.plot(*zip(*points, strict=True), marker="o" if figure.startswith("eval") else "", label=name)
         axes.set(xlabel="step", ylabel=label)
-        axes.grid(alpha=0.3)
         if axes.lines:
             page.legend(loc="outside lower center", fontsize="small", ncols=1 + (len(axes.lines) > 6))
 
 
 def main() -> dict[str, Any] | None:
-    path, workdir = cli.required("sweep"), cli.workdir()
+    path, workdir = cli.required("sweep"), cli.path()
     config, overrides = read_sweep(path)
     config = flags.FLAGS.config or config
     if not config:
@@ -241,7 +235,7 @@ def main() -> dict[str, Any] | None:
         return None
     fields = list(dict.fromkeys(field for point in overrides for field in point))
     table = run_sweep(points, fields, workdir)
-    return {"sweep": Path(path).stem, "points": table, "best": best(table), "workdir": str(workdir)}
+    return {"sweep": epath.Path(path).stem, "points": table, "best": best(table), "workdir": str(workdir)}
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 Goes on by itself where DIR holds the same run. --init=OTHER begins a new run from the averaged weights of a trained
 model. Progress goes to stderr, one JSON line with the result to stdout."""
 
-from typing import Any
-
 from absl import flags
 
 from sedd_jax import cli
@@ -17,8 +15,8 @@ cli.define_path("init", "Workdir, or weights as for convert, that the run begins
 flags.DEFINE_enum("init_rows", None, ["mean"], "Rows of tokens that the model of --init does not know.")
 
 
-def main() -> dict[str, Any]:
-    return train(cli.config(), cli.workdir(), flags.FLAGS.init, flags.FLAGS.init_rows)
+def main() -> dict:
+    return train(cli.config(), cli.path(), flags.FLAGS.init, flags.FLAGS.init_rows)
 
 
 if __name__ == "__main__":

@@ -400,7 +400,7 @@ def test_an_untied_head_in_a_gguf_is_used(tmp_path):
         ({"tokenizer.ggml.pre": "llama-bpe"}, "pre='llama-bpe' is not supported, only 'smollm' and 'gpt-2'"),
         ({"tokenizer.ggml.model": "llama"}, "model='llama' is not supported, only 'gpt2'"),
         ({"tokenizer.ggml.add_bos_token": True}, "add_bos_token=True"),
-        ({"tokenizer.ggml.merges": ["t h"]}, r"no sound tokenizer \(its merges do not make '12'"),
+        ({"tokenizer.ggml.merges": ["t h"]}, r"no sound tokenizer: its merges do not make '12'"),
         ({"tokenizer.ggml.merges": ["q"]}, "no sound tokenizer"),
         ({"tokenizer.ggml.merges": 3}, "no sound tokenizer"),
         ({"tokenizer.ggml.tokens": [*TOKENS[:-1], "a"]}, "names a token twice"),

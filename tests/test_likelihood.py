@@ -105,9 +105,8 @@ def test_bound_by_counts_with_exact_scores_is_the_conditional_probability(target
         lambda: likelihood.bound(jax.random.key(0), score_fn, graph, noise, TRIPLES, num_times=2048, **roles)
     )()
     assert (abs(found.total - expected) < 4 * found.stderr + 1e-4).all()
-    weighted = jax.jit(
-        lambda: likelihood.orders(jax.random.key(0), score_fn, graph, noise, TRIPLES, num_orders=2, **roles)
-    )()
+    roles |= {"num_times": 2, "estimator": "orders"}
+    weighted = jax.jit(lambda: likelihood.bound(jax.random.key(0), score_fn, graph, noise, TRIPLES, **roles))()
     # With exact scores every order has the same probability.
     np.testing.assert_allclose(weighted.total, expected, atol=1e-4)
     np.testing.assert_allclose(weighted.mean, expected, atol=1e-4)
@@ -165,7 +164,8 @@ def test_likelihood_by_orders_lies_between_the_bound_and_the_truth():
     np.testing.assert_allclose(enumerated_bound(wrong_score, TRIPLES, (0, 1, 2)), means[0], atol=3e-6)
     repeats = 500
     x = jnp.tile(TRIPLES, (repeats, 1))
-    found = jax.jit(lambda: likelihood.orders(jax.random.key(1), wrong_score, graph, noise, x, num_orders=3))()
+    options = {"num_times": 3, "estimator": "orders"}
+    found = jax.jit(lambda: likelihood.bound(jax.random.key(1), wrong_score, graph, noise, x, **options))()
     for value, expected in ((found.total, means[2]), (found.mean, means[0])):
         value = np.asarray(value, np.float64).reshape(repeats, -1)
         assert (abs(value.mean(0) - expected) < 4.5 * value.std(0) / repeats**0.5 + 1e-5).all()
@@ -175,7 +175,7 @@ def test_conditions_that_a_graph_does_not_have_are_refused():
     run = lambda graph, **options: likelihood.bound(  # noqa: E731
         jax.random.key(0), wrong_score, graph, LogLinear(), TRIPLES, num_times=2, **options
     )
-    for options in ({"given": masks([0])}, {"never": masks([0])}, {"estimator": "count"}):
+    for options in ({"given": masks([0])}, {"never": masks([0])}, {"estimator": "count"}, {"estimator": "orders"}):
         with pytest.raises(InputError, match="needs the absorbing graph"):
             run(GRAPHS[1], **options)
     with pytest.raises(InputError, match="estimator='time' is of whole sequences"):

@@ -257,7 +257,7 @@ def figures_of_trained(models, shape):
         config.mesh = {"data": 1}
         one = make_experiment(config, trained.tokenizer.vocab_size, jax.devices()[:1])
         places = jax.tree.map(lambda leaf: leaf.sharding, one.abstract_state().params)
-        trained = dataclasses.replace(trained, experiment=one, params=jax.device_put(trained.params, places))
+        trained = trained._replace(experiment=one, params=jax.device_put(trained.params, places))
     else:
         assert dict(trained.experiment.mesh.shape) == dict(judge.mesh.shape) == mesh
         for params in (trained.params, judge.nats.args[0]):
@@ -267,7 +267,7 @@ def figures_of_trained(models, shape):
                 split = leaf.sharding.shard_shape(leaf.shape) != leaf.shape
                 assert split or shape[1] == 1 or name.startswith("sigma") or name.endswith("bias"), name
     options = EvalOptions(num_times=3, num_sequences=11, batch_size=3)
-    stream = perplexity.stream_of(trained, str(models / "text.txt"))
+    stream = perplexity.stream_for(trained, models / "diffusion", str(models / "text.txt"))
     windows = np.full((5, 32), FREE)
     windows[:, 3:7] = [97, 98, 99, 32]
     generated = Generator(trained, trained.experiment.sampling, 3).generate(windows, steps=4, seed=1)

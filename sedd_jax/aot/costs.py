@@ -1,8 +1,7 @@
 """FLOPs and bytes of a compiled program on one device: per instruction, times its executions.
 
 XLA's `cost_analysis` counts the body of a loop once: one of twelve scanned blocks. The text does not show the inside of
-a custom call (a Pallas kernel): attention kernels have a formula here, others count by their author's estimate, if any.
-"""
+a custom call (a Pallas kernel): attention kernels have a formula here, others count by their author's estimate."""
 
 import math
 import re
@@ -13,19 +12,11 @@ import numpy as np
 
 from sedd_jax.aot.hlo import Array, Computation, Instruction, Program, called
 
-# The bytes that each device of a group of n must send per byte of its operands. A ring reaches these: an all-gather
-# passes on all parts but one, a reduce-scatter likewise, and an all-reduce is both.
-COLLECTIVES = {
-    "all-gather": lambda n: n - 1.0,
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "reduce-scatter": lambda n: (n - 1) / n,
-    "all-to-all": lambda n: (n - 1) / n,
-    "ragged-all-to-all": lambda n: (n - 1) / n,
-    "collective-permute": lambda n: 1.0,
-    "collective-broadcast": lambda n: 1.0,
-}
-# Products of L x L x D per head, by the beginning of an attention kernel's name. The backward kernel is the fused one:
-# scores again, and the gradients of weights, values, queries and keys.
+# Bytes that each of n devices must send per byte of its operands. A ring reaches these; an all-reduce is two passes.
+COLLECTIVES = {"all-gather": lambda n: n - 1.0, "all-reduce": lambda n: 2 * (n - 1) / n}
+COLLECTIVES |= dict.fromkeys(("reduce-scatter", "all-to-all", "ragged-all-to-all"), lambda n: (n - 1) / n)
+COLLECTIVES |= dict.fromkeys(("collective-permute", "collective-broadcast"), lambda n: 1.0)
+# Products of L x L x D per head, by the beginning of a kernel's name: backward, scores again and four gradients.
 PRODUCTS_OF_KERNEL = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}
 # These copy nothing, or stand for the computations that they call; the last three are custom calls.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
@@ -195,8 +186,7 @@ def _is_view(instruction: Instruction) -> bool:
 
 
 def _multiply_adds(instruction: Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> int:
-    """Multiply-adds of a convolution, without those at padding or at the holes of a dilation. A TPU program writes the
-    batch axes of a matrix product as spatial axes where each output has one input."""
+    """Multiply-adds of a convolution but those at padding and holes. TPUs make spatial axes of batch axes."""
     lhs_labels, rhs_labels, out_labels = re.split(r"_|->", instruction.attribute("dim_labels"))
     out = instruction.arrays[0].dims
     window = {name: text.split("x") for name, text in re.findall(r"(\w+)=([\w\-]+)", instruction.attribute("window"))}

@@ -8,15 +8,13 @@ docs/tpu.md derives the bytes that one chip sends, by mesh axis. Sources: Rajbha
 Shoeybi et al. 2019 (Megatron-LM), section 3; Patarasuk and Yuan 2009 for the rings."""
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sedd_jax.devices import sharding
-from sedd_jax.devices.chips import Chip
+from sedd_jax.devices import chips, sharding
 from sedd_jax.errors import InputError
 from sedd_jax.network import chunk_size
 from sedd_jax.rates import Absorbing
@@ -84,7 +82,7 @@ def sampling(experiment: Experiment, length: int, num: int) -> dict[str, Loop]:
         calls, trips = len(drawn), float(np.mean(-(-shape[-1] * drawn // rows)))
         drawn_share = float(np.mean(drawn)) / length
         return {scope: Loop(calls, drawn_share, trips, trips), "events": Loop(0, 0.0, calls, calls)}
-    grid = jax.vmap(partial(grid_time, options.grid))(jnp.arange(options.steps) / options.steps)
+    grid = jax.vmap(lambda progress: grid_time(options.grid, progress))(jnp.arange(options.steps) / options.steps)
     calls = options.steps * (options.corrector_steps + 1 + (options.method == "trapezoidal"))
 
     def loop(t: Any, calls: int) -> Loop:
@@ -94,10 +92,11 @@ def sampling(experiment: Experiment, length: int, num: int) -> dict[str, Loop]:
     return {"step": loop(grid, calls), "denoise": loop(jnp.full(DRAWS, END_TIME), 1)}
 
 
-def roofline(chip: Chip, *, flops: float, traffic: float, sent: float, useful: float, full: float) -> dict[str, float]:
-    """Seconds of one run on one chip: `step_seconds` if computing, HBM and links work at once and at their peaks (the
-    least that is possible), `step_seconds_serial` if they take turns. mfu: the share of the peak for
-    useful FLOPs; mfu_full: with the head at every position."""
+def roofline(
+    chip: chips.Chip, *, flops: float, traffic: float, sent: float, useful: float, full: float
+) -> dict[str, float]:
+    """Seconds of a run on a chip: `step_seconds` if computing, HBM and links work at once at their peaks (the least
+    possible), `step_seconds_serial` in turns. mfu: useful FLOPs' share of the peak; mfu_full: head everywhere."""
     parts = {"compute_seconds": flops / chip.flops, "memory_seconds": traffic / chip.memory_bandwidth}
     parts["link_seconds"] = sent / chip.link_bandwidth
     longest, together = max(parts.values()), sum(parts.values())

@@ -15,8 +15,7 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 
 
 class Array(NamedTuple):
-    """One array of a shape. layout: its axes from the fastest on, the tile of the last ones, and "S(n)" outside of HBM,
-    as in 1,0:T(8,128)(2,1)S(1)."""
+    """One array. layout: axes from the fastest on, the tile of the last, "S(n)" off HBM: 1,0:T(8,128)(2,1)S(1)."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -81,8 +80,7 @@ class Program:
         self.computations: dict[str, Computation] = {}
         self._executions: Counter[str] = Counter()
         self.loop_of: dict[str, str] = {}
-        self.unknown_trip_counts = 0
-        self.conditionals = 0
+        self.unknown_trip_counts = self.conditionals = 0
         entry, current = "", {}
         for line in text.splitlines():
             if header := _HEADER.match(line):
@@ -103,8 +101,7 @@ class Program:
                 self._count(name, times * trips, scope or loop)
 
     def _trip_count(self, computation: Computation, loop: Instruction) -> tuple[int | float, str]:
-        """Iterations of a loop: as noted by the compiler, or from the counter, its start, step and bound, or of the
-        scope that it stands in, whose name is then returned too."""
+        """Iterations of a loop, as the compiler notes or by its counter; or those of its scope, and its name."""
         if known := re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes):
             return int(known[1]), ""
         condition = self.computations[loop.attribute("condition").lstrip("%")]

@@ -78,8 +78,7 @@ def space(read: Read, topology: str, num_slices: int, vocab_size: int) -> dict[C
 
 def plan(read: Read, least: Mapping[Choice, float], entry: Callable, price: float | None, **target: Any) -> list[dict]:
     """Compiles choices in the order of `least` until one fits, then those neighbours of the best that may be faster.
-    Returns a line for each, the best first. entry: (name, make) -> what make() gives, kept under the name. price: of a
-    chip-hour. target: of `report.report`."""
+    Lines, the best first. entry: (name, make) -> make(), kept. price: of a chip-hour. target: of `report.report`."""
     known: dict[Choice, dict[str, Any]] = {}
     config, topology, num_slices = read([]), target["topology"], target["num_slices"]
 

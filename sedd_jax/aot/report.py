@@ -32,8 +32,7 @@ _key = partial(jax.eval_shape, partial(jax.random.key, 0))
 
 
 def topology_devices(name: str, num_slices: int = 1) -> Sequence[jax.Device]:
-    """The devices of `num_slices` TPU slices such as 'v5e:4x4', for compilation only. Raises InputError without
-    libtpu."""
+    """The devices of `num_slices` TPU slices such as 'v5e:4x4', to compile for. Raises InputError without libtpu."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("--topology needs libtpu, which is not installed: pip install 'sedd_jax[aot]' (Linux, x86-64)")
     # libtpu would otherwise ask a metadata server for these; their values do not matter.
@@ -62,8 +61,7 @@ def bytes_per_chip(tree: Any) -> int:
 
 
 class _Program(NamedTuple):
-    """What `report` compiles. num: sequences. loops: see `estimates`. parts: network calls that their tokens are dealt
-    out to; without it each call has all. held: what training holds beside the parameters."""
+    """What `report` compiles. num: sequences. parts: of a batch, by microbatch or token. held: beside parameters."""
 
     name: str
     function: jax.stages.Wrapped

@@ -15,9 +15,8 @@ from sedd_jax.errors import InputError
 
 def prepare(plan: Plan, output: str, *, options: list[str]) -> shards.Manifest:
     """Makes the shards of a plan in the directory `output`. Beam's runner repeats what fails. plan: must name
-    `valid_data`, and a tokenizer that need not be trained. output: a directory that is empty or absent, on a file
-    system that all workers share. options: Beam's command line, such as `--runner=...`. Raises InputError for another
-    plan or output, or if the source cannot be read."""
+    `valid_data`, and a tokenizer that need not be trained. output: empty or absent, on a file system that all workers
+    share. options: Beam's command line, as `--runner=...`. Raises InputError for what does not fit or cannot be had."""
     if plan.valid_data is None:
         raise InputError("valid_data is missing: a Beam pipeline does not divide a corpus, give a validation text")
     if plan.vocab_size is not None and plan.tokenizer_path is None:

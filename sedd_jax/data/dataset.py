@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
 
 from etils import epath
 
@@ -56,7 +55,6 @@ def load(
     separator: str | None = None,
     shift: bool = True,
     directory: epath.PathLike | None = None,
-    on_leader: Callable[[Callable[[], bytes]], bytes] = lambda make: make(),
 ) -> Dataset:
     """Opens a corpus: shards stay on disk, text is read and tokenised. Writes nothing. Raises InputError as the
     functions below do, or if a part of the corpus is shorter than one sequence.
@@ -92,7 +90,7 @@ def load(
     else:
         texts = [text for part in train for each in part for text in ([each] if isinstance(each, str) else each[:2])]
         known = {"vocab_size": vocab_size, "path": tokenizer_path, "directory": directory}
-        chosen = tokenizers.make(tokenizer, **known, texts=texts, on_leader=on_leader)
+        chosen = tokenizers.make(tokenizer, **known, texts=texts)
 
     def stream(part: Part) -> TokenStream:
         if isinstance(part, tuple) and isinstance(part[0], records.Record):

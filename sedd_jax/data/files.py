@@ -142,10 +142,8 @@ def _divide(text: str, separator: str | None, *, where: pathlib.Path) -> Iterato
         yield from re.split(rf"(?:\r?\n)?{re.escape(separator)}(?:\r?\n)?", text)
         return
     if re.search(r"(?m)^<\|endoftext\|>\r?$", text):
-        _say_once(
-            f"warning: texts in {where.parent} spell <|endoftext|> on lines of their own, which are read as letters; "
-            "to divide them there, set separator to '<|endoftext|>'"
-        )
+        what = f"warning: texts in {where.parent} spell <|endoftext|> on lines of their own, which are read as letters"
+        _say_once(f"{what}; to divide them there, set separator to '<|endoftext|>'")
     yield text
 
 

@@ -20,10 +20,9 @@ _ENDLESS = 1 << 40
 
 class Loader(Iterator[np.ndarray | Batch]):
     """Yields this process's sequences of each global batch: int32 [number of sequences, length], or a `Batch`. An epoch
-    cuts the stream into `num_chunks` chunks and visits them in its own order. Global batch s has the sequences
-    s * batch_size to (s + 1) * batch_size - 1 of that order, epoch after epoch. So it depends only on `seed` and s.
-    batches_per_epoch: seldom an integer, since batches cross the ends of epochs. position: global batches consumed,
-    also before a resumption; the whole state."""
+    cuts the stream into `num_chunks` chunks and visits them in its own order. Global batch s has the sequences s *
+    batch_size to (s + 1) * batch_size - 1 of that order, epoch after epoch: it depends only on `seed` and s.
+    batches_per_epoch: seldom an integer. position: global batches consumed, also before a resumption; the state."""
 
     def __init__(
         self,

@@ -11,8 +11,8 @@ PREFIX = "mix:"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
-    """streams: each is repeated independently of its size. weights: the shares of the sequences, in any unit. The first
-    n sequences hold each stream's share to within about one, for every n."""
+    """streams: each is repeated independently of its size. weights: shares of the sequences, in any unit. The first n
+    sequences hold each stream's share to within about one, for every n."""
 
     streams: tuple[TokenStream, ...]
     weights: tuple[float, ...]

@@ -196,8 +196,7 @@ def _missing(plan: Plan, cut: int, there: dict[str, Shard], kept: dict[str, Shar
         for block in part_blocks(split, number, (text for _, text in group), plan.shard_bytes):
             unseen.discard(block.name)
             if block.name in there and there[block.name].text != block.digest:
-                what = f"the text of {block.name} has changed since it was prepared"
-                raise InputError(f"{what}: prepare into another output")
+                raise InputError(f"the text of {block.name} has changed since it was prepared: give another output")
             if block.name not in kept:
                 yield block
     if unseen:

@@ -66,7 +66,7 @@ def read(source: str, *, text_field: str, prompt_field: str | None, label_field:
 
 
 def tokenize(records: Sequence[Record], tokenizer: Tokenizer, length: int, *, tail: str) -> Records:
-    """Prompt, text and an end of text, if the tokenizer has one, in windows of `length` tokens. Longer texts are cut.
+    """Prompt, text and an end of text, if the tokenizer has one, in windows of `length` tokens; longer texts are cut.
     tail: what is behind them, 'eot': more ends of text, which are asked for as well; 'unknown': nothing, see `Batch`.
     Raises InputError for a prompt that leaves no room."""
     if tail not in TAILS or (tail == "eot" and tokenizer.eot is None):

@@ -60,8 +60,7 @@ class Shard:
         return split, int(part), int(block)
 
 
-@dataclasses.dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """record_tokens: tokens per record. kind: of the tokenizer. made_from: the plan of `prepare`."""
 
     fingerprint: str
@@ -77,16 +76,12 @@ class Manifest:
         return {name: sum(getattr(shard, name) for shard in self.shards[split]) for name in names}
 
     def to_json(self) -> str:
+        tokenizer = {"kind": self.kind, "fingerprint": self.fingerprint, "vocab_size": self.vocab_size}
+        about = {"version": VERSION, "tokenizer": tokenizer, "dtype": token_dtype(self.vocab_size).name}
+        about |= {"record_tokens": self.record_tokens, "made_from": self.made_from}
         listed = {split: {"shards": [*map(dataclasses.asdict, shards)]} for split, shards in self.shards.items()}
-        content = {
-            "version": VERSION,
-            "tokenizer": {"kind": self.kind, "fingerprint": self.fingerprint, "vocab_size": self.vocab_size},
-            "dtype": token_dtype(self.vocab_size).name,
-            "record_tokens": self.record_tokens,
-            "made_from": self.made_from,
-            "splits": {split: self.counts(split) | shards for split, shards in listed.items()},
-        }
-        return json.dumps(content, indent=1) + "\n"
+        splits = {split: self.counts(split) | shards for split, shards in listed.items()}
+        return json.dumps(about | {"splits": splits}, indent=1) + "\n"
 
 
 def read_manifest(directory: pathlib.Path | epath.Path) -> Manifest:

@@ -1,8 +1,7 @@
 """Published figures of the chips, of one JAX device each: what a measured or a compiled program is held against. TPUs:
 cloud.google.com/tpu/docs, the page of each version ("Peak compute per chip (bf16)", "HBM capacity", "HBM bandwidth" and
 "Bidirectional inter-chip interconnect bandwidth per chip", of which half is what a chip can send). JAX sees a TPU7x
-chip as two devices, each with half of it. GPUs: NVIDIA's data sheets, SXM boards, without sparsity, NVLink one way; an
-A100 is taken to be the one with 80 GB."""
+chip as two devices, half of it each. GPUs: NVIDIA's data sheets, SXM, not sparse, NVLink one way; A100: of 80 GB."""
 
 from typing import NamedTuple
 

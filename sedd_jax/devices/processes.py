@@ -1,6 +1,5 @@
-"""Several processes as one run: they join, exchange values, and end together. A process alone needs none of it. Values
-go through the key-value store of jax's coordination service, where a process can wait for as long as another works. A
-collective on the devices would time out."""
+"""Several processes as one run: they join, exchange values, and end together. One alone needs none of it. Values go
+through the key-value store of jax's coordination service, where waits have no limit: collectives time out."""
 
 import contextlib
 import ctypes

@@ -19,6 +19,7 @@ from sedd_jax.errors import InputError, explained
 
 MESH_AXES = ("data", "fsdp", "tensor")
 LANES = 128  # columns of a TPU's tile
+Names = tuple[str | None, ...]  # logical axes
 
 # Logical axis -> the mesh axes that split it. Axes that are not named here (layers, length, cond) are not split.
 RULES: Mapping[str, tuple[str, ...]] = {
@@ -48,8 +49,7 @@ def make_mesh(
     shape = tuple(len(devices) // known if size == -1 else size for size in sizes.values())
     slices = _num_slices(slices, devices)
     if shape[0] % slices:
-        inside = "since fsdp and tensor stay inside a slice"
-        raise InputError(f"{asked}: mesh.data={shape[0]} must be a multiple of the {slices} slices, {inside}")
+        raise InputError(f"{asked}: mesh.data={shape[0]} must be a multiple of the {slices} slices, over which it goes")
     unfit = AssertionError, NotImplementedError, ValueError
     with explained(f"{asked} cannot be laid on these {len(devices)} devices", "give other sizes", *unfit):
         if slices > 1:
@@ -90,7 +90,7 @@ def _parts(mesh: Mesh | AbstractMesh, axes: Iterable[str] | None) -> int:
     return math.prod(mesh.shape[axis] for axis in axes or ())
 
 
-def spec(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+def spec(shape: tuple[int, ...], names: Names, mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """How an array with these logical axes is split. An axis is not split if the mesh does not divide its length.
     Inside `jax.shard_map`, the mesh axes that it has split already are left out."""
     return PartitionSpec(*(_split(size, name, mesh) for size, name in zip(shape, names, strict=True)))
@@ -102,20 +102,16 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec(x.shape, names, mesh))
 
 
-def gathered(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+def gathered(weight: jax.Array, names: Names) -> jax.Array:
     """A weight gathered along its model width where it is used. The compiler alone would pass the parts of the weight
     round in a ring, once more than needed under rematerialisation."""
     return constrain(weight, *(None if name == "embed" else name for name in names))
 
 
-def summed(
-    function: Callable[..., jax.Array], shape: tuple[int, ...], names: tuple[str | None, ...], *arrays: jax.Array
-) -> jax.Array:
+def summed(function: Callable[..., jax.Array], shape: tuple[int, ...], names: Names, *arrays: jax.Array) -> jax.Array:
     """function(*arrays [B, ...]), a sum over sequences, [*shape], that is split like a weight with these logical axes.
-
     Every device computes it for its own sequences, and they exchange the parts. By itself a TPU's compiler would cut a
-    product of activations into a piece for each device, and read all activations for each.
-    """
+    product of activations into a piece for each device, and read all activations for each."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = [axis for axis in RULES["batch"] if not mesh.empty and axis not in mesh.manual_axes and mesh.shape[axis] > 1]
     if not axes or len(arrays[0]) % _parts(mesh, RULES["batch"]):
@@ -192,8 +188,7 @@ def batch_axes(place: NamedSharding) -> list[tuple[str, ...]]:
 def on_shards(function: Callable, places: Mapping[str, NamedSharding], dtype: str, *, outputs: Any = None) -> Callable:
     """function(weights, *arrays [B, ...]) -> arrays [B, ...], run by every device on its own sequences. weights: {name:
     array} with the shardings `places`. Where batch axes of the mesh split them, every device gets them complete, moved
-    in `dtype`, that of the products, as half the bytes; `tensor` splits them as before. outputs: specs of the results
-    if these are not batches, for a B that the mesh divides."""
+    in `dtype`, half the bytes; `tensor` splits them as before. outputs: specs of results that are no batches."""
     mesh = next(iter(places.values())).mesh
     split = {name: batch_axes(place) for name, place in places.items()}
     specs = {name: PartitionSpec(*(axes or None for axes in entries)) for name, entries in split.items()}
@@ -256,9 +251,7 @@ def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
-def map_batches(
-    function: Callable[[Any, int], Any], sequences: Any, batch_size: int, *, mesh: Mesh, progress: str | None = None
-) -> Any:
+def map_batches(function: Callable, sequences: Any, batch_size: int, *, mesh: Mesh, progress: str | None = None) -> Any:
     """`function(batch, number of its first sequence)` over all sequences, a tree of arrays [N, ...]: a tree of NumPy
     arrays [N, ...]. The batches are split over the mesh, which is set meanwhile. batch_size: sequences in each, rounded
     up to what the mesh splits; the last is filled up with repeats, whose results are dropped, so that all are of one

@@ -28,10 +28,8 @@ class StopSignals:
     SIGTERM only, and replaces its handler for good, with one that swallows a second signal."""
 
     def __init__(self):
-        self._received = 0
-        self._lock = threading.Lock()
-        self._begun = threading.Event()
-        self._step = self._last = -1
+        self._received, self._step, self._last = 0, -1, -1
+        self._lock, self._begun = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._agree, daemon=True)
         self._previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 
 from sedd_jax.autoregressive import nats
 from sedd_jax.data import tokenizers
@@ -33,14 +32,13 @@ class Judge(NamedTuple):
 
     tokenizer: tokenizers.Tokenizer
     length: int
-    mesh: Mesh
+    mesh: jax.sharding.Mesh
     nats: Callable[[Any, Any], jax.Array]
     features: Callable[[Any, Any], jax.Array] | None = None
 
     def read(self, function: Callable, samples: list[np.ndarray], batch_size: int, what: str) -> np.ndarray:
         """function(tokens, lengths) of all samples, each [at most L], in batches of one shape. The padding comes after
-        the tokens of a sample, so that none of them sees it. Lengths are rounded up to a power of two, so that few
-        programs are compiled, and to what kernels of TPUs accept."""
+        the tokens of a sample, so none sees it. Lengths become powers of two that TPU kernels take: few programs."""
         lengths = np.array(list(map(len, samples)), np.int32)
         length = min(self.length, max(attention.LANES, 1 << (int(lengths.max()) - 1).bit_length()))
         padded = np.stack([np.pad(tokens, (0, length - len(tokens))) for tokens in samples], dtype=np.int32)
@@ -75,8 +73,7 @@ def load_judge(name: str, tokenizer_path: str | None = None, *, flag: str = "mod
         alone = (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists()
         tokenizer = tokenizers.make("huggingface" if alone else "gpt2", path=str(folder))
         if (size := tokenizer.vocab_size) > (most := config.vocab_size):
-            what = f"{folder} has {size} tokens, --{flag}={name} only {most}"
-            raise InputError(f"{what}; give its vocabulary with --tokenizer_path")
+            raise InputError(f"{folder} has {size} tokens, --{flag}={name} only {most}; give --tokenizer_path")
     devices = sharding.make_mesh(**mesh) if mesh else sharding.fitting_mesh(data=1, fsdp=-1)
     params = jax.tree.map(sharding.place, params, causal.places(params, devices))
 

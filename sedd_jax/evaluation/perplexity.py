@@ -99,12 +99,9 @@ def validation_stream(trained: Trained, workdir: epath.Path, *, remedy: str) -> 
 
 
 def stream_for(trained: Trained, workdir: epath.Path, source: str | None) -> TokenStream:
-    """The text of --data=source, or without it the `validation_stream`."""
-    return validation_stream(trained, workdir, remedy="give --data") if source is None else stream_of(trained, source)
-
-
-def stream_of(trained: Trained, source: str) -> TokenStream:
-    """The text of a source in the model's tokens; of shards, their validation part. Raises InputError for others."""
+    """The text of --data=source, of shards their validation part; or `validation_stream`. Raises InputError else."""
+    if source is None:
+        return validation_stream(trained, workdir, remedy="give --data")
     data, tokenizer = trained.config.data, trained.tokenizer
     if source.startswith(shards.PREFIX):
         prepared = shards.load(source.removeprefix(shards.PREFIX))

@@ -45,7 +45,7 @@ class Ledger:
     def entry(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The entry `name`, made if it is absent. Raises InputError if it is damaged."""
         path = self._folder / f"{name}.json"
-        if (held := _read(name, path)) is not None:
+        if held := _read(name, path):
             processes.say(f"{name}: done already")
             return held
         made = make()
@@ -54,14 +54,10 @@ class Ledger:
         return made
 
 
-def _read(name: str, path: epath.Path) -> dict[str, Any] | None:
-    """The JSON object in a file, as the first process finds it; None if the file is absent."""
-
-    def read() -> bytes:
-        remedy = "remove it, and it is computed again"
-        return json.dumps(read_json(path, remedy=remedy) if path.exists() else None).encode()
-
-    return json.loads(processes.from_leader(f"ledger/{name}", read))
+def _read(name: str, path: epath.Path) -> dict[str, Any]:
+    """The JSON object in a file, as the first process finds it; {} if the file is absent."""
+    read = lambda: read_json(path, remedy="remove it, and it is computed again", absent=True)  # noqa: E731
+    return json.loads(processes.from_leader(f"ledger/{name}", lambda: json.dumps(read()).encode()))
 
 
 def number(name: str, form: str, *, prefix: str = "") -> Callable[[Mapping[str, Any]], str]:

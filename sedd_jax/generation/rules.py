@@ -1,7 +1,6 @@
 """Rules for the text of a hole as an automaton over tokens: a regular expression, a list of words, a JSON schema.
 
-The tokens of the hole, joined, spell a text of the rule from its first to its last byte, in any division into tokens.
-"""
+The tokens of the hole spell a text of the rule from its first to its last byte, in any division into tokens."""
 
 import functools
 import itertools

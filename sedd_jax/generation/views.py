@@ -76,7 +76,7 @@ def _histories(trajectory: Trajectory, sample: int) -> list[list[list]]:
     return [[[i, *span] for i, span in enumerate(spans) if i == 0 or span != spans[i - 1]] for spans in tokens]
 
 
-def gif(trajectory: Trajectory, path: pathlib.Path) -> None:
+def gif(trajectory: Trajectory, path: str | pathlib.Path) -> None:
     """Writes the first SAMPLES samples, cut to MOST_LINES lines; the last frame stays for STAYS seconds."""
     from matplotlib import font_manager  # here, since it is slow to import
     from PIL import Image, ImageDraw, ImageFont

@@ -139,7 +139,8 @@ def _tokenizer(fields: Mapping[str, Any], path: str) -> Tokenizer:
         if own.get(name) not in known:
             only = f"only {' and '.join(map(repr, known[:2]))}"
             raise InputError(f"{path}: tokenizer.ggml.{name}={own.get(name)!r:.60} is not supported, {only}")
-    try:
+    damage = LookupError, TypeError, ValueError, InputError
+    with explained(f"{path} has no sound tokenizer", "get a sound copy", *damage):
         tokens, kinds, merges = own["tokens"], own["token_type"], own["merges"]
         if len(set(tokens)) != len(tokens):
             raise ValueError("it names a token twice")
@@ -160,5 +161,3 @@ def _tokenizer(fields: Mapping[str, Any], path: str) -> Tokenizer:
         if tokenizer.vocab_size != len(tokens):
             raise ValueError("its ids have gaps")
         return tokenizer
-    except (LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{path} has no sound tokenizer ({error!s:.150}); get a sound copy") from error

@@ -1,6 +1,6 @@
 """Parameters of `Transformer` under the names of the PyTorch implementation, and back. That is
-louaaron/Score-Entropy-Discrete-Diffusion, whose names its successors kept. Torch stores a linear layer as [out, in], we
-store [in, *out]. Torch has one entry per block, we stack the blocks."""
+louaaron/Score-Entropy-Discrete-Diffusion, whose names its successors kept. Torch stores a linear layer as [out, in] and
+one entry per block, we store [in, *out] and stack the blocks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -135,8 +135,7 @@ def _to_official(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_shapes(weights: Mapping[str, np.ndarray], config: ConfigDict, *, num_states: int) -> None:
-    """Raises InputError if arrays under the reference's names do not fit the section `model` of the config. num_states:
-    the tokens, and MASK if the graph has one."""
+    """Raises InputError if arrays by the reference's names do not fit config.model. num_states: with MASK, if any."""
     model = build(Transformer, "model", config, num_states=num_states, parent=None, name=None).clone(attention="plain")
     blocks = _blocks(weights)
     # First, since the tree below has an entry per block, and a config may claim any number of them.

@@ -15,8 +15,7 @@ from sedd_jax import noise
 from sedd_jax.config import build
 from sedd_jax.errors import InputError, explained
 
-# Graph, parametrisation, and whether the network takes a noise level unless the config has `time_conditioning`. SEDD's
-# config says it itself.
+# Graph, parametrisation, and whether the network takes a noise level by default. SEDD's config says it itself.
 _LAWS = {
     "mdlm": ("absorbing", "mean", False),
     "radd": ("absorbing", "mean", False),
@@ -53,7 +52,7 @@ def read(path: Path, family: str = "auto") -> tuple[str, ConfigDict]:
         config = json.loads(text) if is_json else yaml.safe_load(text)
         if not isinstance(config, dict):
             raise ValueError("no fields")
-    try:
+    with explained(str(path), "", ValueError, InputError):  # such as an integer of more digits than Python prints
         found = family_of(config)
         if family == "auto" and found is None:
             raise InputError(f"it names no family that is known; say with --from which of {', '.join(FAMILIES)} it is")
@@ -61,8 +60,6 @@ def read(path: Path, family: str = "auto") -> tuple[str, ConfigDict]:
             raise InputError(f"it is of the family {found!r}, and not {family!r}; give --from={found}")
         family = found if family == "auto" else family
         return family, from_official_config(config, family)
-    except ValueError as error:  # an InputError, or an integer of more digits than Python prints
-        raise InputError(f"{path}: {error}") from error
 
 
 def _get(official: Mapping[str, Any], name: str, default: Any = None) -> Any:
@@ -152,8 +149,7 @@ def from_official_config(official: Mapping[str, Any], family: str = "sedd") -> C
 
 
 def to_official_config(config: ConfigDict, *, vocab_size: int) -> dict[str, Any]:
-    """Theirs, with the model, its graph and its schedule. vocab_size: tokens, without MASK. Raises InputError for what
-    they cannot do."""
+    """Theirs: model, graph, schedule. vocab_size: tokens, without MASK. Raises InputError for what they cannot do."""
     schedule = build(noise.make, "noise", config)
     if getattr(schedule, "eps", 1e-3) != 1e-3:
         raise InputError(f"noise.eps={schedule.eps}: the official implementation only knows 0.001")

@@ -19,7 +19,7 @@ import safetensors.numpy
 from etils.epath import PathLike
 from ml_collections import ConfigDict
 
-from sedd_jax.errors import InputError
+from sedd_jax.errors import InputError, explained
 from sedd_jax.files import new_directory
 from sedd_jax.interop import official, official_config, torch_files
 from sedd_jax.interop.sources import as_float32, download, read_safetensors, read_shards
@@ -49,7 +49,7 @@ def load(
     weights, steps = _read(file)
     config.train.update(steps)
     absorbing = config.graph.kind == "absorbing"
-    try:
+    with explained(str(file), "", InputError):
         weights = official.plain(weights)
         rows = next(iter(weights[official.EMBEDDING].shape), 0) if official.EMBEDDING in weights else 0
         if "vocab_size" not in config.data:
@@ -66,10 +66,7 @@ def load(
         weights = as_float32(weights)
         if not config.model.get("time_conditioning", True):
             weights = as_float32(official.fold(weights))
-        params = official.from_official(weights)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-    return jax.tree.map(jnp.asarray, params), config
+        return jax.tree.map(jnp.asarray, official.from_official(weights)), config
 
 
 load_official = partial(load, family="sedd")

@@ -62,8 +62,7 @@ def without_prefixes(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_float32(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same in float32. Raises InputError that names the first array of another type than that, float16 or bfloat16,
-    or with a number that is NaN or infinite."""
+    """In float32. Raises InputError that names an array neither float32, float16 nor bfloat16, or not finite."""
     for name, value in weights.items():
         if value.dtype.name not in ("float32", "float16", "bfloat16"):
             raise InputError(f"{name} is of the type {value.dtype.name}; expected float32, float16 or bfloat16")

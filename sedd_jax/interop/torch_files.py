@@ -47,8 +47,7 @@ class TorchFile(NamedTuple):
 
     def read(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """The numbers of each tensor, contiguous, in the dtype they were saved in. Tensors may share memory. Raises
-        InputError if they are missing, damaged, do not fit a tensor's shape, offset and strides, or are shared by so
-        many tensors that these are more than twice as long as the file."""
+        InputError if they are missing, damaged, do not fit, or are more than twice as long as the file."""
         with _opened(self.path) as archive:
             data = functools.cache(lambda key: archive.read(f"{self.root}/data/{key}"))
             views = {name: self._view(tensor, data(tensor.storage.key)) for name, tensor in tensors.items()}
@@ -90,12 +89,9 @@ def load(path: Path) -> TorchFile:
     if len(data) > 1 << 23:
         raise InputError(f"{path}: its pickle is longer than 8 MiB, which weights do not need")
     # A damaged program can fail in any way: too few values on the stack, or values of another kind.
-    try:
-        with explained("its pickle is damaged", "get a sound copy", Exception):
-            reader = _LightningReader if b"state_dict" in data else _Reader
-            return TorchFile(path, roots[0], reader(io.BytesIO(data)).load())
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    with explained(str(path), "", InputError), explained("its pickle is damaged", "get a sound copy", Exception):
+        reader = _LightningReader if b"state_dict" in data else _Reader
+        return TorchFile(path, roots[0], reader(io.BytesIO(data)).load())
 
 
 def _rebuild_tensor(storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Tensor:
@@ -136,15 +132,13 @@ class _Reader(pickle._Unpickler):
     """A pickle is a program that may call what it names. This reader allows what `torch.save` writes for weights.
     Opcodes: plain values, lists, tuples, dicts (with keys that are str or int), names, calls, storages; not objects,
     sets, byte arrays and extension codes, among others. Names: the keys of _NAMES, which stand for functions and dtypes
-    of ours, so no other function can be called. The state of an object (BUILD) is dropped, so nothing of ours can be
-    changed. The unpickler in C has fixed opcodes, hashes any key (a deeply nested tuple overflows its stack), and
-    allocates as much memory as an index in the file asks for."""
+    of ours; no other function can be called. The state of an object (BUILD) is dropped, so nothing of ours changes. The
+    unpickler in C has fixed opcodes, hashes any key (a deep tuple overflows its stack), and allocates what it asks."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in _NAMES:
-            named = f"{module}.{name}"[:100]
-            raise InputError(f"its pickle names {named!r}, which weights do not need; nothing was run")
-        return _NAMES[f"{module}.{name}"]
+        if (named := f"{module}.{name}") not in _NAMES:
+            raise InputError(f"its pickle names {named[:100]!r}, which weights do not need; nothing was run")
+        return _NAMES[named]
 
     def persistent_load(self, reference: Any) -> Storage:
         match reference:

@@ -1,7 +1,6 @@
 """Text by running the Markov chain backwards, all positions in parallel, with any positions given.
 
-Nothing here knows of training or of the network. `sampler` has the options, `process` the reverse process, `methods`
-its steps, and `constrained` the rules for a text."""
+`sampler` has the options, `process` the reverse process, `methods` its steps, `constrained` the rules for a text."""
 
 # ruff: noqa: F401 (names for users)
 
@@ -62,8 +61,7 @@ def make_process(
         batch, on any devices, are slices of the samples of the batch, up to rounding.
     constraint: rules for the text of holes, for 'first_hitting': the samples all keep them, and have weights, by which
         they follow the law of the sampler given the rules. Those of equal windows in a batch are one population, which
-        is resampled when few weights outweigh the others.
-    Raises InputError as `Sampler.check` does."""
+        is resampled when few weights outweigh the others. Raises InputError as `Sampler.check` does."""
     sampler.check(graph, steps if isinstance(steps, int) else 1, constrained=constraint is not None)
     given = (jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32)) if clamp is None else clamp
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first_index + jnp.arange(shape[0]))

@@ -144,11 +144,9 @@ def draw_classes(keys: Keys, constraint: Constraint, log_pi: LogMasses, after: A
     return jax.lax.scan(forth, jnp.zeros(len(log_pi), jnp.int32), places)[1].T
 
 
-def resampled(
-    uniform: PerSequence, rules: Rules, log_weight: PerSequence, unfinished: Mask
-) -> tuple[Int[Array, " b"], PerSequence]:
+def resampled(uniform: PerSequence, rules: Rules, log_weight: PerSequence, missing: Mask) -> tuple[Origin, PerSequence]:
     """The sequences that take the places of all, and their weights: systematic resampling of each population whose
-    effective size is below half of it. unfinished [B, L]: where tokens are missing; complete samples stay."""
+    effective size is below half of it. missing [B, L]: where tokens are missing; complete samples stay."""
     count = len(log_weight)
     numbers, group = jnp.arange(count), rules.group - rules.group[0]
     alive = (rules.number != jnp.roll(rules.number, 1)) | (numbers == 0)
@@ -157,7 +155,7 @@ def resampled(
     weight = jnp.where(alive, jnp.exp(log_weight - top), 0)
     size, mass = total(alive.astype(jnp.float32)), total(weight)
     share = weight / mass
-    poor = (1 / total(share**2) < size / 2) & unfinished.any(1)
+    poor = (1 / total(share**2) < size / 2) & missing.any(1)
     # Shares of a population end where the next begins, since each has the sum of its size.
     first = jnp.searchsorted(group, group)
     last = jax.ops.segment_max(jnp.where(alive, numbers, 0), group, count)[group]
@@ -169,8 +167,7 @@ def resampled(
 
 def probability(log_weight: Column, origin: Int[np.ndarray, " n"]) -> tuple[float, float, Column]:
     """The probability of the constraint, its standard error (NaN for a single sample), and weights that sum to 1.
-    Samples of one origin are not independent: the error is by the spread of their sums (Chan and Lai, Annals of
-    Statistics 41, 2013)."""
+    Samples of one origin are dependent: the error is by the spread of their sums (Chan and Lai, Ann. Stat. 2013)."""
     log_weight, count = np.asarray(log_weight, np.float64), len(log_weight)
     weight = np.exp(log_weight - log_weight.max())
     mean, weight = np.exp(log_weight.max()) * weight.mean(), weight / weight.sum()

@@ -154,7 +154,8 @@ def ordered(process: Process, state: State, number: Count) -> State:
     def call(state: State) -> State:
         now, before = process.evaluate(state, sigma)
         hazard = lambda at: graph.hazard(*at)  # noqa: E731
-        measures = (UNCERTAINTY[sampler.method], *[_probability] * (sampler.remask > 0))
+        probability = lambda p, token: jnp.take_along_axis(p, token[:, None], axis=-1)[:, 0]  # noqa: E731
+        measures = (UNCERTAINTY[sampler.method], *[probability] * (sampler.remask > 0))
         drawn, (key, *certainty) = process.draw(before, number, 0, hazard, now, measures=measures)
         key, count = jnp.where(masked, key, jnp.inf), per_call + sampler.remask
         if entropy:
@@ -177,10 +178,6 @@ def ordered(process: Process, state: State, number: Count) -> State:
 # Samplers without a time grid: events are network calls, see `hitting_counts`.
 CALLS = {"first_hitting": first_hitting, "confidence": ordered, "entropy": ordered}
 UNCERTAINTY = {"confidence": lambda p, _: -p.max(-1), "entropy": lambda p, _: jax.scipy.special.entr(p).sum(-1)}
-
-
-def _probability(probs: Float[Array, "r m"], token: Int[Array, " r"]) -> Float[Array, " r"]:
-    return jnp.take_along_axis(probs, token[:, None], axis=-1)[:, 0]
 
 
 def _rank(key: Float[Array, "b l"]) -> Int[Array, "b l"]:

@@ -27,10 +27,9 @@ class State(NamedTuple):
     """changed: the event (counted from 1) at which a position got its token; 0 for never.
     calls: network evaluations so far. drawn: draws so far in each sequence.
     clipped, failed: of each sequence, how many draws had a negative probability, and the first event at which a
-        position had no probabilities to draw from, NaN or all zero; 0 for none. Devices need not agree on a sum.
-    certainty: if tokens are masked again, the probability that each had when it was drawn.
-    cache: for a timeless network, the tokens of its last evaluation and their features.
-    population: with rules for the text."""
+    position had no probabilities to draw from, NaN or all zero; 0 for none. Devices need not agree on a sum.
+    certainty: if tokens are masked again, the probability that each had when it was drawn. population: with rules.
+    cache: for a timeless network, the tokens of its last evaluation and their features."""
 
     x: Tokens
     changed: Tokens

@@ -63,8 +63,7 @@ class Sampler:
     corrector_steps: after each step, one call each; corrector_size: as a fraction of the step's own change of sigma.
     temperature, top_k, top_p: see `Truncation`; biased.
     precision: 'exact', or 'reference' for draws that cut off rare outcomes as the reference implementation does.
-    rows: log-scores [rows, N] that exist at a time.
-    Raises InputError for a value that is unknown or out of range."""
+    rows: log-scores [rows, N] that exist at a time. Raises InputError for a value that is unknown or out of range."""
 
     method: str = "analytic"
     grid: str = "uniform"

@@ -1,8 +1,7 @@
 """Checkpoints that are complete or not used: Orbax writes them, a manifest of hashes verifies them at restore. Orbax
 commits a step atomically, but trusts the disk when it reads: it does not notice flipped bytes, casts another dtype
 silently, and takes an empty folder for the newest step. So each checkpoint has a record with the dtype, shape and hash
-of every leaf. The devices compute the hashes, of the arrays before they are saved and after they are restored, so they
-cover the path from device to device, on any two meshes."""
+of every leaf. The devices hash the arrays before they are saved and after they are restored, on any two meshes."""
 
 import contextlib
 import functools
@@ -46,8 +45,7 @@ class Checkpoints(contextlib.ExitStack):
     def __init__(self, directory: epath.PathLike, *, keep_last: int = 3, keep_period: int = 0, read_only: bool = False):
         """Opens the directory, a local path or bucket URL with one folder per step. Raises InputError if it is a file.
         keep_last: number of newest checkpoints that stay; with 1 there is none to fall back on. keep_period: steps
-        divisible by this stay for good; 0 for no others. read_only: leaves the directory exactly as it is, or absent;
-        `save` is then an error."""
+        divisible by this stay for good; 0 for none. read_only: leaves the directory as it is, and `save` fails."""
         super().__init__()
         path = epath.Path(directory)
         # Tensorstore takes no relative paths, and a bucket URL counts as absolute but would not survive `absolute`.
@@ -90,9 +88,8 @@ class Checkpoints(contextlib.ExitStack):
             raise TrainingError(f"{what}, and once this is mended the same command goes on from the newest") from error
 
     def save(self, step: int, state: Any, *, position: int, config: Mapping[str, Any]) -> None:
-        """Saves in the background; `state` may be donated or deleted as soon as this returns. state: tree of jax arrays
-        on any mesh. position, config: see `Restored`. Raises ValueError if the step is saved already, TrainingError if
-        this save or the one before failed."""
+        """Saves in the background; `state`, a tree of jax arrays on any mesh, may be donated or deleted as soon as this
+        returns. position, config: see `Restored`. Raises ValueError for a saved step, TrainingError if one failed."""
         if self._read_only:
             raise InputError(f"{self._directory} is open read-only: open it for writing to save step {step}")
         hashes = jax.device_get(jax.tree.map(fingerprint, _by_path(state)))
@@ -176,8 +173,7 @@ class Checkpoints(contextlib.ExitStack):
 
 @functools.cache
 def _slice_large_leaves_only() -> None:
-    """Devices that hold the same leaf each write a slice of it, which Orbax cuts by a program of its own: at the first
-    save more than a hundred are compiled, most for leaves that are written sooner than cut."""
+    """Else Orbax cuts each replicated leaf into a slice per device, by a hundred programs, at the first save."""
     handler = type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
     type_handlers.register_type_handler(jax.Array, handler, override=True)
 

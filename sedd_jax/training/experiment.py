@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sedd_jax import autoregressive, likelihood, noise, rates, sampling
@@ -37,7 +36,7 @@ class Experiment:
     objective: Objective
     model: Transformer
     optimizer: state.Optimizer
-    mesh: Mesh
+    mesh: jax.sharding.Mesh
     train: TrainOptions = field(compare=False)
     eval: EvalOptions = field(compare=False)
     sampling: SamplingOptions = field(compare=False)
@@ -92,21 +91,16 @@ class Experiment:
     @_once
     def bound_fn(self, num_times: int, estimator: str = "auto") -> Callable[..., likelihood.Estimate]:
         """(params, key, tokens [B, L], number of the first sequence, given=None, never=None, labels=None) ->
-        `likelihood.Bound`, or for a causal model the likelihood itself. num_times, estimator: those of
-        `likelihood.bound`; with 'orders' it is `likelihood.orders`."""
-        if estimator == "orders":
-            likelihood.check_orders(self.graph)
+        `likelihood.bound` with these options, or for a causal model the likelihood itself."""
 
         def bound(params, key, tokens, first_index, given=None, never=None, labels=None):
             if self.model.causal:  # which sees nothing that is behind a position
                 with jax.named_scope("exact"):
                     targets, _ = likelihood.roles(tokens, given, never)
                     return likelihood.Exact(autoregressive.nats(self.network(params), tokens, targets))
-            process, options = (self.network(params, labels), self.graph, self.noise), {"given": given, "never": never}
-            options |= {"first_index": first_index}
-            if estimator == "orders":
-                return likelihood.orders(key, *process, tokens, num_orders=num_times, **options)
-            return likelihood.bound(key, *process, tokens, num_times=num_times, estimator=estimator, **options)
+            process, asked = (self.network(params, labels), self.graph, self.noise), {"given": given, "never": never}
+            options = {"num_times": num_times, "estimator": estimator, "first_index": first_index}
+            return likelihood.bound(key, *process, tokens, **options, **asked)
 
         return jax.jit(bound, out_shardings=sharding.replicated(self.mesh))
 

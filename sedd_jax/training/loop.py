@@ -5,7 +5,6 @@ import json
 import math
 import os
 import time
-from functools import partial
 from typing import Any
 
 import jax
@@ -31,17 +30,16 @@ from sedd_jax.typing import as_batch
 
 
 def train(config: ConfigDict, workdir: epath.Path, init: str | None = None, init_rows: str | None = None) -> dict:
-    """Trains in workdir, or resumes the training there. Returns the figures of the final line. init, init_rows: what a
-    new run begins from, see `origin.read`; by default random weights. Raises InputError before anything is written,
+    """Trains in workdir, or resumes there. Returns the figures of the final line. init, init_rows: what a new run
+    begins from, see `origin.read`; by default random weights. Raises InputError before anything is written,
     TrainingError for a loss that is not finite or a stop signal."""
     config = origin.resumed(config, workdir, init)
     configuration.check_same_experiment(config, workdir)
-    on_leader = partial(processes.from_leader, "tokenizer")
     # Of a start that never came to a checkpoint, the tokenizer does not count.
     begun = configuration.has_checkpoint(workdir)
     known = workdir if begun else epath.Path(init or workdir)
     directory = known if configuration.has_checkpoint(known) else None
-    data = configuration.build(dataset.load, "data", config, directory=directory, on_leader=on_leader)
+    data = configuration.build(dataset.load, "data", config, directory=directory)
     experiment = make_experiment(config, data.tokenizer.vocab_size)
     data.tokenizer.padding = experiment.graph.vocab_size - data.tokenizer.vocab_size
     if data.num_classes > (known := experiment.model.num_classes):
@@ -114,8 +112,8 @@ class Loop:
         self.train_step = together("train step", experiment.train_step_fn())
         self.bound = together("bound", experiment.bound_fn(measured.num_times, measured.estimator))
         self.sample = together("sample", experiment.sample_fn(experiment.sampling))
-        of_token = partial(flops.train_flops_per_token, experiment.model, data.length)
-        self.flops_per_token, self.flops_per_token_full = of_token(experiment.head_share().mean()), of_token()
+        of_token = lambda share: flops.train_flops_per_token(experiment.model, data.length, share)  # noqa: E731
+        self.flops_per_token, self.flops_per_token_full = of_token(experiment.head_share().mean()), of_token(1.0)
         self.report = Report(workdir, step=self.step if restored else -1)
         self.losses, self.results = list[float](), dict[str, float]()
         # Of steps alone: the first, with its compilation, does not count, nor do evaluation and checkpoints.
@@ -214,14 +212,11 @@ class Loop:
         self.report.samples(self.step, [self.data.tokenizer.decode(sequence) for sequence in tokens.tolist()])
 
     def _summary(self) -> str:
-        data, mesh = self.data, self.experiment.mesh
+        data, mesh, count = self.data, self.experiment.mesh, jax.process_count()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         left, dropped = len(data.train) - self.loader.num_chunks * data.length, len(data.valid) % data.length
-        return (
-            f"{parameters:,} parameters on {mesh.size} x {mesh.devices.flat[0].device_kind} "
-            f"({', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}), "
-            f"{jax.process_count()} process{'es' if jax.process_count() > 1 else ''}; "
-            f"{len(data.train):,} training tokens, {self.loader.batches_per_epoch:.1f} batches per epoch "
-            f"({left} tokens are left over in each); "
-            f"{len(data.valid):,} validation tokens ({dropped} at the end do not fill a sequence: dropped)"
-        )
+        axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        chips = f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}), {count} process{'es' * (count > 1)}"
+        epochs = f"{self.loader.batches_per_epoch:.1f} batches per epoch ({left} tokens are left over in each)"
+        valid = f"{len(data.valid):,} validation tokens ({dropped} at the end do not fill a sequence: dropped)"
+        return f"{parameters:,} parameters on {chips}; {len(data.train):,} training tokens, {epochs}; {valid}"

@@ -123,9 +123,7 @@ def _plot(path: epath.Path, entries: list[dict[str, int | float | None]]) -> Non
     }
     with plot(path, size=(7.0, 4.0)) as (_, axes):
         for name, style in styles.items():
-            points = [(entry["step"], entry[name]) for entry in entries if entry.get(name)]
-            if points:
+            if points := [(entry["step"], entry[name]) for entry in entries if entry.get(name)]:
                 axes.plot(*zip(*points, strict=True), **style)
         axes.set(xlabel="step", ylabel="nats per token", yscale="log")
-        axes.grid(alpha=0.3, which="both")
         axes.legend()

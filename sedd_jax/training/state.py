@@ -52,8 +52,7 @@ def learning_rate(
 
 
 def clip_by_global_norm(clip: float) -> Optimizer:
-    """Scales the gradient by min(1, clip / its norm), which XLA fuses into Adam's reading of it. Optax's own selects
-    one of two gradients: four more passes over them."""
+    """Scales the gradient by min(1, clip / its norm), fused into Adam's reading of it. Optax's own adds four passes."""
 
     def scaled(grads: Any, _) -> Any:
         factor = jnp.minimum(1, clip / optax.tree.norm(grads))
@@ -136,8 +135,7 @@ def folded(params: Any, scale: float) -> Any:
 
 
 def init_params(key: PRNGKey, model: nn.Module) -> Any:
-    """Parameters in Flax's boxes. They depend neither on the length nor on the attention kernel, which may not accept
-    this one."""
+    """Parameters in Flax's boxes. They depend neither on length nor attention kernel, which may refuse this one."""
     return model.clone(attention="plain").init(key, jnp.zeros((1, 2), jnp.int32), jnp.ones(1))["params"]
 
 

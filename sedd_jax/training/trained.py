@@ -2,8 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from sedd_jax import config as configuration
 from sedd_jax.data import tokenizers
 from sedd_jax.devices import sharding
-from sedd_jax.errors import InputError, require_finite
+from sedd_jax.errors import InputError, explained, require_finite
 from sedd_jax.training.checkpoint import Checkpoints
 from sedd_jax.training.experiment import Experiment, make_experiment
 from sedd_jax.training.state import folded, merged
@@ -33,8 +32,7 @@ def make_converted(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> Exper
     return make_experiment(config, tokenizer.vocab_size, jax.local_devices()[:1])
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """A run for evaluation and sampling. params: the averaged weights (EMA). step: number of updates."""
 
     config: ConfigDict
@@ -91,10 +89,8 @@ def load_base(config: ConfigDict, workdir: epath.Path, **options: Any) -> Traine
     """The model that the run in workdir has adapters to, from where its config says. options: those of `load_trained`.
     Raises InputError if it is not there, or not the same any more."""
     remedy = f"put it back, or name its place as init.source in {workdir / 'config.json'}"
-    try:
+    with explained(f"--workdir={workdir} adapts a model that cannot be read", remedy, InputError):
         base = load_trained(epath.Path(config.init.source), **options)
-    except InputError as error:
-        raise InputError(f"--workdir={workdir} adapts a model that cannot be read ({error}); {remedy}") from error
     if base.fingerprint != config.init.fingerprint:
         raise InputError(f"--workdir={workdir} has adapters to other weights than {config.init.source}; {remedy}")
     return base
@@ -104,8 +100,7 @@ def write_workdir(
     workdir: epath.Path, params: Any, config: ConfigDict, tokenizer: tokenizers.Tokenizer, *, dtype: str = "float32"
 ) -> None:
     """Writes config.json, the tokenizer and a checkpoint with `params` as averages, in `dtype`: all that is read later.
-    config: with all sections. `train.steps`, if it is there, is the number of updates behind the parameters; see
-    `make_converted` for the rest, and for what it raises."""
+    config: with all sections; `train.steps`, if there, is the number of updates. It raises as `make_converted`."""
     make_converted(config, tokenizer)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         averages = {"ema": jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)}

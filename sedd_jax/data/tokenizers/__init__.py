@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401 (names for users)
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -11,6 +11,7 @@ from sedd_jax.data.tokenizers.characters import Bytes, Text8
 from sedd_jax.data.tokenizers.gpt2 import GPT2
 from sedd_jax.data.tokenizers.huggingface import HuggingFace
 from sedd_jax.data.tokenizers.subwords import SentencePiece, train_sentencepiece
+from sedd_jax.devices import processes
 from sedd_jax.errors import InputError, explained
 from sedd_jax.files import read_json
 
@@ -25,16 +26,14 @@ def make(
     path: str | None = None,
     texts: Sequence[str] = (),
     directory: epath.PathLike | None = None,
-    on_leader: Callable[[Callable[[], bytes]], bytes] = lambda make: make(),
 ) -> Tokenizer:
     """The tokenizer of a config, of one of `KINDS`. Writes nothing. Raises InputError for an unknown kind, a missing or
     damaged file, or another vocabulary size.
     vocab_size: needed to train; otherwise None or the size of the given vocabulary.
     path: of the vocabulary: a SentencePiece model file; a directory with GPT-2's two files, or one of them; a
-        `tokenizer.json`, its directory, or the name of a repository in the local Hugging Face cache.
-    texts: without a `path`, the training text of SentencePiece. directory: without a `path`, where `save` may have put
-    a tokenizer, which is then used again. on_leader: calls a function on the first process and returns its result on
-    all, so that only one trains."""
+    `tokenizer.json`, its directory, or the name of a repository in the local Hugging Face cache.
+    texts: without a `path`, the training text of SentencePiece, which one process alone trains. directory: without a
+    `path`, where `save` may have put a tokenizer, which is then used again."""
     if kind not in KINDS:
         raise InputError(f"tokenizer kind {kind!r}: give one of {', '.join(KINDS)}")
     cls = _CLASSES[kind]
@@ -49,7 +48,8 @@ def make(
     elif path is None and cls is SentencePiece:
         if vocab_size is None:
             raise InputError("tokenizer vocab_size=None: give the number of pieces to train, or the path of a model")
-        tokenizer = SentencePiece(on_leader(lambda: train_sentencepiece(texts, vocab_size).contents[0]))
+        train = lambda: train_sentencepiece(texts, vocab_size).contents[0]  # noqa: E731
+        tokenizer = SentencePiece(processes.from_leader("tokenizer", train))
     else:
         tokenizer = cls.read(cls.find(path if path is None else epath.Path(path)))
     if vocab_size not in (None, size := tokenizer.vocab_size):

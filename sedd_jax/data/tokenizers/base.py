@@ -60,10 +60,8 @@ class Tokenizer(abc.ABC):
                 raise InputError(f"the tokenizer file {path} is a directory, a pipe or a device: give a file")
             with explained(f"cannot read the tokenizer file {path}", "check the path", OSError):
                 contents.append(path.read_bytes())
-        try:
+        with explained(", ".join(map(str, paths)), "", InputError):
             return cls(*contents)
-        except InputError as error:
-            raise InputError(f"{', '.join(map(str, paths))}: {error}") from error
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -27,8 +27,7 @@ class Bytes(Tokenizer):
 
 
 class Text8(Bytes):
-    """Ids 0 to 26 are the space and a to z; there is no end of text, since text8 is one run of characters. Each is a
-    byte and a token."""
+    """Ids 0 to 26 are the space and a to z, a byte each. There is no end of text: text8 is one run of characters."""
 
     KIND = "text8"
     vocab_size = 27
