@@ -28,7 +28,6 @@ from sedd_jax.errors import InputError, TrainingError, explained
 from sedd_jax.files import output_path, system_error, typed_path
 
 OVERRIDES: list[str] = []  # --config.a.b=value of the command line, each in this form and in their order
-# How the value of a field is read, by its type.
 _READERS: dict[tuple[type, ...], tuple[str, Callable[[str], Any]]] = {
     (bool, np.bool_): ("true or false", flags.BooleanParser().parse),
     (int, np.integer): ("an integer", flags.IntegerParser().parse),

@@ -60,8 +60,7 @@ def make_plan(topologies: list[str], **target: Any) -> dict[str, Any]:
 
 def main() -> dict[str, Any]:
     values, config = flags.FLAGS, cli.config()
-    # The cache can store a program for another platform, but not load it.
-    jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_enable_compilation_cache", False)  # it can store a program for another platform, not load it
     vocab_size = values.vocab_size or config.data.vocab_size or cli.required("vocab_size")
     if values.plan:
         if values["what"].present:

@@ -126,15 +126,6 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
                 raise
 
 
-def read_text(path: epath.PathLike, flag: str) -> str:
-    """The text of the file that a flag names. Raises InputError if it is none, or not UTF-8."""
-    path = epath.Path(path)
-    with explained(f"--{flag}={path} cannot be read", "name a file of text", OSError, UnicodeDecodeError):
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError(0, "a folder, pipe or device")
-        return path.read_text(encoding="utf-8")
-
-
 def read_json(path: epath.PathLike, *, remedy: str, absent: bool = False) -> dict[str, Any]:
     """The JSON object in a file. Raises InputError, which ends with the remedy, if the file does not hold one. absent:
     whether the file may be, and {} is returned then; a link to itself is not absent."""

@@ -23,9 +23,8 @@ from sedd_jax.typing import PRNGKey
 
 Sigma = Float[Array, "..."] | float
 X = Int[Array, "*shape"]
-# One number per position, and one per position and state.
-PerPosition = Float[Array, "*shape"]
-PerState = Float[Array, "*shape n"]
+PerPosition = Float[Array, "*shape"]  # one number per position
+PerState = Float[Array, "*shape n"]  # one per position and state
 Narrowed = tuple[PerState, Bool[Array, "*shape"]]
 
 

@@ -58,7 +58,7 @@ def test_texts_given_their_prompts(models, tmp_path):
     parts = nats(models / "ar", {"text": first}, {"prompt": first, "text": second})
     assert parts == pytest.approx(whole, rel=1e-5)
     assert 0 < nats(models / "diffusion", {"prompt": first, "text": second, "suffix": "."}, {"text": second}) < 1000
-    for line, message in (("{}", "line 1: 'text'"), ('{"text": ""}', "0 tokens of text"), ("[1]", "line 1:")):
+    for line, message in (("{}", "jsonl:1: 'text'"), ('{"text": ""}', "0 tokens of text"), ("[1]", "jsonl:1:")):
         path.write_text(line)
         _, err = run("evaluate", f"--workdir={models / 'diffusion'}", f"--prompts={path}", expect=2)
         assert message in err.splitlines()[-1]

@@ -15,8 +15,7 @@ TEXT8 = "text8:"
 _TEXT8_SIZE = 100_000_000
 _TEXT8_SPLITS = {"train": (0, 90_000_000), "valid": (90_000_000, 95_000_000), "test": (95_000_000, _TEXT8_SIZE)}
 
-# A part of a source, which any process can read on its own.
-Part = Callable[[], Iterator[str]]
+Part = Callable[[], Iterator[str]]  # a part of a source, which any process can read on its own
 
 
 def read(

@@ -10,8 +10,7 @@ from sedd_jax.data import corpora, mixture, records, shards, tokenizers
 from sedd_jax.data.packing import TokenStream, check_length, tokenize
 from sedd_jax.errors import InputError
 
-# Documents, or their tokens.
-Part = tuple[str, ...] | tuple[records.Record, ...] | TokenStream
+Part = tuple[str, ...] | tuple[records.Record, ...] | TokenStream  # documents, or their tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -148,8 +148,7 @@ def _divide(text: str, separator: str | None, *, where: pathlib.Path) -> Iterato
 
 
 def _explained(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
-    # pyarrow raises OSError for files that it cannot decompress, too.
-    damages = OSError, EOFError, lzma.LZMAError
+    damages = OSError, EOFError, lzma.LZMAError  # pyarrow raises OSError for what it cannot decompress, too
     return explained(f"cannot read {path}", "check the file and its permissions", *damages)
 
 

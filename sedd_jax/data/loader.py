@@ -14,8 +14,7 @@ from sedd_jax.typing import Batch
 # Grain would add a note about hidden frames to the message of every error while reading.
 flags.FLAGS.set_default("grain_py_traceback_filtering", "off")
 
-# The batches of an endless run; their sequence numbers still fit 64 bits.
-_ENDLESS = 1 << 40
+_ENDLESS = 1 << 40  # batches; their sequence numbers still fit 64 bits
 
 
 class Loader(Iterator[np.ndarray | Batch]):

@@ -222,8 +222,7 @@ def survey(plan: Plan, *, progress: bool = False) -> tuple[int, int]:
 def part_blocks(split: str, number: int, texts: Iterable[str], shard_bytes: int) -> Iterator[Block]:
     """The blocks of part `number` of a source."""
     held, count, size = list[str](), 0, 0
-    # None marks the end.
-    for text in itertools.chain(filter(None, texts), [None]):
+    for text in itertools.chain(filter(None, texts), [None]):  # None marks the end
         if text is not None:
             held.append(text)
             size += len(text.encode())

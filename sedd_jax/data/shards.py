@@ -28,8 +28,7 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 VERSION = 1
 
-# Such a name stays in the directory of the manifest.
-_NAME = re.compile(r"(train|valid)-(\d{5,})-(\d{5,})\.array_record")
+_NAME = re.compile(r"(train|valid)-(\d{5,})-(\d{5,})\.array_record")  # stays in the manifest's directory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,11 +22,9 @@ from tqdm import tqdm
 
 from sedd_jax.errors import InputError, TrainingError
 
-# Missing heartbeats reveal a dead process, so a wait for a live one may last for days.
-_PATIENCE_MS = 10**9
+_PATIENCE_MS = 10**9  # missing heartbeats reveal a dead process, so a wait for a live one may last for days
 _DEAD_MS = 60_000
-# Processes that meet the same error each report it themselves, if they do so within this many seconds.
-_GRACE = 3.0
+_GRACE = 3.0  # seconds within which processes that meet the same error each report it themselves
 _LOST = "another process died or cannot be reached; start all of them again: training goes on from its last checkpoint"
 
 _leaving = threading.Event()
@@ -151,8 +149,7 @@ def _on_abort(line: str | None) -> None:
 def _watch() -> None:
     """Ends this process when another one has failed."""
     failure = None
-    # The run is over, or the process that holds the store is gone: jax aborts.
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the run is over, or the store's process gone: jax aborts
         failure = json.loads(wait_for("failure"))
     if failure and not _leaving.wait(_GRACE):
         _leaving.set()
@@ -204,8 +201,7 @@ def finish() -> None:
     if several():
         _leaving.set()
         barrier("done")
-        # jax may crash if it shuts down while a thread still waits for a value.
-        publish("failure", "null")
+        publish("failure", "null")  # jax may crash if it shuts down while a thread still waits for a value
         _watcher.join()
         jax.distributed.shutdown()
 

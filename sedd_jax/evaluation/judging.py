@@ -19,7 +19,6 @@ from sedd_jax.devices import sharding
 from sedd_jax.devices.processes import say
 from sedd_jax.errors import InputError, explained, require_finite
 from sedd_jax.evaluation import quality
-from sedd_jax.files import read_text
 from sedd_jax.interop import causal, gpt2, llama
 from sedd_jax.training.trained import load_trained
 from sedd_jax.transformer import attention
@@ -90,7 +89,10 @@ def load_judge(name: str, tokenizer_path: str | None = None, *, flag: str = "mod
 
 def read_samples(path: epath.Path, *, flag: str = "samples") -> list[str]:
     """The texts in a file, which `flag` names: JSON lines, or the output of `sample`. Raises InputError for others."""
-    content = read_text(path, flag)
+    with explained(f"--{flag}={path} cannot be read", "name a file of text", OSError, UnicodeDecodeError):
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(0, "a folder, pipe or device")
+        content = path.read_text(encoding="utf-8")
     if content.startswith("=== sample "):
         # The JSON line of the command may stand at the end.
         content = re.sub(r"\n\{[^\n]*\"samples\"[^\n]*\n?\Z", "\n", content)

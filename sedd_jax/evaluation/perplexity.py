@@ -1,7 +1,6 @@
 """How likely held-out text is under a trained model: the complete bound, or the likelihood itself of an AR model."""
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
@@ -9,12 +8,11 @@ import numpy as np
 from etils import epath
 
 from sedd_jax.config import build, check_same_data
-from sedd_jax.data import corpora, dataset, records, shards
+from sedd_jax.data import corpora, dataset, files, records, shards
 from sedd_jax.data.packing import TokenStream, chunks, mean_length, tokenize, tokens_per_byte
 from sedd_jax.devices import processes, sharding
 from sedd_jax.errors import InputError, explained, require_finite
 from sedd_jax.evaluation import quality
-from sedd_jax.files import read_text
 from sedd_jax.likelihood import Estimate, summarise
 from sedd_jax.training.options import MOST, EvalOptions
 from sedd_jax.training.trained import Trained
@@ -46,8 +44,7 @@ def summary(trained: Trained, stream: TokenStream, options: EvalOptions, *, seed
     processes.say(f"{name}: {num} sequences of {trained.length} tokens; {dropped} at the end do not fill another")
     found = bounds(trained, sequences, options, seed=seed, name=name)
     figures = summarise(found, mean_length(sequences), tokens_per_byte(sequences, trained.tokenizer, stream))
-    # An exact likelihood is no mean over noise levels.
-    causal = trained.experiment.model.causal
+    causal = trained.experiment.model.causal  # an exact likelihood is no mean over noise levels
     how = {"num_times": None if causal else options.num_times, "estimator": "exact" if causal else options.estimator}
     return figures | how | {"num_sequences": num, "step": trained.step}
 
@@ -56,8 +53,8 @@ def summary_given(trained: Trained, path: epath.Path, options: EvalOptions, *, s
     """How likely texts are given a prompt: the figures of all records {"prompt": ..., "text": ...} in a file of JSON
     lines, whose optional "suffix" is given too. What is behind a record in its window is unknown. Raises InputError for
     a line that is no such record or has no text, and one that is longer than the model's windows."""
-    lines = enumerate(read_text(path, "prompts").split("\n"), 1)
-    rows = [_prompted(line, f"--prompts={path}, line {number}", trained) for number, line in lines if line.strip()]
+    with explained("--prompts", "", InputError):
+        rows = [_prompted(record, where, trained) for where, record in files.records(str(path))]
     if not rows:
         raise InputError(f"--prompts={path} holds no record")
     tokens, role, sizes = (np.stack(part) for part in zip(*rows, strict=True))
@@ -73,11 +70,10 @@ def summary_given(trained: Trained, path: epath.Path, options: EvalOptions, *, s
     return figures | {"num_tokens": int((role == 1).sum()), "step": trained.step}
 
 
-def _prompted(line: str, where: str, trained: Trained) -> tuple[np.ndarray, np.ndarray, int]:
+def _prompted(record: dict[str, Any], where: str, trained: Trained) -> tuple[np.ndarray, np.ndarray, int]:
     """Of one record the tokens [L], their roles [L] (0 and 2: given, 1: text, 3: unknown) and the bytes of the text."""
-    length, damages = trained.length, (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+    length, damages = trained.length, (ValueError, TypeError, KeyError, AttributeError)
     with explained(where, 'give {"prompt": ..., "text": ...}', *damages):
-        record = json.loads(line)
         text = record["text"].encode()
         ids = [trained.tokenizer.encode(record.get(name, "")) for name in ("prompt", "text", "suffix")]
     counts = [*map(len, ids), length - sum(map(len, ids))]
@@ -99,7 +95,7 @@ def validation_stream(trained: Trained, workdir: epath.Path, *, remedy: str) -> 
 
 
 def stream_for(trained: Trained, workdir: epath.Path, source: str | None) -> TokenStream:
-    """The text of --data=source, of shards their validation part; or `validation_stream`. Raises InputError else."""
+    """The text of a source, of shards their validation part; or `validation_stream`. Raises InputError for others."""
     if source is None:
         return validation_stream(trained, workdir, remedy="give --data")
     data, tokenizer = trained.config.data, trained.tokenizer

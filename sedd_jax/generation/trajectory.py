@@ -77,8 +77,7 @@ def spans(tokenizer: Tokenizer, tokens: Row, changed: Row, given: Bool[np.ndarra
     steps = np.where(given, GIVEN, np.where(changed > 0, changed, NOISE)).tolist()
     texts, ids = [], tokens.tolist()
     while len(texts) < len(ids):
-        # UTF-8 needs at most four bytes for a character.
-        texts += _character(tokenizer, ids[len(texts) : len(texts) + 4])
+        texts += _character(tokenizer, ids[len(texts) : len(texts) + 4])  # UTF-8 needs at most four bytes
     return [Span(text, step) for text, step in zip(texts, steps, strict=True)]
 
 

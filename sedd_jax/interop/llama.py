@@ -24,7 +24,6 @@ _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, 
 _WORDS = {"smollm": [{"type": "Digits", "individual_digits": True}, _BYTES], "gpt-2": [_BYTES]}
 # Types of tokens: symbols that no text has, and those that are looked for in the text first.
 _ADDED = _CONTROL, _USER_DEFINED = 3, 4
-# Their fields and ours.
 _SIZES = {"context_length": "n_positions", "embedding_length": "dim", "block_count": "layers"}
 _SIZES |= {"feed_forward_length": "inner", "attention.head_count": "heads", "attention.head_count_kv": "groups"}
 _NUMBERS = {"attention.layer_norm_rms_epsilon": "epsilon", "rope.freq_base": "base"}

@@ -41,8 +41,7 @@ def read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> d
     """The arrays by name of all files that an index (`weight_map`: name to file) lists. Raises InputError if the index
     is damaged, or the files beside it do not hold what it says, each array once."""
     places = read_json(index, remedy="get a sound copy").get("weight_map")
-    # A shard is no index, and lies in the same folder.
-    is_shard = re.compile(r"[\w.-]+\.(safetensors|bin)").fullmatch
+    is_shard = re.compile(r"[\w.-]+\.(safetensors|bin)").fullmatch  # no index, and in the same folder
     if not isinstance(places, dict) or not all(isinstance(file, str) and is_shard(file) for file in places.values()):
         raise InputError(f"{index} has no weight_map from names to files beside it; get a sound copy")
     files = sorted(set(places.values()))

@@ -85,8 +85,7 @@ def load(path: Path) -> TorchFile:
         if byte_order in names and archive.read(byte_order) != b"little":
             raise InputError(f"{path} is of a big-endian machine, which is not supported; save it again elsewhere")
         data = archive.read(f"{roots[0]}/data.pkl")
-    # A byte may make an object of 64; a tensor takes some 200.
-    if len(data) > 1 << 23:
+    if len(data) > 1 << 23:  # a byte may make an object of 64; a tensor takes some 200
         raise InputError(f"{path}: its pickle is longer than 8 MiB, which weights do not need")
     # A damaged program can fail in any way: too few values on the stack, or values of another kind.
     with explained(str(path), "", InputError), explained("its pickle is damaged", "get a sound copy", Exception):
@@ -209,8 +208,7 @@ def save(path: epath.Path, weights: Mapping[str, np.ndarray]) -> None:
     """Writes float32 weights such that `torch.load(path, weights_only=True)` gives an OrderedDict of tensors."""
 
     def piece(value: Any) -> bytes:
-        # Without the opcodes PROTO and STOP around it, and those for the memo.
-        return pickletools.optimize(pickle.dumps(value, 2))[2:-1]
+        return pickletools.optimize(pickle.dumps(value, 2))[2:-1]  # without PROTO and STOP around it, and memo
 
     # Joined from pieces, since Python's pickle could only name torch's functions if torch were there.
     parts = [pickle.PROTO + b"\2", piece(OrderedDict()), pickle.MARK]

@@ -11,8 +11,7 @@ from sedd_jax.sampling import constrained
 from sedd_jax.sampling.process import Count, Positions, Process, State
 from sedd_jax.typing import Mask, PerSequence, Scalar
 
-# (process, state, number of the step from 1, t, t_next) -> state
-Step = Callable[[Process, State, Count, Scalar, Scalar], State]
+Step = Callable[[Process, State, Count, Scalar, Scalar], State]  # of process, state, number from 1, t, t_next
 
 
 def analytic(process: Process, state: State, number: Count, t: Scalar, t_next: Scalar) -> State:
@@ -164,8 +163,7 @@ def ordered(process: Process, state: State, number: Count) -> State:
         x = jnp.where(kept, drawn.x, before.x)
         if certainty:
             certainty, filled = jnp.where(kept, certainty[0], before.certainty), free & (kept | ~masked)
-            # After call n, n per_call positions are filled.
-            aim = jnp.minimum(number * per_call, free.sum(1, keepdims=True))
+            aim = jnp.minimum(number * per_call, free.sum(1, keepdims=True))  # what is filled after this call
             spare = filled.sum(1, keepdims=True) - aim
             again = filled & (_rank(jnp.where(filled, certainty, jnp.inf)) < spare)
             x, drawn = jnp.where(again, graph.mask, x), drawn._replace(certainty=certainty)

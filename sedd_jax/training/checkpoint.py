@@ -96,8 +96,7 @@ class Checkpoints(contextlib.ExitStack):
         manifest = {path: {**layout, "hash": int(hashes[path])} for path, layout in _layout(state).items()}
         record = {"manifest": manifest, "position": int(position), "config": dict(config)}
         items = {"state": ocp.args.StandardSave(state), "record": ocp.args.JsonSave(record | {"crc": _crc(record)})}
-        # Without `force`, Orbax silently skips a step below the newest folder.
-        with self._saving():
+        with self._saving():  # without `force`, Orbax silently skips a step below the newest folder
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, abstract_state: Any, *, log: Callable[[str], None], partial: bool = False) -> Restored | None:
@@ -188,8 +187,7 @@ def fingerprint(leaf: jax.Array) -> jax.Array:
         # 64-bit values become two words along a new last axis, so that x64 need not be enabled.
         unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
         words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    # One iota per axis, because a reshape would gather a sharded array.
-    index, stride = jnp.uint32(0), 1
+    index, stride = jnp.uint32(0), 1  # one iota per axis, because a reshape would gather a sharded array
     for axis in reversed(range(words.ndim)):
         index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
         stride *= words.shape[axis]

@@ -74,8 +74,7 @@ def train(config: ConfigDict, workdir: epath.Path, init: str | None = None, init
 def _write_record(config: ConfigDict, workdir: epath.Path, data: Dataset, stack: contextlib.ExitStack) -> bytes:
     """Makes the workdir ours until the stack ends."""
     stack.enter_context(lock.hold(workdir, "workdir"))
-    # Again, since another run may have ended here meanwhile.
-    configuration.check_same_experiment(config, workdir)
+    configuration.check_same_experiment(config, workdir)  # again: another run may have ended here meanwhile
     configuration.check_same_data(data.fingerprint, workdir)
     if (workdir / "config.json").exists() and not configuration.has_checkpoint(workdir):
         processes.say(f"{workdir} is of a start that came to no checkpoint: this one begins afresh and replaces it")

@@ -9,8 +9,7 @@ from sedd_jax.devices.sharding import batch_shards
 from sedd_jax.errors import InputError, check_fields
 from sedd_jax.likelihood import ESTIMATORS
 
-# Of what is held or counted for each sequence; no figure asks for more, and a slip of the finger does.
-MOST = 1 << 20
+MOST = 1 << 20  # held or counted for each sequence; no figure asks for more, and a slip of the finger does
 
 
 @dataclass(frozen=True)

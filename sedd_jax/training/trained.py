@@ -65,8 +65,7 @@ def load_trained(workdir: epath.Path, *, log: Callable[[str], None], mesh: Mappi
     config = configuration.load(workdir)
     tokenizer = tokenizers.load(workdir)
     configuration.check_same_tokenizer(tokenizer.fingerprint, workdir)
-    # The mesh and kernels of the training run may not fit this machine.
-    config.update({"model": {"attention": "auto"}})
+    config.update({"model": {"attention": "auto"}})  # the kernels of the training may not fit this machine
     config.mesh = config.get("mesh", ConfigDict())
     config.mesh = ConfigDict(mesh or dict(configuration.build(sharding.fitting_mesh, "mesh", config).shape))
     experiment = make_experiment(config, tokenizer.vocab_size)

@@ -23,8 +23,7 @@ class GPT2(Pipeline):
 
     KIND = "gpt2"
     FILES = _PAIRS[0]
-    # A word always ends before a space or a newline that follows no space.
-    _boundary = re.compile(r"(?<=\S)(?=[ \n])")
+    _boundary = re.compile(r"(?<=\S)(?=[ \n])")  # a word always ends before a space, or a newline behind no space
 
     def __init__(self, encoder: bytes, merges: bytes):
         """Raises InputError unless the two files fit: the vocabulary must be the 256 bytes, the results of the merges,
