@@ -129,8 +129,8 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
 def read_json(path: epath.PathLike, *, remedy: str, absent: bool = False) -> dict[str, Any]:
     """The JSON object in a file. Raises InputError, which ends with the remedy, if the file does not hold one. absent:
     whether the file may be, and {} is returned then; a link to itself is not absent."""
-    fine, damages = [FileNotFoundError] * absent, (TypeError, ValueError, RecursionError)
-    with explained(f"{path} is damaged", remedy, *damages), contextlib.suppress(*fine):
+    fine = (FileNotFoundError, NotADirectoryError) if absent else ()
+    with explained(f"{path} is damaged", remedy, TypeError, ValueError, RecursionError), contextlib.suppress(*fine):
         return dict(json.loads(epath.Path(path).read_bytes()))
     return {}
 
