@@ -123,8 +123,7 @@ def main() -> dict[str, Any]:
     for options in points:
         options.check(experiment.graph, options.steps)
     measure = make_measure(trained, values)
-    # The options that all points share are part of the setting.
-    shared = sorted(dataclasses.asdict(experiment.sampling).items())
+    shared = sorted(dataclasses.asdict(experiment.sampling).items())  # a part of the setting
     setting = {"weights": trained.fingerprint} | {name: values[name].value for name in ("judge", "num", "seed")}
     setting["references"], more = values.references, ["mauve"] if values.references else []
     setting |= {name: value for name, value in shared if name not in (*FIELDS, "num", "rows")}
@@ -136,8 +135,7 @@ def main() -> dict[str, Any]:
             stream = perplexity.validation_stream(trained, workdir, remedy="leave --data out")
             tokens, costs = chunks(stream, length, limit=values.num)[0], {}
         else:
-            # The number of steps is traced: points that differ only in it share one program.
-            alike = dataclasses.replace(options, steps=1)
+            alike = dataclasses.replace(options, steps=1)  # traced: points that differ in it alone share a program
             generator = generators.setdefault(alike, Generator(trained, options, values.batch_size))
             found = generator.generate(np.full((values.num, length), FREE), steps=options.steps, seed=values.seed)
             tokens, costs = found.tokens, dict(zip(COSTS, (found.calls, found.seconds, found.clipped), strict=True))

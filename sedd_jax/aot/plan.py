@@ -44,13 +44,11 @@ class Choice(NamedTuple):
 def space(read: Read, topology: str, num_slices: int, vocab_size: int) -> dict[Choice, float]:
     """The choices that divide the batch and whose state fits, with serial seconds that no program of theirs is below.
     Raises InputError if there are none. The seconds, which do not depend on microbatches, are those of
-
     * the matrix products by the formula; with 'dots' attention's forward pass once more, with 'blocks' all forward
       products of a block but the last, in all blocks but one: the compiler may merge a loop of one with its forward;
     * the state, read and written once: activations, gradients and gathered weights may stay on the chip;
     * what a chip sends if each weight is gathered once and its gradient summed once in a step, with activations as in
-      `least_traffic`. Sums over several slices do not count.
-    """
+      `least_traffic`. Sums over several slices do not count."""
     devices, found, length = report.topology_devices(topology, num_slices), {}, read([]).data.length
     made = lambda *mesh: make_experiment(read(Choice(*mesh, 1, "none").overrides()), vocab_size, devices)  # noqa: E731
     chip, first = report.known_chip(devices[0]), made(1, 1)

@@ -123,8 +123,7 @@ def _begin_worker() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    # Ctrl-C reaches all processes: the parent ends, and the workers finish their current item.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the parent ends, the workers finish their item
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 

@@ -119,8 +119,7 @@ class ShardedStream(TokenStream):
         self._root, self._vocab_size, self._per_record = root, manifest.vocab_size, manifest.record_tokens
         self._dtype = token_dtype(manifest.vocab_size).newbyteorder("<")
         self._ends = list(itertools.accumulate(shard.tokens for shard in self._shards))
-        # An open shard costs a file handle and an index; only recently used ones stay open.
-        self._reader = functools.lru_cache(maxsize=256)(self._open)
+        self._reader = functools.lru_cache(maxsize=256)(self._open)  # an open shard costs a file handle and an index
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -27,8 +27,7 @@ def _apply(*rules: tuple[str, str]) -> Callable[[str], str]:
     return lambda text: functools.reduce(lambda text, rule: re.sub(*rule, text), rules, text)
 
 
-# One line of WikiText (raw), with its newline, or several. SEDD's list has one more rule, for an apostrophe and a digit
-# between slashes, which looks like a misprint and matches nothing in its test set.
+# One line of WikiText (raw), with its newline, or several. SEDD's list has one more rule, which matches nothing there.
 wikitext = _apply(
     *_literal(("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", ".")),
     *_close_up(":;.!?,"),

@@ -102,8 +102,7 @@ def _character(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 @functools.lru_cache(maxsize=100_000)
 def _text(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
     """The text, with control characters, which a terminal might obey, as their pictures."""
-    # Behind a letter, since some tokenizers drop the space before the first token of a text.
-    letter = tokenizer.encode("a").tolist()
+    letter = tokenizer.encode("a").tolist()  # since some tokenizers drop the space before the first token of a text
     text = tokenizer.decode([*letter, *ids])[len(tokenizer.decode(letter)) :].replace("\t", "    ")
     text = re.sub(r"[\x00-\x09\x0b-\x1f]", lambda match: chr(0x2400 + ord(match[0])), text)
     return re.sub(r"[\x80-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]", UNKNOWN, text.replace("\x7f", "\u2421"))

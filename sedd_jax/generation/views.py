@@ -21,8 +21,7 @@ from sedd_jax.generation.trajectory import GIVEN, MASK, NOISE, Frame, Span, Traj
 FRAMES_PER_SECOND, PLAIN_FRAMES = 15, 10  # of the terminal; without one, the number of events that are printed
 
 # Of GIFs; sizes in pixels: of the letters, and the distance of lines.
-COLUMNS, MOST_LINES, SAMPLES = 80, 40, 4
-SECONDS, STAYS = 8, 2
+COLUMNS, MOST_LINES, SAMPLES, SECONDS, STAYS = 80, 40, 4, 8, 2
 BACKGROUND, NOISE_COLOUR, GIVEN_COLOUR = "#16161d", "#55556a", "#f5f5f5"
 SIZE, HEIGHT = 16, 22
 

@@ -150,8 +150,7 @@ def check_shapes(weights: Mapping[str, np.ndarray], config: ConfigDict, *, num_s
     expected = {_ROTARY: (model.dim // model.num_heads // 2,)} | {name: leaf.shape for name, leaf in shapes.items()}
     if config.model.get("qkv_bias"):
         biases = {name.replace("weight", "bias"): shape for name, shape in expected.items() if "norm" in name}
-    # Sorted by name, so the embedding is the last one: its sizes tell most.
-    for name, shape in reversed((biases | expected).items()):
+    for name, shape in reversed((biases | expected).items()):  # sorted by name: first the embedding, which tells most
         if name in weights and weights[name].shape != shape:
             found = list(weights[name].shape)
             raise InputError(f"{name} is {found}, and {list(shape)} by the config; they are of two models")

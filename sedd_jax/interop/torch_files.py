@@ -146,8 +146,7 @@ class _Reader(pickle._Unpickler):
         raise ValueError("a reference to something else than a storage")
 
     def load_build(self) -> None:
-        # Torch keeps versions of its modules in an attribute of the dict of weights.
-        self.stack.pop()
+        self.stack.pop()  # torch keeps versions of its modules in an attribute of the dict of weights
         if not isinstance(self.stack[-1], dict | Opaque):
             raise TypeError("a state of something else than a dict")
 

@@ -35,8 +35,7 @@ def train(config: ConfigDict, workdir: epath.Path, init: str | None = None, init
     TrainingError for a loss that is not finite or a stop signal."""
     config = origin.resumed(config, workdir, init)
     configuration.check_same_experiment(config, workdir)
-    # Of a start that never came to a checkpoint, the tokenizer does not count.
-    begun = configuration.has_checkpoint(workdir)
+    begun = configuration.has_checkpoint(workdir)  # a start without one leaves a tokenizer that does not count
     known = workdir if begun else epath.Path(init or workdir)
     directory = known if configuration.has_checkpoint(known) else None
     data = configuration.build(dataset.load, "data", config, directory=directory)
@@ -115,8 +114,7 @@ class Loop:
         self.flops_per_token, self.flops_per_token_full = of_token(experiment.head_share().mean()), of_token(1.0)
         self.report = Report(workdir, step=self.step if restored else -1)
         self.losses, self.results = list[float](), dict[str, float]()
-        # Of steps alone: the first, with its compilation, does not count, nor do evaluation and checkpoints.
-        self.seconds, self.last = list[float](), math.inf
+        self.seconds, self.last = list[float](), math.inf  # without compilation, evaluation and checkpoints
 
     def run(self, signals: StopSignals) -> dict[str, Any]:
         """The remaining steps. Returns the figures of the last one; raises TrainingError as `train` does."""

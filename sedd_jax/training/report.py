@@ -117,10 +117,8 @@ class _Events(Log):
 
 def _plot(path: epath.Path, entries: list[dict[str, int | float | None]]) -> None:
     """Training loss, and the validation bound where it was measured."""
-    styles = {
-        "train_loss": {"color": "C0", "alpha": 0.6, "linewidth": 1, "label": "training loss"},
-        "eval_nats_per_token": {"color": "C1", "marker": "o", "label": "validation bound, averaged weights"},
-    }
+    styles = {"train_loss": {"color": "C0", "alpha": 0.6, "linewidth": 1, "label": "training loss"}}
+    styles["eval_nats_per_token"] = {"color": "C1", "marker": "o", "label": "validation bound, averaged weights"}
     with plot(path, size=(7.0, 4.0)) as (_, axes):
         for name, style in styles.items():
             if points := [(entry["step"], entry[name]) for entry in entries if entry.get(name)]:

@@ -101,9 +101,8 @@ class Tokenizer(abc.ABC):
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in zip(self.FILES, self.contents, strict=False):
             write_atomically(directory / name, content)
-        # The description is last: where it exists, the others are complete.
         description = json.dumps({"kind": self.KIND, "fingerprint": self.fingerprint}) + "\n"
-        write_atomically(directory / DESCRIPTION_FILE, description)
+        write_atomically(directory / DESCRIPTION_FILE, description)  # last: where it is, the others are complete
 
     def portable(self) -> dict[str, bytes]:
         """Files for programs without this package: those of its library, and the bytes of every id as characters of

@@ -47,8 +47,7 @@ class GPT2(Pipeline):
             raise InputError(f"{what}: give both, complete and from one place, such as {_ORIGIN}")
         self.vocab_size: int = len(vocabulary)
         self.eot: int = vocabulary[END_OF_TEXT]
-        # A digest of the content: OpenAI and Hugging Face format the files differently.
-        meaning = json.dumps([sorted(vocabulary.items()), pairs])
+        meaning = json.dumps([sorted(vocabulary.items()), pairs])  # OpenAI and Hugging Face format files differently
         self.fingerprint: str = hashlib.sha256(f"gpt2\n{meaning}".encode()).hexdigest()
         self.contents = (encoder, merges)
         self._tokenizer = library.Tokenizer(library.models.BPE(vocab=vocabulary, merges=pairs))

@@ -87,8 +87,7 @@ class HuggingFace(Pipeline):
         if self.vocab_size > 2 * len(vocabulary):
             found = f"an id {self.vocab_size - 1} and {len(vocabulary)} symbols"
             raise InputError(f"this tokenizer.json has {found}: give a sound copy")
-        # What a pipeline replaces or strips is spelt in its file.
-        rest = json.dumps({**json.loads(content), "model": None})
+        rest = json.dumps({**json.loads(content), "model": None})  # what a pipeline replaces or strips is spelt there
         spelt = [f"a {json.loads(text)} b" for text in re.findall(r'"(?:[^"\\]|\\.)*"', rest)]
         self.lossless: bool = self._if_sound(lambda: self.gives_back(*spelt))
 
@@ -123,8 +122,7 @@ class HuggingFace(Pipeline):
         return all(self._encode(t[:cut]) + self._encode_next(t[cut:]) == self._encode(t) for t, cut in cuts)
 
     def _encode_next(self, text: str) -> list[int]:
-        # After a letter, since many pipelines put a space before a text.
-        return self._encode("a" + text)[len(self._encode("a")) :]
+        return self._encode("a" + text)[len(self._encode("a")) :]  # many pipelines put a space before a text
 
     def _encode(self, text: str) -> list[int]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
@@ -145,8 +143,7 @@ class HuggingFace(Pipeline):
             return use()
         except (InputError, KeyboardInterrupt, SystemExit, MemoryError):
             raise
-        # The library raises plain Exception, and for unforeseen errors a Rust panic, which is not an Exception.
-        except BaseException as error:
+        except BaseException as error:  # the library raises plain Exception, and a Rust panic is not even that
             size = f"{len(self.contents[0])} bytes"
             raise InputError(f"not a tokenizer.json of Hugging Face, or damaged ({size}): give a sound copy") from error
 
