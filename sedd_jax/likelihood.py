@@ -84,7 +84,7 @@ def bound(
     absorbing, conditional = isinstance(graph, Absorbing), given is not None or never is not None
     check_fields("eval", {"estimator": estimator}, estimator=ESTIMATORS)
     if not absorbing and (conditional or estimator in ("count", "orders")):
-        raise InputError("a bound by count, by orders or given tokens needs the absorbing graph: only it has clean ones")
+        raise InputError("a bound by count, orders or given tokens needs the absorbing graph, whose tokens are clean")
     if estimator in ("time", "published") and conditional:
         raise InputError(f"estimator={estimator!r} is of whole sequences; with given tokens choose 'count'")
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_index + jnp.arange(len(tokens)))

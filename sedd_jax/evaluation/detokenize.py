@@ -27,7 +27,7 @@ def _apply(*rules: tuple[str, str]) -> Callable[[str], str]:
     return lambda text: functools.reduce(lambda text, rule: re.sub(*rule, text), rules, text)
 
 
-# One line of WikiText (raw), with its newline, or several. SEDD's list has one more rule, which matches nothing there.
+# One line of WikiText (raw), with its newline, or several. SEDD has one more rule, a misprint that matches nothing.
 wikitext = _apply(
     *_literal(("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", ".")),
     *_close_up(":;.!?,"),
