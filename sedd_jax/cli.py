@@ -216,7 +216,8 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/sedd_jax/xla"))
     try:
         if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
-            print(sys.modules["__main__"].__doc__, *map(flags.FLAGS.module_help, (__name__, sys.argv[0])), flush=True)
+            about = f"{sys.modules['__main__'].__doc__}\n"
+            print(about, *map(flags.FLAGS.module_help, (__name__, sys.argv[0])), flush=True)
             sys.exit(0)
         _parse(sys.argv)
         if "num_processes" in flags.FLAGS:
