@@ -81,17 +81,21 @@ def bound(
         for the absorbing graph, is `Weighted`: by num_times random orders of unmasking, with L network calls for each.
     given, never: [B, L], for the absorbing graph: bounds -log p(the others | given ones), those of `never` unknown.
     Raises InputError for an estimator or a condition that the graph does not have."""
-    absorbing, conditional = isinstance(graph, Absorbing), given is not None or never is not None
+    check_estimator(estimator, graph, conditional=given is not None or never is not None)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_index + jnp.arange(len(tokens)))
+    process = keys, as_network(score_fn), graph, noise, tokens, num_times
+    if isinstance(graph, Absorbing) and estimator in ("auto", "count", "orders"):
+        return (_by_orders if estimator == "orders" else _by_count)(*process, *roles(tokens, given, never))
+    return _by_time(*process, 1e-3 if estimator == "published" else 0.0)
+
+
+def check_estimator(estimator: str, graph: Graph, *, conditional: bool = False) -> None:
+    """Raises InputError as `bound` does. conditional: given some tokens."""
     check_fields("eval", {"estimator": estimator}, estimator=ESTIMATORS)
-    if not absorbing and (conditional or estimator in ("count", "orders")):
+    if not isinstance(graph, Absorbing) and (conditional or estimator in ("count", "orders")):
         raise InputError("a bound by count, orders or given tokens needs the absorbing graph, whose tokens are clean")
     if estimator in ("time", "published") and conditional:
         raise InputError(f"estimator={estimator!r} is of whole sequences; with given tokens choose 'count'")
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_index + jnp.arange(len(tokens)))
-    process = keys, as_network(score_fn), graph, noise, tokens, num_times
-    if absorbing and estimator in ("auto", "count", "orders"):
-        return (_by_orders if estimator == "orders" else _by_count)(*process, *roles(tokens, given, never))
-    return _by_time(*process, 1e-3 if estimator == "published" else 0.0)
 
 
 def _levels(keys: Keys, index: Any, targets: Mask) -> tuple[Float[Array, "b l"], Int[Array, "b l"]]:

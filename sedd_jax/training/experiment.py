@@ -92,6 +92,8 @@ class Experiment:
     def bound_fn(self, num_times: int, estimator: str = "auto") -> Callable[..., likelihood.Estimate]:
         """(params, key, tokens [B, L], number of the first sequence, given=None, never=None, labels=None) ->
         `likelihood.bound` with these options, or for a causal model the likelihood itself."""
+        if not self.model.causal:
+            likelihood.check_estimator(estimator, self.graph)
 
         def bound(params, key, tokens, first_index, given=None, never=None, labels=None):
             if self.model.causal:  # which sees nothing that is behind a position
