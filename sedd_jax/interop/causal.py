@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,21 @@ from sedd_jax.errors import InputError
 from sedd_jax.interop.sources import as_float32
 from sedd_jax.network import Network
 from sedd_jax.transformer.linear import precision
+
+
+class Config(NamedTuple):
+    """n_positions: the longest sequence. groups: of heads with the same keys and values. epsilon: of the norms. base:
+    of the rotary angles, if there are any."""
+
+    vocab_size: int
+    n_positions: int
+    dim: int
+    layers: int
+    inner: int
+    heads: int
+    groups: int
+    epsilon: float
+    base: float = 10000.0
 
 
 def assemble(path: Any, read: Callable, top: dict[str, tuple], blocks: dict[str, tuple], names: list[str]) -> dict:

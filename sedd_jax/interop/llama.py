@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from sedd_jax.data.tokenizers import HuggingFace, Tokenizer
 from sedd_jax.devices.sharding import constrain
 from sedd_jax.errors import InputError, explained
-from sedd_jax.interop.causal import assemble, gathered, look_up, product
+from sedd_jax.interop.causal import Config, assemble, gathered, look_up, product
 from sedd_jax.transformer import attention
 
 # Where words end, by the names of llama.cpp.
@@ -27,20 +27,6 @@ _ADDED = _CONTROL, _USER_DEFINED = 3, 4
 _SIZES = {"context_length": "n_positions", "embedding_length": "dim", "block_count": "layers"}
 _SIZES |= {"feed_forward_length": "inner", "attention.head_count": "heads", "attention.head_count_kv": "groups"}
 _NUMBERS = {"attention.layer_norm_rms_epsilon": "epsilon", "rope.freq_base": "base"}
-
-
-class Config(NamedTuple):
-    """n_positions: the longest sequence. groups: of heads with the same keys and values. base: of the rotary angles."""
-
-    vocab_size: int
-    n_positions: int
-    dim: int
-    layers: int
-    inner: int
-    heads: int
-    groups: int
-    epsilon: float
-    base: float = 10000.0
 
 
 def hidden(params: Mapping[str, Any], config: Config, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
