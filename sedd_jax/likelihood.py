@@ -109,7 +109,8 @@ def _by_count(
     keys: Keys, network: Network, graph: Absorbing, noise: Noise, tokens: Tokens, num: int, targets: Mask, hidden: Mask
 ) -> Bound:
     """With n targets: the mean over k = 1..n of (n / k) E[ sum over the k masked ones of (e^sigma - 1) score_entropy ].
-    The first k positions by uniform levels, and the level of the k-th, have the law of k masked ones and of noise."""
+    docs/mathematics.md, section 6. Positions turn to MASK at uniform levels; the first k of them, and the level of the
+    k-th, have just the law of k masked positions and their noise."""
     count, shares = targets.sum(-1), jax.vmap(lambda k: stratified_times(jax.random.fold_in(k, 0), num))(keys)
 
     @jax.named_scope("diffusion")

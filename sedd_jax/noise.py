@@ -2,7 +2,8 @@
 
 The forward process is dp/dt = sigma'(t) Q p, so p_t depends on t through sigma(t) alone (Lou et al. 2023, section 3).
 Schedules are frozen dataclasses of Python floats: static under `jax.jit`, pure functions of t. `total` is sigma(t),
-dimensionless: e^-sigma is the probability that no noise has hit a token. `rate`: sigma'(t). `at_start`: sigma(0)."""
+dimensionless: e^-sigma is the probability that the noise has not hit a token. `rate` is sigma'(t), per unit of t;
+`at_start` is sigma(0)."""
 
 import math
 from dataclasses import dataclass

@@ -110,7 +110,7 @@ class Playground:
 
     @functools.cached_property
     def _conditional(self) -> Callable[..., jax.Array]:
-        """(params, tokens [B, L], position [B]) -> p(token | all others) [B, V]; uniform: at least noise."""
+        """(params, tokens [B, L], position [B]) -> p(token | all others) [B, V], if uniform at least noise."""
         experiment, vocab_size = self.trained.experiment, self.trained.tokenizer.vocab_size
 
         def conditional(params, tokens, position):
