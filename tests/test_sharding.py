@@ -267,7 +267,7 @@ def figures_of_trained(models, shape):
                 split = leaf.sharding.shard_shape(leaf.shape) != leaf.shape
                 assert split or shape[1] == 1 or name.startswith("sigma") or name.endswith("bias"), name
     options = EvalOptions(num_times=3, num_sequences=11, batch_size=3)
-    stream = perplexity.stream_for(trained, models / "diffusion", str(models / "text.txt"))
+    stream = perplexity.stream_for(trained, epath.Path(models / "diffusion"), str(models / "text.txt"))
     windows = np.full((5, 32), FREE)
     windows[:, 3:7] = [97, 98, 99, 32]
     generated = Generator(trained, trained.experiment.sampling, 3).generate(windows, steps=4, seed=1)
