@@ -38,10 +38,10 @@ CURVES = [
     ("absorbing", {"temperature": 0.8}, (*FEW, 256)),
     ("absorbing", {"method": "first_hitting"}, (8, 32, 128)),
     ("absorbing", {"method": "confidence"}, (8, 32, 128)),
-    ("absorbing", {"precision": "reference"}, FEW),
+    ("absorbing", {"precision": "reference"}, (*FEW, 1024)),
     ("ar", {}, (1,)),
     ("ar", {"top_p": 0.9}, (1,)),
-    ("uniform", {}, FEW),
+    ("uniform", {}, (*FEW, 256)),
 ]
 COLUMNS: results.Columns = {
     "model": lambda line: line["model"],
