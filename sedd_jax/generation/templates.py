@@ -77,12 +77,19 @@ def parse_template(
 
 
 def parse_windows(
-    length: int, tokenizer: Tokenizer, *, text_field: str = "text", **flags: str | None
+    length: int,
+    tokenizer: Tokenizer,
+    *,
+    templates: str | None = None,
+    template: str | None = None,
+    prefix: str | None = None,
+    suffix: str | None = None,
+    text_field: str = "text",
 ) -> list[tuple[str | None, Window]]:
     """(template, window [length]) for the flags templates, template, prefix and suffix; (None, a window) without a
     template. Raises InputError for flags that exclude one another, too much text, and as `read_templates` does."""
-    templates, template, prefix, suffix = map(flags.get, ("templates", "template", "prefix", "suffix"))
-    names = [f"--{name}" for name in ("templates", "template", "prefix", "suffix") if flags.get(name) is not None]
+    flags = {"templates": templates, "template": template, "prefix": prefix, "suffix": suffix}
+    names = [f"--{name}" for name, value in flags.items() if value is not None]
     if len(names) > 1 and names != ["--prefix", "--suffix"]:
         raise InputError(f"{names[0]} already says what is given; leave {' and '.join(names[1:])} out")
     if template is not None:
