@@ -25,7 +25,7 @@ def get_config(model: str = "absorbing") -> ConfigDict:
     # At most 4 million parameters: averages in bfloat16 are a file of 8 MB.
     config.model.update({"num_layers": 4, "dim": 256, "num_heads": 4, "cond_dim": 32})
     config.data.update({"source": "kjv.txt", "valid_fraction": 0.02, "vocab_size": 1024})
-    config.train.update({"steps": 2500, "batch_size": 16, "ema_decay": 0.998})
+    config.train.update({"steps": 5000, "batch_size": 16, "ema_decay": 0.998})
     config.train.update(
         dict.fromkeys(("eval_every", "checkpoint_every"), 500) | {"log_every": 20, "sample_every": 1000}
     )
