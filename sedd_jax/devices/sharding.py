@@ -188,7 +188,8 @@ def batch_axes(place: NamedSharding) -> list[tuple[str, ...]]:
 def on_shards(function: Callable, places: Mapping[str, NamedSharding], dtype: str, *, outputs: Any = None) -> Callable:
     """function(weights, *arrays [B, ...]) -> arrays [B, ...], run by every device on its own sequences. weights: {name:
     array} with the shardings `places`. Where batch axes of the mesh split them, every device gets them complete, moved
-    in `dtype`, half the bytes; `tensor` splits them as before. outputs: specs of results that are no batches."""
+    in `dtype`, half the bytes; `tensor` splits them as before. outputs: specs of results that are no batches, where the
+    mesh divides B."""
     mesh = next(iter(places.values())).mesh
     split = {name: batch_axes(place) for name, place in places.items()}
     specs = {name: PartitionSpec(*(axes or None for axes in entries)) for name, entries in split.items()}

@@ -89,7 +89,8 @@ class Checkpoints(contextlib.ExitStack):
 
     def save(self, step: int, state: Any, *, position: int, config: Mapping[str, Any]) -> None:
         """Saves in the background; `state`, a tree of jax arrays on any mesh, may be donated or deleted as soon as this
-        returns. position, config: see `Restored`. Raises ValueError for a known step, TrainingError if it fails."""
+        returns. position, config: see `Restored`. Raises ValueError for a step saved already, TrainingError if this
+        save or the one before failed."""
         if self._read_only:
             raise InputError(f"{self._directory} is open read-only: open it for writing to save step {step}")
         hashes = jax.device_get(jax.tree.map(fingerprint, _by_path(state)))
