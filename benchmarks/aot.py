@@ -43,8 +43,7 @@ LINES = {
 }
 TARGETS = ("train", "evaluate", "sample")
 COLUMNS = (
-    "recipe",
-    "slice",
+    "recipe/slice",
     "GB per chip",
     "GB sent per chip (of the least)",
     "ms at least",
@@ -73,7 +72,7 @@ def compiled(name: str, what: str, overrides: list[str]) -> tuple[dict | None, s
 
 
 def cells(name: str, overrides: list[str]) -> list[str]:
-    """Recipe, slice and figures of a line, in the order of TARGETS; bytes sent are of training alone."""
+    """The name and figures of a line, in the order of TARGETS; bytes sent are of training alone."""
     parts, errors = [], []
     for what in TARGETS:
         result, error = compiled(name, what, overrides)
@@ -91,7 +90,7 @@ def cells(name: str, overrides: list[str]) -> list[str]:
             )
         )
     columns = [", ".join(filter(None, cell)) for cell in zip(*parts, strict=True)] or [""] * 4
-    return [*name.split("/"), *columns[:3], "; ".join([columns[3], *errors])]
+    return [name, *columns[:3], "; ".join([columns[3], *errors])]
 
 
 def write(table: str) -> None:
@@ -101,15 +100,12 @@ def write(table: str) -> None:
 
 
 def main(argv):
-    recipes: dict[tuple[str, ...], list[str]] = {}
+    lines = [" | ".join(COLUMNS), "|".join(["---"] * len(COLUMNS))]
     for name in LINES:
         if name.startswith(flags.FLAGS.only):
-            recipe, *rest = cells(name, argv[1:])
-            recipes.setdefault(tuple(rest), []).append(recipe)
-            print(" | ".join([recipe, *rest]), file=sys.stderr, flush=True)
-    # Recipes of the same programs share a line.
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *((", ".join(names), *rest) for rest, names in recipes.items())]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+            lines.append(" | ".join(cells(name, argv[1:])))
+            print(lines[-1], file=sys.stderr, flush=True)
+    table = "".join(f"|{line}|\n" for line in lines)
     if flags.FLAGS.write:
         write(table)
     else:
