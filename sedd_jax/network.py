@@ -53,10 +53,10 @@ def guided(conditional: Network, unconditional: Network, weight: Scalar | float)
     return conditional._replace(features=features, log_score=log_score)
 
 
-def chunk_size(positions: int, chunks: int = 16) -> int:
-    """Positions per chunk: a part of a device's, which keeps temporaries far below [B, L, N]. At least 320: below,
+def chunk_size(positions: int) -> int:
+    """Positions per chunk: a sixteenth of a device's, which keeps temporaries far below [B, L, N]. At least 320: below,
     adding a chunk's gradient to the sum outweighs its matrix products. At most 2048: above, they gain nothing."""
-    return min(max(positions // chunks, 320), 2048, positions)
+    return min(max(positions // 16, 320), 2048, positions)
 
 
 def for_chunks(active: Mask, rows: int, body: Callable[[Index, Any], Any], carry: Any) -> Any:
