@@ -41,14 +41,15 @@ def main(_):
 
         draws[name] = draw
 
-    for config.model.time_conditioning in (True, False):
+    for timed in (True, False):
+        config.model.time_conditioning = timed
         experiment = make_experiment(config, options.vocab_size)
         with jax.set_mesh(experiment.mesh):
             params = experiment.init_state(jax.random.key(0)).params
         for method in options.method:
             sample_fn = experiment.sample_fn(SamplingOptions(method=method))
             for steps in options.steps:
-                kind = "with" if config.model.time_conditioning else "without"
+                kind = "with" if timed else "without"
                 add(f"{method}, {steps} steps, {kind} time", sample_fn, params, int(steps))
     with jax.set_mesh(experiment.mesh):
         seconds = medians(options.repeats, **draws)
